@@ -1,0 +1,107 @@
+"""The frozen autoencoder: image ↔ latent (the first stage of latent diffusion, Rombach et al., CVPR 2022).
+
+Legend: B batch, H/W pixels, h/w latent cells (H = f·h), C latent channels.
+Images are in [-1, 1]; latents here are *unscaled* (the denoiser's are multiplied by the model's scale_factor).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+
+import torch
+from diffusers.models.autoencoders.vae import Decoder, Encoder, VectorQuantizer
+from torch import Tensor, nn
+
+from pipeline.config import AutoencoderConfig
+from pipeline.errors import UserError
+
+
+class Autoencoder(nn.Module):
+    """Encoder and convolutional decoder. A first stage without a convolutional decoder has `has_decoder` False."""
+
+    def __init__(self, config: AutoencoderConfig, *, has_decoder: bool = True) -> None:
+        super().__init__()
+        self.config = config
+        self.has_decoder = has_decoder
+        levels = len(config.width_mult)
+        attends = [level in config.attention_levels for level in range(levels)]
+        self.encoder = Encoder(
+            in_channels=3,
+            out_channels=config.latent_channels,
+            down_block_types=tuple("AttnDownEncoderBlock2D" if a else "DownEncoderBlock2D" for a in attends),
+            block_out_channels=config.widths,
+            layers_per_block=config.num_res_blocks,
+            norm_num_groups=config.norm_groups,
+            double_z=config.kind == "kl",
+            mid_block_add_attention=config.mid_attention,
+        )
+        self.quant_conv = nn.Conv2d(config.stored_channels, config.stored_channels, 1)
+        if not has_decoder:
+            return
+        self.post_quant_conv = nn.Conv2d(config.latent_channels, config.latent_channels, 1)
+        self.decoder = Decoder(
+            in_channels=config.latent_channels,
+            out_channels=3,
+            up_block_types=tuple("AttnUpDecoderBlock2D" if a else "UpDecoderBlock2D" for a in reversed(attends)),
+            block_out_channels=config.widths,
+            layers_per_block=config.num_res_blocks,
+            norm_num_groups=config.norm_groups,
+            mid_block_add_attention=config.mid_attention,
+        )
+        if config.kind == "vq":
+            self.quantizer = VectorQuantizer(
+                config.num_embeddings, config.latent_channels, beta=0.25, remap=None, sane_index_shape=False
+            )
+
+    def moments(self, image: Tensor) -> Tensor:
+        """Image (B,3,H,W) in [-1,1] → what the cache stores: "kl" (B,2C,h,w) mean | log-variance, "vq" (B,C,h,w)
+        continuous, before quantisation. H and W must be multiples of f (`UserError` otherwise)."""
+        factor = self.config.factor
+        if image.ndim != 4 or image.shape[1] != 3 or image.shape[2] % factor or image.shape[3] % factor:
+            raise UserError(
+                f"image of shape {tuple(image.shape)} cannot be encoded; it must be (B, 3, H, W) with H and W "
+                f"multiples of {factor}"
+            )
+        return self.quant_conv(self.encoder(image))
+
+    def encode(self, image: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Image (B,3,H,W) in [-1,1] → unscaled latent (B,C,h,w); "kl": the mean, or a sample if a generator is given."""
+        return latent_of(self.moments(image), self.config, generator)
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Unscaled latent (B,C,h,w) → image (B,3,H,W), about [-1,1]; "vq" quantises first."""
+        if not self.has_decoder:
+            raise UserError("this autoencoder was saved without its convolutional decoder; use the implicit decoder")
+        if self.config.kind == "vq":
+            latent = self.quantize(latent)[0]
+        return self.decoder(self.post_quant_conv(latent))
+
+    def quantize(self, latent: Tensor) -> tuple[Tensor, Tensor]:
+        """"vq" only: nearest codes (straight-through gradient) and the codebook loss (van den Oord et al., 2017)."""
+        quantised, loss, _ = self.quantizer(latent)
+        return quantised, loss
+
+    def identity(self) -> str:
+        """SHA-256 (hex) of the part that latents depend on: configuration, encoder and quant_conv weights."""
+        digest = hashlib.sha256(json.dumps(dataclasses.asdict(self.config), sort_keys=True).encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            if name.startswith(("encoder.", "quant_conv.")):
+                data = tensor.detach().to("cpu", torch.float32).contiguous()
+                digest.update(f"{name}{tuple(data.shape)}".encode())
+                digest.update(data.numpy().tobytes())
+        return digest.hexdigest()
+
+
+def latent_of(stored: Tensor, config: AutoencoderConfig, generator: torch.Generator | None = None) -> Tensor:
+    """A stored latent (B,S,h,w) → unscaled latent (B,C,h,w). "kl": the mean, or a sample if a generator is given."""
+    if stored.shape[1] != config.stored_channels:
+        raise UserError(f"stored latent has {stored.shape[1]} channels, expected {config.stored_channels}")
+    if config.kind == "vq":
+        return stored
+    mean, log_variance = stored.chunk(2, dim=1)
+    if generator is None:
+        return mean
+    noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=generator.device).to(mean.device)
+    return mean + torch.exp(0.5 * log_variance.clamp(-30.0, 20.0)) * noise

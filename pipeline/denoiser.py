@@ -1,0 +1,53 @@
+"""The denoiser eps_theta: LDM's U-Net from diffusers blocks. Latents here are *scaled*."""
+
+from __future__ import annotations
+
+import torch
+from diffusers.models.unets.unet_2d import UNet2DModel
+from torch import Tensor, nn
+
+from pipeline.config import DenoiserConfig
+from pipeline.errors import UserError
+
+
+class Denoiser(nn.Module):
+    """U-Net on latents; for SR the condition latent is concatenated to its input (condition_channels > 0)."""
+
+    def __init__(self, config: DenoiserConfig, latent_channels: int, condition_channels: int = 0) -> None:
+        super().__init__()
+        self.config = config
+        self.latent_channels, self.condition_channels = latent_channels, condition_channels
+        attends = [2**level in config.attention_factors for level in range(len(config.width_mult))]
+        self.unet = UNet2DModel(
+            in_channels=latent_channels + condition_channels,
+            out_channels=latent_channels,
+            block_out_channels=config.widths,
+            layers_per_block=config.num_res_blocks,
+            down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attends),
+            up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)),
+            attention_head_dim=config.head_channels,
+            norm_num_groups=config.norm_groups,
+            norm_eps=1e-5,
+            downsample_padding=1,
+            flip_sin_to_cos=True,
+            freq_shift=0,
+            dropout=config.dropout,
+        )
+
+    @property
+    def multiple(self) -> int:
+        """Latent height and width must be multiples of this."""
+        return 2 ** (len(self.config.width_mult) - 1)
+
+    def forward(self, z_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
+        """z_t (B,C,h,w) scaled, t (B,) int64 in 0..T-1, condition (B,C,h,w) scaled → prediction (B,C,h,w): eps, x0 or
+        v, as the model's schedule says. Raises `UserError` on wrong shapes or a missing condition."""
+        if z_t.ndim != 4 or z_t.shape[1] != self.latent_channels:
+            raise UserError(f"z_t has shape {tuple(z_t.shape)}; expected (B, {self.latent_channels}, h, w)")
+        if (condition is None) != (self.condition_channels == 0):
+            raise UserError("this denoiser needs a condition latent" if condition is None else "unexpected condition")
+        if z_t.shape[2] % self.multiple or z_t.shape[3] % self.multiple:
+            raise UserError(f"latent of {z_t.shape[2]}x{z_t.shape[3]} cells: sides must be multiples of {self.multiple}")
+        if condition is not None:
+            z_t = torch.cat([z_t, condition], dim=1)
+        return self.unet(z_t, t).sample

@@ -1,0 +1,70 @@
+"""The diffusion process on scaled latents: schedule, forward process and conversions between predictions.
+
+z_t = sqrt(abar_t) z0 + sqrt(1 - abar_t) eps, paper eq. (1).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pipeline.config import ScheduleConfig
+from pipeline.errors import UserError
+
+
+class Schedule:
+    """betas and abar (cumulative product of 1 - beta), kept in float64 on the CPU; T = config.num_steps."""
+
+    def __init__(self, config: ScheduleConfig) -> None:
+        self.config = config
+        self.betas = (
+            torch.linspace(config.beta_start**0.5, config.beta_end**0.5, config.num_steps, dtype=torch.float64) ** 2
+        )
+        self.abar = torch.cumprod(1.0 - self.betas, dim=0)
+
+    def check_t(self, t: Tensor) -> None:
+        """`UserError` when a time step lies outside 0..T-1."""
+        if t.numel() and (int(t.min()) < 0 or int(t.max()) >= self.config.num_steps):
+            raise UserError(f"time step {int(t.min())}..{int(t.max())} is outside the schedule 0..{len(self.abar) - 1}")
+
+    def signal_and_noise(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """sqrt(abar_t) and sqrt(1 - abar_t) for t (B,), shaped (B,1,1,1), in the dtype and on the device of `like`."""
+        abar = self.abar[t.cpu()].reshape(-1, 1, 1, 1)
+        return abar.sqrt().to(like), (1.0 - abar).sqrt().to(like)
+
+    def snr(self, t: Tensor) -> Tensor:
+        """abar_t / (1 - abar_t) for t (B,), float32 (B,) on the device of t."""
+        abar = self.abar[t.cpu()]
+        return (abar / (1.0 - abar)).float().to(t.device)
+
+    def add_noise(self, z0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """z0, eps (B,C,h,w), t (B,) → z_t, eq. (1)."""
+        signal, noise = self.signal_and_noise(t, z0)
+        return signal * z0 + noise * eps
+
+    def target(self, z0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """What the denoiser is trained to predict: eps, z0, or v = sqrt(abar) eps - sqrt(1-abar) z0 (Salimans & Ho)."""
+        if self.config.prediction == "eps":
+            return eps
+        if self.config.prediction == "x0":
+            return z0
+        signal, noise = self.signal_and_noise(t, z0)
+        return signal * eps - noise * z0
+
+    def to_x0(self, z_t: Tensor, prediction: Tensor, t: Tensor) -> Tensor:
+        """The clean latent that a prediction implies. All (B,C,h,w)."""
+        if self.config.prediction == "x0":
+            return prediction
+        signal, noise = self.signal_and_noise(t, z_t)
+        if self.config.prediction == "v":
+            return signal * z_t - noise * prediction
+        return (z_t - noise * prediction) / signal
+
+    def to_eps(self, z_t: Tensor, prediction: Tensor, t: Tensor) -> Tensor:
+        """The noise that a prediction implies. All (B,C,h,w)."""
+        if self.config.prediction == "eps":
+            return prediction
+        signal, noise = self.signal_and_noise(t, z_t)
+        if self.config.prediction == "v":
+            return noise * z_t + signal * prediction
+        return (z_t - signal * prediction) / noise

@@ -1,0 +1,101 @@
+"""Coordinates of output pixels relative to latent cells, in exact integer arithmetic.
+
+An axis of n pixels lies over h cells. Pixel i has its centre at p = (2i+1)·h / 2n, measured in cells; cell k has its
+centre at k + 1/2. Relative coordinates are 2·(p - k - 1/2): one cell spans two units (LIIF, Chen et al., CVPR 2021).
+The numerators and denominators are integers, so no shift by a small constant is needed and nothing is lost in half
+precision: only the final quotient is rounded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import UserError
+
+MAX_SIDE = 1 << 20
+"""Largest height or width of an output grid, in pixels."""
+
+Size = tuple[int, int]
+Window = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """For Q positions along one axis: the two nearest cells (clamped to the edge), the relative coordinate to each,
+    the blend weight of each (they sum to 1: the share of the opposite part), and 2·h/n, the pixel's size in cells."""
+
+    lower: Tensor  # (...) int64
+    upper: Tensor  # (...) int64
+    rel_lower: Tensor  # (...) float
+    rel_upper: Tensor  # (...) float
+    weight_lower: Tensor  # (...) float
+    weight_upper: Tensor  # (...) float
+    cell: float
+
+    def narrow(self, start: int, stop: int) -> Axis:
+        return Axis(
+            self.lower[start:stop],
+            self.upper[start:stop],
+            self.rel_lower[start:stop],
+            self.rel_upper[start:stop],
+            self.weight_lower[start:stop],
+            self.weight_upper[start:stop],
+            self.cell,
+        )
+
+    def __len__(self) -> int:
+        return int(self.lower.shape[0])
+
+
+def axis_at(index: Tensor, num_pixels: int, num_cells: int, dtype: torch.dtype = torch.float32) -> Axis:
+    """Geometry of the pixels `index` (any shape, int64, 0..num_pixels-1) of an axis of `num_pixels` over `num_cells`."""
+    n, h = num_pixels, num_cells
+    position = (2 * index + 1) * h  # p · 2n
+    lower = torch.div(position - n, 2 * n, rounding_mode="floor")
+    upper = lower + 1
+    lower, upper = lower.clamp(0, h - 1), upper.clamp(0, h - 1)
+    rel_lower = (position - (2 * lower + 1) * n).double() / n
+    rel_upper = (position - (2 * upper + 1) * n).double() / n
+    weight_lower = rel_upper.abs() / (rel_lower.abs() + rel_upper.abs())
+    return Axis(
+        lower,
+        upper,
+        rel_lower.to(dtype),
+        rel_upper.to(dtype),
+        weight_lower.to(dtype),
+        (1.0 - weight_lower).to(dtype),
+        2.0 * h / n,
+    )
+
+
+def axis_range(
+    start: int, stop: int, num_pixels: int, num_cells: int, *, dtype: torch.dtype, device: torch.device
+) -> Axis:
+    """Geometry of the pixels start..stop-1."""
+    return axis_at(torch.arange(start, stop, device=device), num_pixels, num_cells, dtype)
+
+
+def check_size(size: Size) -> Size:
+    """(H, W) as two ints; raises `UserError` when a side is not an integer in 1..MAX_SIDE."""
+    if len(size) != 2 or any(int(side) != side or not 1 <= side <= MAX_SIDE for side in size):
+        raise UserError(f"size {tuple(size)} is not allowed; height and width must be whole numbers from 1 to {MAX_SIDE}")
+    return int(size[0]), int(size[1])
+
+
+def check_window(window: Window | None, size: Size) -> Window:
+    """(y0, x0, y1, x1) inside `size`; None is the whole output. Raises `UserError` when it lies outside or is empty."""
+    if window is None:
+        return 0, 0, size[0], size[1]
+    y0, x0, y1, x1 = (int(v) for v in window)
+    if not (0 <= y0 < y1 <= size[0] and 0 <= x0 < x1 <= size[1]):
+        raise UserError(f"window {tuple(window)} is not inside the output of {size[0]}x{size[1]}; use (y0, x0, y1, x1)")
+    return y0, x0, y1, x1
+
+
+def pixel_centres(num_pixels: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Coordinates in [-1, 1] of pixel centres: -1 + (2i+1)/n, shape (n,)."""
+    index = torch.arange(num_pixels, dtype=torch.float64)
+    return ((2 * index + 1 - num_pixels) / num_pixels).to(dtype)

@@ -1,0 +1,292 @@
+"""MLflow tracking: where runs are kept, one parent run per experiment, one child per stage, data sets and provenance.
+
+Everything goes through `MlflowClient` with an explicit URI, so nothing depends on MLflow's global state and a Ray
+worker needs only two strings: the tracking URI and the run id.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+EXPERIMENT = "latentzoom"
+_SQLITE = "sqlite:///"
+_PARAM_LIMIT = 6000
+_LOCKS = ("requirements.lock", "requirements.txt", "uv.lock")
+
+
+def tracking_uri(uri: str | None = None, folder: str | Path | None = None) -> str:
+    """The tracking URI to use: `uri`, else MLFLOW_TRACKING_URI, else SQLite in `folder` (default: working folder).
+
+    SQLite paths are made absolute, because workers run in another folder. A bare folder or `file:` URI is refused:
+    MLflow's file store cannot hold a model registry.
+    """
+    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or ""
+    if not uri:
+        return _SQLITE + str(Path(folder or ".").resolve() / "mlflow.db")
+    if uri.startswith(_SQLITE):
+        return _SQLITE + str(Path(uri[len(_SQLITE) :]).resolve())
+    if "://" not in uri or uri.startswith("file:"):
+        raise UserError(f"tracking URI {uri!r} has no registry; use sqlite:///path/mlflow.db or http://host:port")
+    return uri
+
+
+@functools.lru_cache(maxsize=16)
+def client(uri: str) -> MlflowClient:
+    """An MLflow client for `uri` (tracking and registry). The data base is created on first use."""
+    _quiet()
+    from mlflow import MlflowClient
+
+    if uri.startswith(_SQLITE):
+        folder = Path(uri[len(_SQLITE) :]).parent
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot write to {folder}: {error.strerror}; choose another --tracking-uri") from error
+        if not os.access(folder, os.W_OK):
+            raise UserError(f"cannot write to {folder}: permission denied; choose another --tracking-uri")
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def experiment_id(uri: str, name: str = EXPERIMENT) -> str:
+    """The id of experiment `name`, created if missing. With SQLite, artifacts lie beside the data base."""
+    from mlflow.exceptions import MlflowException
+
+    tracking = client(uri)
+    with user_errors(uri):
+        found = tracking.get_experiment_by_name(name)
+        if found is not None:
+            return str(found.experiment_id)
+        location = None
+        if uri.startswith(_SQLITE):
+            location = str(Path(uri[len(_SQLITE) :]).parent / "mlartifacts" / name)
+        try:
+            return str(tracking.create_experiment(name, artifact_location=location))
+        except MlflowException:
+            found = tracking.get_experiment_by_name(name)
+            if found is None:
+                raise
+            return str(found.experiment_id)
+
+
+def start_run(
+    uri: str,
+    name: str,
+    *,
+    parent: str | None = None,
+    experiment: str = EXPERIMENT,
+    tags: Mapping[str, str] | None = None,
+    params: Mapping[str, Any] | None = None,
+) -> str:
+    """Create a run and return its id. `parent` (a run id) makes it a child: it shows nested under the parent.
+
+    The run is RUNNING until `end_run`; workers attach to it by id.
+    """
+    experiment_key = experiment_id(uri, experiment)
+    all_tags = {**provenance(), **dict(tags or {}), "mlflow.user": os.environ.get("USER", "latentzoom")}
+    if parent is not None:
+        all_tags["mlflow.parentRunId"] = parent
+    with user_errors(uri):
+        run = client(uri).create_run(experiment_key, run_name=name, tags=all_tags)
+        run_id = str(run.info.run_id)
+        log_params(uri, run_id, params or {})
+    return run_id
+
+
+def find_run(uri: str, name: str, *, parent: str | None = None, experiment: str = EXPERIMENT) -> str | None:
+    """The newest run called `name` (a child of `parent` when given), so that a continued job finds its run again."""
+    query = f"attributes.run_name = '{name}'"
+    if parent is not None:
+        query += f" and tags.`mlflow.parentRunId` = '{parent}'"
+    with user_errors(uri):
+        runs = client(uri).search_runs([experiment_id(uri, experiment)], query, max_results=1)
+    return str(runs[0].info.run_id) if runs else None
+
+
+def end_run(uri: str, run_id: str, status: str = "FINISHED") -> None:
+    """Close a run: FINISHED, FAILED or KILLED."""
+    with user_errors(uri):
+        client(uri).set_terminated(run_id, status=status)
+
+
+@contextlib.contextmanager
+def run(
+    uri: str,
+    name: str,
+    *,
+    parent: str | None = None,
+    experiment: str = EXPERIMENT,
+    tags: Mapping[str, str] | None = None,
+    params: Mapping[str, Any] | None = None,
+) -> Iterator[str]:
+    """`start_run` ... `end_run` around a block: FAILED on an exception, KILLED on Ctrl-C."""
+    run_id = start_run(uri, name, parent=parent, experiment=experiment, tags=tags, params=params)
+    try:
+        yield run_id
+    except KeyboardInterrupt:
+        end_run(uri, run_id, "KILLED")
+        raise
+    except BaseException:
+        end_run(uri, run_id, "FAILED")
+        raise
+    end_run(uri, run_id)
+
+
+def log_params(uri: str, run_id: str, params: Mapping[str, Any]) -> None:
+    """Flat parameters of a run. Nested mappings become dotted names; a value already logged is left as it is."""
+    from mlflow.entities import Param
+
+    known = client(uri).get_run(run_id).data.params
+    flat = {k: v for k, v in flatten(params).items() if k not in known}
+    items = [Param(key, value[:_PARAM_LIMIT]) for key, value in flat.items()]
+    for start in range(0, len(items), 100):
+        client(uri).log_batch(run_id, params=items[start : start + 100])
+
+
+def log_metrics(
+    uri: str,
+    run_id: str,
+    metrics: Mapping[str, float],
+    *,
+    step: int = 0,
+    timestamp_ms: int | None = None,
+    model_id: str | None = None,
+    dataset: tuple[str, str] | None = None,
+) -> None:
+    """Log metrics of one step, optionally linked to a logged model and to a data set (name, digest)."""
+    from mlflow.entities import Metric
+    from mlflow.utils.time import get_current_time_millis
+
+    stamp = timestamp_ms or get_current_time_millis()
+    name, digest = dataset or (None, None)
+    items = [
+        Metric(
+            key, float(value), stamp, step, model_id=model_id, run_id=run_id, dataset_name=name, dataset_digest=digest
+        )
+        for key, value in metrics.items()
+    ]
+    for start in range(0, len(items), 500):
+        client(uri).log_batch(run_id, metrics=items[start : start + 500])
+
+
+def log_dataset(uri: str, run_id: str, url: str, digest: str, *, name: str = "", context: str = "training") -> None:
+    """Link a run to the data set at `url`. MLflow shows the first 36 characters of a digest; the tag keeps all 64."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    dataset = Dataset(
+        name=name or url.rstrip("/").rsplit("/", 1)[-1],
+        digest=short_digest(digest),
+        source_type="latentzoom_shards",
+        source=json.dumps({"url": url, "manifest_sha256": digest}),
+    )
+    with user_errors(uri):
+        client(uri).log_inputs(run_id, datasets=[DatasetInput(dataset, [InputTag("mlflow.data.context", context)])])
+        client(uri).set_tag(run_id, f"latentzoom.dataset.{context}", digest)
+
+
+def short_digest(digest: str) -> str:
+    """MLflow's digest column holds 36 characters."""
+    return digest[:36]
+
+
+def get_run(uri: str, run_id: str) -> Run:
+    with user_errors(uri):
+        return client(uri).get_run(run_id)
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """{"a": {"b": 1}} → {"a.b": "1"}."""
+    flat: dict[str, str] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{name}."))
+        else:
+            flat[name] = value if isinstance(value, str) else json.dumps(value, default=str)
+    return flat
+
+
+@functools.lru_cache(maxsize=1)
+def provenance() -> dict[str, str]:
+    """Tags that say which code made a run: git commit (and whether the tree was dirty), lock hash, versions."""
+    root = Path(__file__).resolve().parent.parent
+    commit = _git(root, "rev-parse", "HEAD")
+    dirty = bool(_git(root, "status", "--porcelain", "--untracked-files=no")) if commit else False
+    lock = next((root / name for name in _LOCKS if (root / name).is_file()), None)
+    return {
+        "mlflow.source.name": Path(sys.argv[0]).name or "python",
+        "mlflow.source.type": "LOCAL",
+        **({"mlflow.source.git.commit": commit} if commit else {}),
+        "latentzoom.git_commit": (commit or f"none (installed package {_version('latentzoom')})")
+        + ("+dirty" if dirty else ""),
+        "latentzoom.lock_sha256": hashlib.sha256(lock.read_bytes()).hexdigest() if lock else installed_digest(),
+        "latentzoom.versions": json.dumps(versions()),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that decide numbers."""
+    names = ("latentzoom", "torch", "diffusers", "numpy", "scipy", "pillow", "safetensors", "mlflow", "ray")
+    return {"python": ".".join(map(str, sys.version_info[:3])), **{name: _version(name) for name in names}}
+
+
+def installed_digest() -> str:
+    """SHA-256 over all installed distributions: the lock hash of an environment made without a lock file."""
+    names = sorted({f"{d.metadata['Name']}=={d.version}".lower() for d in metadata.distributions()})
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def user_errors(uri: str) -> Iterator[None]:
+    """Turn a store that cannot be reached, or refuses, into one clear line."""
+    import requests
+    import sqlalchemy.exc
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except requests.exceptions.RequestException as error:
+        raise UserError(f"cannot reach the tracking server {uri}: {type(error).__name__}; is it running?") from error
+    except sqlalchemy.exc.SQLAlchemyError as error:
+        raise UserError(f"cannot use the tracking data base {uri}: {str(error).splitlines()[0]}") from error
+    except MlflowException as error:
+        raise UserError(f"tracking store {uri}: {str(error).splitlines()[0]}") from error
+
+
+def _quiet() -> None:
+    """MLflow and alembic print dozens of lines about migrations when a data base is created."""
+    import logging
+
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+
+
+def _git(root: Path, *arguments: str) -> str:
+    try:
+        result = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return result.stdout.strip() if result.returncode == 0 else ""
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "not installed"

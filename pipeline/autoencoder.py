@@ -67,7 +67,7 @@ class Autoencoder(nn.Module):
         return self.quant_conv(self.encoder(image))
 
     def encode(self, image: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Image (B,3,H,W) in [-1,1] → unscaled latent (B,C,h,w); "kl": the mean, or a sample if a generator is given."""
+        """Image (B,3,H,W) in [-1,1] → unscaled latent (B,C,h,w); "kl": the mean, or a sample given a generator."""
         return latent_of(self.moments(image), self.config, generator)
 
     def decode(self, latent: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ class Autoencoder(nn.Module):
         return self.decoder(self.post_quant_conv(latent))
 
     def quantize(self, latent: Tensor) -> tuple[Tensor, Tensor]:
-        """"vq" only: nearest codes (straight-through gradient) and the codebook loss (van den Oord et al., 2017)."""
+        """ "vq" only: nearest codes (straight-through gradient) and the codebook loss (van den Oord et al., 2017)."""
         quantised, loss, _ = self.quantizer(latent)
         return quantised, loss
 

@@ -149,8 +149,12 @@ class ScheduleConfig:
 
     def __post_init__(self) -> None:
         _require(self.num_steps >= 1, "schedule.num_steps", self.num_steps, "at least 1")
-        _require(0 < self.beta_start <= self.beta_end < 1, "schedule.beta_start, beta_end",
-                 (self.beta_start, self.beta_end), "0 < beta_start <= beta_end < 1")
+        _require(
+            0 < self.beta_start <= self.beta_end < 1,
+            "schedule.beta_start, beta_end",
+            (self.beta_start, self.beta_end),
+            "0 < beta_start <= beta_end < 1",
+        )
         _require(self.prediction in ("eps", "x0", "v"), "schedule.prediction", self.prediction, "'eps', 'x0' or 'v'")
 
 
@@ -180,8 +184,12 @@ class ModelConfig:
         f = self.autoencoder.factor
         _require(self.image_size >= f and self.image_size % f == 0, "image_size", self.image_size, f"a multiple of {f}")
         _require(self.scale_factor > 0, "scale_factor", self.scale_factor, "a positive number")
-        _require((self.task == "sr") == (self.lr_size > 0), "lr_size", self.lr_size,
-                 "a positive size for task 'sr' and 0 for 'generation'")
+        _require(
+            (self.task == "sr") == (self.lr_size > 0),
+            "lr_size",
+            self.lr_size,
+            "a positive size for task 'sr' and 0 for 'generation'",
+        )
 
     @property
     def latent_size(self) -> int:
@@ -234,7 +242,7 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
         return _coerce(rest[0], value, where) if len(rest) == 1 else value
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if isinstance(hint, type) and hint in (int, float, str, bool):
-        if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-            raise UserError(f"{where} must be {hint.__name__}, got {value!r}")
+    is_plain = isinstance(hint, type) and hint in (int, float, str, bool)
+    if is_plain and (not isinstance(value, hint) or (hint is int and isinstance(value, bool))):
+        raise UserError(f"{where} must be {hint.__name__}, got {value!r}")
     return value

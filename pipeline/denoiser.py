@@ -47,7 +47,9 @@ class Denoiser(nn.Module):
         if (condition is None) != (self.condition_channels == 0):
             raise UserError("this denoiser needs a condition latent" if condition is None else "unexpected condition")
         if z_t.shape[2] % self.multiple or z_t.shape[3] % self.multiple:
-            raise UserError(f"latent of {z_t.shape[2]}x{z_t.shape[3]} cells: sides must be multiples of {self.multiple}")
+            raise UserError(
+                f"latent of {z_t.shape[2]}x{z_t.shape[3]} cells: sides must be multiples of {self.multiple}"
+            )
         if condition is not None:
             z_t = torch.cat([z_t, condition], dim=1)
         return self.unet(z_t, t).sample

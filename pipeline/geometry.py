@@ -36,13 +36,21 @@ class Axis:
     cell: float
 
     def narrow(self, start: int, stop: int) -> Axis:
+        """Positions start..stop-1 of the first dimension."""
+        return self._indexed(slice(start, stop))
+
+    def select(self, index: int) -> Axis:
+        """One entry of the first dimension."""
+        return self._indexed(index)
+
+    def _indexed(self, index: int | slice) -> Axis:
         return Axis(
-            self.lower[start:stop],
-            self.upper[start:stop],
-            self.rel_lower[start:stop],
-            self.rel_upper[start:stop],
-            self.weight_lower[start:stop],
-            self.weight_upper[start:stop],
+            self.lower[index],
+            self.upper[index],
+            self.rel_lower[index],
+            self.rel_upper[index],
+            self.weight_lower[index],
+            self.weight_upper[index],
             self.cell,
         )
 
@@ -51,7 +59,7 @@ class Axis:
 
 
 def axis_at(index: Tensor, num_pixels: int, num_cells: int, dtype: torch.dtype = torch.float32) -> Axis:
-    """Geometry of the pixels `index` (any shape, int64, 0..num_pixels-1) of an axis of `num_pixels` over `num_cells`."""
+    """Geometry of the pixels `index` (any shape, int64, 0..num_pixels-1) of an axis of num_pixels over num_cells."""
     n, h = num_pixels, num_cells
     position = (2 * index + 1) * h  # p · 2n
     lower = torch.div(position - n, 2 * n, rounding_mode="floor")
@@ -59,7 +67,10 @@ def axis_at(index: Tensor, num_pixels: int, num_cells: int, dtype: torch.dtype =
     lower, upper = lower.clamp(0, h - 1), upper.clamp(0, h - 1)
     rel_lower = (position - (2 * lower + 1) * n).double() / n
     rel_upper = (position - (2 * upper + 1) * n).double() / n
-    weight_lower = rel_upper.abs() / (rel_lower.abs() + rel_upper.abs())
+    # span is 2 between two cells. Where a pixel sits exactly on the centre of an edge cell, both neighbours are that
+    # cell and span is 0: any weight is right there. (The released code then also loses the *other* axis' weights.)
+    span = rel_lower.abs() + rel_upper.abs()
+    weight_lower = torch.where(span > 0, rel_upper.abs() / span, 0.5)
     return Axis(
         lower,
         upper,
@@ -81,7 +92,9 @@ def axis_range(
 def check_size(size: Size) -> Size:
     """(H, W) as two ints; raises `UserError` when a side is not an integer in 1..MAX_SIDE."""
     if len(size) != 2 or any(int(side) != side or not 1 <= side <= MAX_SIDE for side in size):
-        raise UserError(f"size {tuple(size)} is not allowed; height and width must be whole numbers from 1 to {MAX_SIDE}")
+        raise UserError(
+            f"size {tuple(size)} is not allowed; height and width must be whole numbers from 1 to {MAX_SIDE}"
+        )
     return int(size[0]), int(size[1])
 
 

@@ -92,13 +92,13 @@ def publish_file(local_path: str | Path, url: str) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
             try:
-                os.replace(local_path, temporary)
+                local_path.replace(temporary)
             except OSError:
                 shutil.copyfile(local_path, temporary)
             with open(temporary, "rb+") as file:
                 os.fsync(file.fileno())
             temporary.chmod(0o644)
-            os.replace(temporary, target)
+            temporary.replace(target)
             _fsync_dir(target.parent)
         else:
             with open(local_path, "rb") as source:

@@ -1,0 +1,130 @@
+"""The bundle: what is saved, registered, downloaded and loaded. safetensors and JSON only; loading is strict.
+
+    config.json   autoencoder.safetensors   [decoder.safetensors]   [denoiser.safetensors]   README.md
+
+A bundle may be partial: the autoencoder alone (after stage 0), with the implicit decoder (after alignment stage 1), or
+complete. `config.json` is written last; it lists the SHA-256 of every weight file, so half a bundle is never loaded.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import nn
+
+from pipeline import storage
+from pipeline.autoencoder import Autoencoder
+from pipeline.config import ModelConfig, from_dict, to_dict
+from pipeline.decoder import ImplicitDecoder
+from pipeline.denoiser import Denoiser
+from pipeline.errors import UserError
+
+FORMAT = "latentzoom-bundle/1"
+
+
+@dataclass
+class Bundle:
+    """The parts of a model. `meta` is free JSON: data set digest, stage parents, whether weights are "ema" or "raw"."""
+
+    config: ModelConfig
+    autoencoder: Autoencoder
+    decoder: ImplicitDecoder | None = None
+    denoiser: Denoiser | None = None
+    meta: dict[str, Any] = field(default_factory=dict)
+    card: str = ""
+
+
+def build_autoencoder(config: ModelConfig, *, has_decoder: bool = True) -> Autoencoder:
+    return Autoencoder(config.autoencoder, has_decoder=has_decoder)
+
+
+def build_decoder(config: ModelConfig) -> ImplicitDecoder:
+    return ImplicitDecoder(config.decoder, config.autoencoder.latent_channels)
+
+
+def build_denoiser(config: ModelConfig) -> Denoiser:
+    channels = config.autoencoder.latent_channels
+    return Denoiser(config.denoiser, channels, channels if config.task == "sr" else 0)
+
+
+def save_bundle(url: str, bundle: Bundle) -> None:
+    """Write a bundle folder (any fsspec URL). Weights are stored in float32."""
+    parts: dict[str, nn.Module | None] = {
+        "autoencoder": bundle.autoencoder,
+        "decoder": bundle.decoder,
+        "denoiser": bundle.denoiser,
+    }
+    config: dict[str, Any] = {
+        "format": FORMAT,
+        "model": to_dict(bundle.config),
+        "autoencoder_identity": bundle.autoencoder.identity(),
+        "autoencoder_has_decoder": bundle.autoencoder.has_decoder,
+        "meta": bundle.meta,
+        "files": {},
+    }
+    with tempfile.TemporaryDirectory(prefix="latentzoom-") as folder:
+        for name, module in parts.items():
+            if module is None:
+                continue
+            tensors = {k: v.detach().to("cpu", torch.float32).contiguous() for k, v in module.state_dict().items()}
+            data = save_tensors(tensors)
+            config["files"][f"{name}.safetensors"] = storage.sha256_bytes(data)
+            Path(folder, f"{name}.safetensors").write_bytes(data)
+        Path(folder, "README.md").write_text(bundle.card or f"# {bundle.config.name}\n")
+        Path(folder, "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
+        storage.publish_dir(folder, url, last="config.json")
+
+
+def load_bundle(url: str) -> Bundle:
+    """Load a bundle folder onto the CPU in evaluation mode. Raises `UserError` naming the file that is missing, damaged
+    (SHA-256), or does not fit its configuration."""
+    if not storage.exists(storage.join(url, "config.json")):
+        raise UserError(f"no bundle at {url}: it has no config.json")
+    raw = storage.read_json(storage.join(url, "config.json"))
+    if raw.get("format") != FORMAT:
+        raise UserError(f"{url}/config.json has format {raw.get('format')!r}; this version reads {FORMAT!r}")
+    config = from_dict(ModelConfig, raw["model"], where=f"{url}/config.json: model")
+    files: dict[str, str] = raw["files"]
+    autoencoder = build_autoencoder(config, has_decoder=bool(raw["autoencoder_has_decoder"]))
+    decoder = build_decoder(config) if "decoder.safetensors" in files else None
+    denoiser = build_denoiser(config) if "denoiser.safetensors" in files else None
+    for name, module in (("autoencoder", autoencoder), ("decoder", decoder), ("denoiser", denoiser)):
+        if module is not None:
+            file = f"{name}.safetensors"
+            _load_weights(module, storage.join(url, file), files.get(file))
+    card_url = storage.join(url, "README.md")
+    card = storage.read_bytes(card_url).decode() if storage.exists(card_url) else ""
+    return Bundle(config, autoencoder, decoder, denoiser, raw.get("meta", {}), card)
+
+
+def _load_weights(module: nn.Module, url: str, sha256: str | None) -> None:
+    data = storage.read_bytes(url)
+    if sha256 is not None and storage.sha256_bytes(data) != sha256:
+        raise UserError(f"{url} is damaged: its SHA-256 differs from the one in config.json")
+    try:
+        tensors = load_tensors(data)
+    except SafetensorError as error:
+        raise UserError(f"{url} is not a safetensors file: {error}") from error
+    load_strict(module, tensors, url)
+    module.eval().requires_grad_(False)
+
+
+def load_strict(module: nn.Module, tensors: dict[str, torch.Tensor], where: str) -> None:
+    """Load every tensor into `module`; a missing, left-over or ill-shaped key is a `UserError` that names it."""
+    expected = module.state_dict()
+    missing, extra = sorted(set(expected) - set(tensors)), sorted(set(tensors) - set(expected))
+    shapes = [k for k in expected if k in tensors and expected[k].shape != tensors[k].shape]
+    if missing or extra or shapes:
+        problems = [f"missing {k}" for k in missing] + [f"left over {k}" for k in extra]
+        problems += [f"{k} is {tuple(tensors[k].shape)}, expected {tuple(expected[k].shape)}" for k in shapes]
+        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise UserError(f"{where} does not fit its configuration: {'; '.join(problems[:5])}{more}")
+    module.load_state_dict(tensors)

@@ -1,0 +1,118 @@
+"""The implicit neural decoder ND = f_theta ∘ D_phi, paper eq. (6): one latent → an image of any height × width.
+
+Legend: B batch, C latent channels, ch feature channels, h/w latent cells, H/W output pixels.
+D_phi runs once per latent; only the head f_theta (liif.py, light.py) depends on the output size.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers.models.unets.unet_2d_blocks import AttnUpDecoderBlock2D, UNetMidBlock2D, UpDecoderBlock2D
+from torch import Tensor, nn
+
+from pipeline.config import DecoderConfig
+from pipeline.errors import UserError
+from pipeline.geometry import Axis, Size, Window, axis_at, axis_range, check_size, check_window
+from pipeline.light import LightHead
+from pipeline.liif import LiifHead
+
+
+class FeatureDecoder(nn.Module):
+    """D_phi: the autoencoder's decoder with every up-sampling layer and the output norm and convolution removed."""
+
+    def __init__(self, config: DecoderConfig, latent_channels: int) -> None:
+        super().__init__()
+        widths, groups = config.widths, config.norm_groups
+        top = widths[-1]
+        self.post_quant_conv = nn.Conv2d(latent_channels, latent_channels, 1)
+        self.conv_in = nn.Conv2d(latent_channels, top, 3, padding=1)
+        self.mid_block = UNetMidBlock2D(
+            in_channels=top,
+            temb_channels=None,  # type: ignore[arg-type]
+            resnet_eps=1e-6,
+            resnet_act_fn="silu",
+            attention_head_dim=top,
+            resnet_groups=groups,
+            add_attention=config.mid_attention,
+        )
+        self.up_blocks = nn.ModuleList()
+        previous = top
+        for level in reversed(range(len(widths))):
+            options: dict[str, Any] = {
+                "in_channels": previous,
+                "out_channels": widths[level],
+                "num_layers": config.num_res_blocks + 1,
+                "resnet_eps": 1e-6,
+                "resnet_groups": groups,
+                "add_upsample": False,
+            }
+            if level in config.attention_levels:
+                self.up_blocks.append(AttnUpDecoderBlock2D(**options, attention_head_dim=widths[level]))
+            else:
+                self.up_blocks.append(UpDecoderBlock2D(**options))
+            previous = widths[level]
+
+    def forward(self, latent: Tensor) -> Tensor:
+        """Unscaled latent (B,C,h,w) → features (B,ch,h,w)."""
+        hidden = self.conv_in(self.post_quant_conv(latent))
+        hidden = self.mid_block(hidden)
+        for block in self.up_blocks:
+            hidden = block(hidden)
+        return hidden
+
+
+class ImplicitDecoder(nn.Module):
+    """D_phi and a head. `chunk` below is the number of output pixels evaluated at once; it bounds the extra memory."""
+
+    def __init__(self, config: DecoderConfig, latent_channels: int) -> None:
+        super().__init__()
+        self.config, self.latent_channels = config, latent_channels
+        self.trunk = FeatureDecoder(config, latent_channels)
+        self.head: LiifHead | LightHead
+        if config.kind == "liif":
+            self.head = LiifHead(config.widths[0], config.mlp_width, config.mlp_depth)
+        else:
+            self.head = LightHead(config.widths[0], config.mlp_width, config.mlp_depth)
+
+    def features(self, latent: Tensor) -> Tensor:
+        """D_phi: unscaled latent (B,C,h,w) → features (B,ch,h,w). Raises `UserError` on wrong channels or NaN."""
+        if latent.ndim != 4 or latent.shape[1] != self.latent_channels:
+            raise UserError(f"latent has shape {tuple(latent.shape)}; expected (B, {self.latent_channels}, h, w)")
+        if not self.training and not torch.isfinite(latent).all():
+            raise UserError("latent holds NaN or infinite values")
+        return self.trunk(latent)
+
+    def prepare(self, features: Tensor) -> Tensor:
+        """The head's per-cell table (see the head). Compute it once and pass it to `render_table` for many windows."""
+        return self.head.table(features)
+
+    def render(self, features: Tensor, size: Size, window: Window | None = None, *, chunk: int | None = None) -> Tensor:
+        """Features (B,ch,h,w) → image (B,3,H,W), about [-1,1]; or only the `window` (y0,x0,y1,x1) of it, which equals
+        the same crop of the whole. Works with and without gradient; with gradient, more than one chunk is
+        checkpointed. Raises `UserError` for sizes outside 1..MAX_SIDE and windows outside the size."""
+        return self.render_table(self.prepare(features), size, window, chunk=chunk)
+
+    def render_table(
+        self, table: Tensor, size: Size, window: Window | None = None, *, chunk: int | None = None
+    ) -> Tensor:
+        """As `render`, from `prepare`'s table (B,h,w,·)."""
+        size = check_size(size)
+        y0, x0, y1, x1 = check_window(window, size)
+        rows = axis_range(y0, y1, size[0], table.shape[1], dtype=table.dtype, device=table.device)
+        cols = axis_range(x0, x1, size[1], table.shape[2], dtype=table.dtype, device=table.device)
+        return self.head.grid(table, rows, cols, chunk=chunk)
+
+    def query(self, features: Tensor, size: Size, index_y: Tensor, index_x: Tensor) -> Tensor:
+        """Single pixels of a size × size output, for training: index_y, index_x (B,Q) int64 pixel indices in 0..H-1 and
+        0..W-1 → (B,3,Q), with gradient."""
+        size = check_size(size)
+        table = self.prepare(features)
+        rows: Axis = axis_at(index_y, size[0], table.shape[1], table.dtype)
+        cols: Axis = axis_at(index_x, size[1], table.shape[2], table.dtype)
+        return self.head.points(table, rows, cols)
+
+    def forward(self, latent: Tensor, size: Size, window: Window | None = None, *, chunk: int | None = None) -> Tensor:
+        """Unscaled latent (B,C,h,w) → image (B,3,H,W), about [-1,1]; eq. (6)."""
+        return self.render(self.features(latent), size, window, chunk=chunk)

@@ -1,0 +1,100 @@
+"""The light head: a narrow MLP whose first layer is a local linear field held at latent resolution.
+
+In the spirit of latent-modulated functions (He & Jin, CVPR 2024): the work that depends on the content is done once a
+latent cell, the work per output pixel is a few thousand multiply-accumulates. Legend as in liif.py; D is 64 here.
+
+Each cell k carries a linear field A_k + Y_k·rel_y + X_k·rel_x in the hidden space (its table, 3·D numbers). A pixel's
+first hidden vector blends the fields of its 4 nearest cells with the local-ensemble weights (continuous across cells),
+adds the effect of the pixel size, and goes through a narrow MLP to RGB.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from pipeline.geometry import Axis
+
+CPU_CHUNK = 4096
+CUDA_CHUNK = 1 << 18
+
+
+class LightHead(nn.Module):
+    """`width` hidden units, `depth` hidden ReLU layers per pixel (the first is the blended field)."""
+
+    def __init__(self, feature_channels: int, width: int, depth: int) -> None:
+        super().__init__()
+        self.feature_channels, self.width, self.depth = feature_channels, width, depth
+        self.field = nn.Sequential(
+            nn.Conv2d(feature_channels, 2 * feature_channels, 1),
+            nn.SiLU(),
+            nn.Conv2d(2 * feature_channels, 3 * width, 1),
+        )
+        self.pixel_size = nn.Linear(2, width)
+        self.hidden = nn.ModuleList(nn.Linear(width, width) for _ in range(depth - 1))
+        self.out = nn.Linear(width, 3)
+
+    def table(self, features: Tensor) -> Tensor:
+        """Features (B,ch,h,w) → (B,h,w,3D): the fields A, Y, X of each cell."""
+        return self.field(features).permute(0, 2, 3, 1).contiguous()
+
+    def grid(self, table: Tensor, rows: Axis, cols: Axis, *, chunk: int | None = None) -> Tensor:
+        """All pixels rows × cols: table (B,h,w,3D) → (B,3,len(rows),len(cols))."""
+        chunk = chunk or (CUDA_CHUNK if table.is_cuda else CPU_CHUNK)
+        num_rows = max(1, chunk // len(cols))
+        evaluate = partial(self._rows, cols=cols)
+        blocks = [rows.narrow(y, min(y + num_rows, len(rows))) for y in range(0, len(rows), num_rows)]
+        with_grad = torch.is_grad_enabled() and (table.requires_grad or self.out.weight.requires_grad)
+        if with_grad:
+            if len(blocks) == 1:
+                return evaluate(table, blocks[0])
+            return torch.cat([checkpoint(evaluate, table, b, use_reentrant=False) for b in blocks], dim=2)
+        image = table.new_empty(table.shape[0], 3, len(rows), len(cols))
+        start = 0
+        for block in blocks:
+            image[:, :, start : start + len(block)] = evaluate(table, block)
+            start += len(block)
+        return image
+
+    def points(self, table: Tensor, rows: Axis, cols: Axis) -> Tensor:
+        """Single pixels: table (B,h,w,3D), axes with fields (B,Q) → (B,3,Q)."""
+        batch = torch.arange(table.shape[0], device=table.device)[:, None]
+        hidden = table.new_zeros(*rows.lower.shape, self.width)
+        for index_y, rel_y, weight_y in _corners(rows):
+            for index_x, rel_x, weight_x in _corners(cols):
+                constant, slope_y, slope_x = table[batch, index_y, index_x].chunk(3, dim=-1)
+                field = constant + slope_y * rel_y[..., None] + slope_x * rel_x[..., None]
+                hidden = hidden + field * (weight_y * weight_x)[..., None]
+        return self._mlp(hidden, rows.cell, cols.cell).transpose(1, 2)
+
+    def _rows(self, table: Tensor, rows: Axis, cols: Axis) -> Tensor:
+        """One block of rows, all columns. The blend is separable: first along y (at latent columns), then along x."""
+        lower = self._blend_y(table[:, rows.lower], rows.rel_lower, rows.weight_lower)
+        upper = self._blend_y(table[:, rows.upper], rows.rel_upper, rows.weight_upper)
+        value, slope = lower[0] + upper[0], lower[1] + upper[1]  # (B,R,w,D) each
+        hidden = None
+        for index_x, rel_x, weight_x in _corners(cols):
+            part = torch.addcmul(value[:, :, index_x], slope[:, :, index_x], rel_x[:, None])
+            part = part * weight_x[:, None]
+            hidden = part if hidden is None else hidden + part
+        assert hidden is not None
+        return self._mlp(hidden, rows.cell, cols.cell).permute(0, 3, 1, 2)
+
+    def _blend_y(self, cells: Tensor, rel: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        constant, slope_y, slope_x = cells.chunk(3, dim=-1)
+        weight = weight[:, None, None]
+        return (constant + slope_y * rel[:, None, None]) * weight, slope_x * weight
+
+    def _mlp(self, hidden: Tensor, cell_y: float, cell_x: float) -> Tensor:
+        hidden = torch.relu(hidden + self.pixel_size(hidden.new_tensor([cell_y, cell_x])))
+        for layer in self.hidden:
+            hidden = torch.relu(cast(nn.Linear, layer)(hidden))
+        return self.out(hidden)
+
+
+def _corners(axis: Axis) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
+    return (axis.lower, axis.rel_lower, axis.weight_lower), (axis.upper, axis.rel_upper, axis.weight_upper)

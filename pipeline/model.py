@@ -1,0 +1,231 @@
+"""LatentZoom: a loaded model. Generate and upscale at any height × width.
+
+Legend: B batch, C latent channels, H/W pixels, h/w latent cells. Images are (B,3,H,W) in [-1, 1].
+`latent` is unscaled; `z` is scaled (latent × scale_factor), what the denoiser sees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pipeline.bundle import Bundle, load_bundle
+from pipeline.config import ModelConfig
+from pipeline.decoder import ImplicitDecoder
+from pipeline.diffusion import Schedule
+from pipeline.errors import UserError
+from pipeline.geometry import Size, Window, check_size
+from pipeline.images import to_pictures, to_tensor
+from pipeline.resize import resize, resize_nearest_released
+from pipeline.sampling import OnStep, Sampler, SeededNoise, ddim, dpm_solver
+
+MAX_PIXELS = 1 << 28
+"""Largest image held in memory at once (16 384²); larger ones are decoded window by window."""
+
+
+class LatentZoom:
+    """The networks of one bundle on one device. All methods run without gradient."""
+
+    def __init__(self, bundle: Bundle, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> None:
+        self.bundle = bundle
+        self.config: ModelConfig = bundle.config
+        self.device, self.dtype = torch.device(device), dtype
+        self.schedule = Schedule(bundle.config.schedule)
+        self.autoencoder = bundle.autoencoder.to(self.device, dtype).eval()
+        self.decoder = bundle.decoder.to(self.device, dtype).eval() if bundle.decoder is not None else None
+        self.denoiser = bundle.denoiser.to(self.device, dtype).eval() if bundle.denoiser is not None else None
+
+    @classmethod
+    def load(cls, url: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> LatentZoom:
+        """Load a bundle folder (path or any fsspec URL). Raises `UserError` when it is missing or damaged."""
+        return cls(load_bundle(url), device, dtype)
+
+    # --- the parts ----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def encode(self, image: Tensor) -> Tensor:
+        """Image (B,3,H,W), H and W multiples of f → unscaled latent (B,C,h,w)."""
+        return self.autoencoder.encode(self._place(image))
+
+    @torch.no_grad()
+    def features(self, latent: Tensor) -> Tensor:
+        """Unscaled latent (B,C,h,w) → D_phi's features (B,ch,h,w); reuse them for several sizes with `render`."""
+        return self._decoder().features(self._place(latent))
+
+    @torch.no_grad()
+    def render(self, features: Tensor, size: Size, window: Window | None = None, *, chunk: int | None = None) -> Tensor:
+        """Features → image (B,3,*size), or the window (y0,x0,y1,x1) of it."""
+        size = check_size(size)
+        height, width = size if window is None else (window[2] - window[0], window[3] - window[1])
+        if height * width > MAX_PIXELS:
+            raise UserError(f"an image of {height}x{width} pixels does not fit at once; decode it in windows")
+        return self._decoder().render(features, size, window, chunk=chunk)
+
+    def decode(self, latent: Tensor, size: Size, window: Window | None = None, *, chunk: int | None = None) -> Tensor:
+        """Unscaled latent (B,C,h,w) → image (B,3,*size), or the window (y0,x0,y1,x1) of it; eq. (6)."""
+        return self.render(self.features(latent), size, window, chunk=chunk)
+
+    @torch.no_grad()
+    def denoise(self, z_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
+        """z_t (B,C,h,w) and condition scaled, t (B,) → eps_pred (B,C,h,w), whatever the model predicts itself."""
+        prediction = self._predict(z_t, t, condition)
+        return self.schedule.to_eps(self._place(z_t), prediction, t.to(self.device))
+
+    @torch.no_grad()
+    def condition(self, image_lr: Tensor) -> Tensor:
+        """SR condition: LR image (B,3,h_lr,w_lr) → resized to the HR size, encoded, scaled: (B,C,h,w). The HR size is
+        the LR size × image_size / lr_size, rounded to a multiple the networks accept."""
+        size = self.high_resolution(tuple(image_lr.shape[-2:]))  # type: ignore[arg-type]
+        image_lr = self._place(image_lr)
+        if self.config.condition_resize == "nearest":
+            enlarged = resize_nearest_released(image_lr, size)
+        else:
+            enlarged = resize(image_lr, size).clamp(-1, 1)
+        return self.encode(enlarged) * self.config.scale_factor
+
+    def high_resolution(self, lr_size: Size) -> Size:
+        """Pixels (H, W) at which an LR image of `lr_size` is encoded. For a generation model the factor is f, so that
+        the latent has as many cells as the LR image has pixels."""
+        factor = self.config.image_size / self.config.lr_size if self.config.lr_size else self.config.autoencoder.factor
+        multiple = self.config.autoencoder.factor * (self.denoiser.multiple if self._is_sr() and self.denoiser else 1)
+        height, width = (max(1, round(side * factor / multiple)) * multiple for side in lr_size)
+        return height, width
+
+    # --- sampling -----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def sample_latents(
+        self,
+        noise: Tensor | None = None,
+        condition: Tensor | None = None,
+        *,
+        num: int = 1,
+        sampler: Sampler = "ddim",
+        num_steps: int = 50,
+        eta: float = 0.0,
+        seed: int | Sequence[int] = 0,
+        latent_size: Size | None = None,
+        on_step: OnStep | None = None,
+    ) -> Tensor:
+        """Unscaled latents (B,C,h,w). `noise` is z at the noisiest step (drawn when None: image i from seed + i, or
+        from seeds[i]); `condition` (scaled) decides B and (h, w) for SR models. The denoiser runs `num_steps` times."""
+        if self._is_sr() and condition is None:
+            raise UserError("this is a super-resolution model: sampling needs a condition; use upscale")
+        num = len(noise) if noise is not None else len(condition) if condition is not None else num
+        if num < 1:
+            raise UserError(f"num = {num} is not allowed; use at least 1")
+        seeds = [seed + i for i in range(num)] if isinstance(seed, int) else list(seed)
+        if len(seeds) != num:
+            raise UserError(f"{len(seeds)} seeds for {num} images")
+        if latent_size is None:
+            latent_size = (self.config.latent_size,) * 2 if condition is None else tuple(condition.shape[-2:])  # type: ignore[assignment]
+        assert latent_size is not None
+        noises = SeededNoise(seeds, (self.config.autoencoder.latent_channels, *latent_size))
+        z = self._place(noise) if noise is not None else noises(self.device, self.dtype)
+        if condition is not None:
+            condition = self._place(condition)
+
+        def predict(z_t: Tensor, t: Tensor) -> Tensor:
+            return self._predict(z_t, t, condition)
+
+        if sampler == "ddim":
+            z = ddim(predict, self.schedule, z, num_steps=num_steps, eta=eta, noise=noises, on_step=on_step)
+        elif sampler == "dpm++":
+            z = dpm_solver(predict, self.schedule, z, num_steps=num_steps, on_step=on_step)
+        else:
+            raise UserError(f"sampler {sampler!r} is not known; use 'ddim' or 'dpm++'")
+        return z / self.config.scale_factor
+
+    # --- what people call ---------------------------------------------------------------------------------------------
+
+    def generate(
+        self,
+        num: int = 1,
+        size: Size = (256, 256),
+        seed: int = 0,
+        *,
+        sampler: Sampler = "dpm++",
+        num_steps: int = 20,
+        eta: float = 0.0,
+        latent_size: Size | None = None,
+        batch_size: int = 8,
+        on_step: OnStep | None = None,
+    ) -> list[Image.Image]:
+        """`num` pictures of size (H, W); picture i has seed + i and is the same whatever `num` and `batch_size` are.
+        The latent has the training size unless `latent_size` (h, w) is given, so every size shows the same picture."""
+        size = check_size(size)
+        if num < 1:
+            raise UserError(f"num = {num} is not allowed; use at least 1")
+        pictures: list[Image.Image] = []
+        for start in range(0, num, batch_size):
+            seeds = [seed + i for i in range(start, min(start + batch_size, num))]
+            latent = self.sample_latents(
+                num=len(seeds),
+                seed=seeds,
+                sampler=sampler,
+                num_steps=num_steps,
+                eta=eta,
+                latent_size=latent_size,
+                on_step=on_step,
+            )
+            pictures += to_pictures(self.decode(latent, size))
+        return pictures
+
+    def upscale(
+        self,
+        image: Image.Image,
+        scale: float | None = None,
+        *,
+        size: Size | None = None,
+        seed: int = 0,
+        sampler: Sampler = "dpm++",
+        num_steps: int = 20,
+        eta: float = 0.0,
+        on_step: OnStep | None = None,
+    ) -> Image.Image:
+        """One picture enlarged by a real factor or to `size` (H, W). SR models draw the latent by diffusion from the
+        condition; generation models decode the condition latent itself."""
+        size = target_size((image.height, image.width), scale, size)
+        condition = self.condition(to_tensor(image))
+        if self._is_sr():
+            latent = self.sample_latents(
+                condition=condition, seed=seed, sampler=sampler, num_steps=num_steps, eta=eta, on_step=on_step
+            )
+        else:
+            latent = condition / self.config.scale_factor
+        return to_pictures(self.decode(latent, size))[0]
+
+    # ------------------------------------------------------------------------------------------------------------------
+
+    def _is_sr(self) -> bool:
+        return self.config.task == "sr"
+
+    def _place(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.device, self.dtype)
+
+    def _decoder(self) -> ImplicitDecoder:
+        if self.decoder is None:
+            raise UserError("this bundle has no implicit decoder yet; train the stage `decoder` first")
+        return self.decoder
+
+    def _predict(self, z_t: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
+        if self.denoiser is None:
+            raise UserError("this bundle has no denoiser yet; train the stage `denoiser` first")
+        self.schedule.check_t(t)
+        condition = self._place(condition) if condition is not None else None
+        return self.denoiser(self._place(z_t), t.to(self.device), condition)
+
+
+def target_size(size: Size, scale: float | None, target: Size | None) -> Size:
+    """Output (H, W) from either a scale factor or an explicit size; exactly one must be given (`UserError`)."""
+    if (scale is None) == (target is None):
+        raise UserError("give either a scale or a size, not both and not neither")
+    if target is not None:
+        return check_size(target)
+    assert scale is not None
+    if not 0.0 < scale < float("inf"):
+        raise UserError(f"scale = {scale} is not allowed; use a positive number")
+    return check_size((max(1, round(size[0] * scale)), max(1, round(size[1] * scale))))

@@ -268,13 +268,27 @@ def user_errors(uri: str) -> Iterator[None]:
         raise UserError(f"tracking store {uri}: {str(error).splitlines()[0]}") from error
 
 
+@contextlib.contextmanager
+def as_default(uri: str) -> Iterator[None]:
+    """Make `uri` MLflow's global tracking URI for a moment: the SQLite registry resolves `models:/` sources through it."""
+    import mlflow
+
+    before = os.environ.get("MLFLOW_TRACKING_URI")  # MLflow keeps its global setting here as well
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before)  # type: ignore[arg-type]  # None unsets it
+
+
 def _quiet() -> None:
     """MLflow and alembic print dozens of lines about migrations when a data base is created."""
     import logging
 
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    for name in ("alembic", "mlflow.store.db.utils", "mlflow.pyfunc"):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def _git(root: Path, *arguments: str) -> str:

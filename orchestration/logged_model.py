@@ -1,0 +1,116 @@
+"""A bundle as an MLflow LoggedModel: safetensors and JSON, the models-from-code file, signature, example, pinned versions."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from orchestration import tracking
+from pipeline.bundle import Bundle
+
+BUNDLE_PATH = "artifacts/bundle"
+"""Where the bundle lies inside the logged model."""
+_REQUIREMENTS = ("mlflow", "torch", "diffusers", "safetensors", "numpy", "pillow", "pandas", "fsspec")
+
+
+def log_model(
+    uri: str,
+    run_id: str,
+    folder: Path,
+    bundle: Bundle,
+    *,
+    name: str,
+    tags: Mapping[str, str],
+    params: Mapping[str, Any],
+) -> str:
+    """Log the bundle in `folder` as one LoggedModel of run `run_id`; returns the model id. READY only when complete."""
+    from mlflow.entities import LoggedModelOutput
+
+    client = tracking.client(uri)
+    experiment = client.get_run(run_id).info.experiment_id
+    logged = client.create_logged_model(
+        experiment_id=experiment,
+        name=name,
+        source_run_id=run_id,
+        tags=dict(tags),
+        params={k: v[:250] for k, v in tracking.flatten(params).items()},
+        model_type=bundle.config.task,
+    )
+    try:
+        with tempfile.TemporaryDirectory(prefix="latentzoom-model-") as temporary:
+            path = Path(temporary) / "model"
+            _save(path, folder, bundle, run_id=run_id, model_id=logged.model_id, location=logged.artifact_location)
+            client.log_model_artifacts(logged.model_id, str(path))
+    except BaseException:
+        client.finalize_logged_model(logged.model_id, "FAILED")
+        raise
+    client.finalize_logged_model(logged.model_id, "READY")
+    client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
+    return str(logged.model_id)
+
+
+def _save(path: Path, folder: Path, bundle: Bundle, *, run_id: str, model_id: str, location: str) -> None:
+    import mlflow.pyfunc
+    from mlflow.models import Model
+
+    pipeline = Path(__file__).resolve().parent.parent / "pipeline"
+    code = path.parent / "code" / "pipeline"
+    shutil.copytree(pipeline, code, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+    mlflow.pyfunc.save_model(
+        str(path),
+        python_model=str(Path(__file__).with_name("served_model.py")),
+        artifacts={"bundle": str(folder)},
+        code_paths=[str(code)],
+        signature=signature(),
+        input_example=input_example(bundle),
+        pip_requirements=requirements(),
+        mlflow_model=Model(artifact_path=location, run_id=run_id, model_uuid=model_id, model_id=model_id),
+    )
+    for cache in path.rglob("__pycache__"):
+        shutil.rmtree(cache, ignore_errors=True)
+
+
+def signature() -> Any:
+    """Request and answer columns of the served model; see `served_model`."""
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, Schema
+
+    def optional(kind: DataType, name: str) -> ColSpec:
+        return ColSpec(kind, name, required=False)
+
+    request = [
+        ColSpec(DataType.string, "task"),
+        optional(DataType.string, "image"),
+        optional(DataType.long, "num"),
+        optional(DataType.long, "height"),
+        optional(DataType.long, "width"),
+        optional(DataType.double, "scale"),
+        optional(DataType.long, "seed"),
+        optional(DataType.long, "steps"),
+    ]
+    answer = [ColSpec(DataType.long, n) for n in ("request", "seed", "height", "width")]
+    return ModelSignature(Schema(request), Schema([*answer, ColSpec(DataType.string, "png")]))
+
+
+def input_example(bundle: Bundle) -> Any:
+    """A request that this model can answer."""
+    import pandas as pd
+    from PIL import Image
+
+    from orchestration.served_model import encode_png
+
+    if bundle.config.task == "generation":
+        size = bundle.config.image_size
+        return pd.DataFrame([{"task": "generate", "num": 1, "height": size, "width": size * 3 // 2, "seed": 0}])
+    side = bundle.config.lr_size or 16
+    picture = encode_png(Image.new("RGB", (side, side), (120, 90, 60)))
+    return pd.DataFrame([{"task": "upscale", "image": picture, "scale": 3.3, "seed": 0}])
+
+
+def requirements() -> list[str]:
+    """Exact versions of what the served model imports; local version labels such as "+cpu" are not on package indexes."""
+    return [f"{name}=={metadata.version(name).split('+')[0]}" for name in _REQUIREMENTS]

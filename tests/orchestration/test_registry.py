@@ -1,0 +1,147 @@
+"""Register, promote, roll back and load again, on a real SQLite registry with a tiny model."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_bundle import make_bundle
+
+from orchestration import registry, tracking
+from pipeline.errors import UserError
+from pipeline.model import LatentZoom
+
+
+def report(value, psnr=20.0, digest="d" * 64, **changes):
+    figures = [
+        {
+            "name": "lpips",
+            "method": "ours",
+            "setting": s,
+            "value": value,
+            "low": value - 0.01,
+            "high": value + 0.01,
+            "protocol": "p",
+            "num": 8,
+        }
+        for s in ("x2", "x4")
+    ] + [
+        {
+            "name": "psnr_rgb",
+            "method": "ours",
+            "setting": "x2",
+            "value": psnr,
+            "low": None,
+            "high": None,
+            "protocol": "rgb",
+            "num": 8,
+        }
+    ]
+    base = {
+        "task": "sr",
+        "data": "/data/val",
+        "data_digest": digest,
+        "protocol_version": 1,
+        "num": 8,
+        "seed": 0,
+        "sampler": "x",
+        "figures": figures,
+    }
+    return base | changes
+
+
+@pytest.fixture
+def uri(tmp_path, cache):
+    return tracking.tracking_uri(None, tmp_path / "store")
+
+
+def test_register_load_promote_rollback(tmp_path, uri):
+    first = make_bundle(tmp_path / "b1", seed=1)
+    second = make_bundle(tmp_path / "b2", seed=2)
+    one = registry.register(first, "faces", tracking_uri=uri, report=report(0.5), dataset=("/data/train", "t" * 64))
+    assert one.version == "1"
+    assert registry.get_version("faces", "candidate", tracking_uri=uri).version == "1"
+    assert registry.get_version("faces", "champion", tracking_uri=uri) is None
+
+    assert registry.promote("faces", tracking_uri=uri).promote  # the first model needs no comparison
+    loaded = registry.load("models:/faces@champion", tracking_uri=uri)
+    expected = LatentZoom.load(first).generate(1, (20, 30), seed=5, num_steps=2)[0]
+    assert np.array_equal(np.asarray(loaded.generate(1, (20, 30), seed=5, num_steps=2)[0]), np.asarray(expected))
+
+    registry.register(second, "faces", tracking_uri=uri, report=report(0.6))
+    assert not registry.promote("faces", tracking_uri=uri).promote
+    assert registry.get_version("faces", "champion", tracking_uri=uri).version == "1"
+
+    registry.register(second, "faces", tracking_uri=uri, report=report(0.4))
+    decision = registry.promote("faces", tracking_uri=uri)
+    assert decision.promote and "better" in decision.reasons[0]
+    champion = registry.get_version("faces", "champion", tracking_uri=uri)
+    assert champion.version == "3" and "promoted" in champion.tags["latentzoom.promotion"]
+    assert registry.resolve("models:/faces@champion", tracking_uri=uri).name == registry.bundle_digest(second)
+
+    assert registry.rollback("faces", tracking_uri=uri).version == "1"
+    assert registry.get_version("faces", "champion", tracking_uri=uri).version == "1"
+    with pytest.raises(UserError, match="nothing to go back to"):
+        registry.rollback("faces", tracking_uri=uri)
+
+
+def test_metrics_hang_on_model_and_data(tmp_path, uri):
+    version = registry.register(make_bundle(tmp_path / "b"), "m", tracking_uri=uri, report=report(0.5))
+    model = tracking.client(uri).get_logged_model(version.model_id)
+    linked = {m.key: m for m in model.metrics}
+    assert linked["lpips/x2"].value == 0.5 and linked["lpips/x2"].dataset_digest == "d" * 36
+    assert model.source_run_id == version.run_id and str(model.status) == "READY"
+    found = tracking.client(uri).get_model_version("m", "1")
+    assert found.description.startswith("# tiny") and found.source == f"models:/{version.model_id}"
+
+
+def test_other_data_is_refused(tmp_path, uri):
+    bundle = make_bundle(tmp_path / "b")
+    registry.register(bundle, "m", tracking_uri=uri, report=report(0.5))
+    registry.promote("m", tracking_uri=uri)
+    registry.register(bundle, "m", tracking_uri=uri, report=report(0.1, digest="e" * 64))
+    with pytest.raises(UserError, match="not comparable: data set digest"):
+        registry.promote("m", tracking_uri=uri)
+    assert registry.get_version("m", "champion", tracking_uri=uri).version == "1"
+
+
+@pytest.mark.parametrize("damage", ["flip", "pickle", "missing", "link"])
+def test_bad_bundles_are_refused_and_nothing_is_registered(tmp_path, uri, damage):
+    bundle = Path(make_bundle(tmp_path / "b"))
+    weights = bundle / "decoder.safetensors"
+    if damage == "flip":
+        data = bytearray(weights.read_bytes())
+        data[-3] ^= 1
+        weights.write_bytes(data)
+    elif damage == "pickle":
+        (bundle / "python_model.pkl").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
+    elif damage == "missing":
+        weights.unlink()
+    else:
+        weights.rename(tmp_path / "elsewhere")
+        weights.symlink_to(tmp_path / "elsewhere")
+    words = {"flip": "damaged", "pickle": "python_model.pkl", "missing": "missing", "link": "link"}[damage]
+    with pytest.raises(UserError, match=words):
+        registry.register(str(bundle), "m", tracking_uri=uri)
+    assert tracking.client(uri).search_registered_models() == []
+
+
+def test_damage_after_registration_is_found(tmp_path, uri):
+    version = registry.register(make_bundle(tmp_path / "b"), "m", tracking_uri=uri)
+    location = Path(tracking.client(uri).get_logged_model(version.model_id).artifact_location.removeprefix("file://"))
+    weights = location / "artifacts/bundle/denoiser.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-3] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(UserError, match="damaged"):
+        registry.resolve("models:/m@candidate", tracking_uri=uri)
+
+
+@pytest.mark.parametrize("text", ["models:/", "models:/a", "models:/a@", "models:/a/b", "models:/a/b@c"])
+def test_bad_model_uris(text):
+    with pytest.raises(UserError, match="not a model URI"):
+        registry.parse_model_uri(text)
+
+
+def test_unknown_model_is_one_clear_line(uri):
+    with pytest.raises(UserError, match="no alias 'champion' of model 'nobody'"):
+        registry.resolve("models:/nobody@champion", tracking_uri=uri)

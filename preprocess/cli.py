@@ -1,0 +1,55 @@
+"""`latentzoom preprocess SOURCE-KIND SOURCE DEST [...]` and `latentzoom preprocess verify DEST`."""
+
+from __future__ import annotations
+
+import sys
+
+import tyro
+
+from pipeline.errors import UserError
+from preprocess.config import PreprocessConfig
+from preprocess.sources import SOURCES
+
+_PROG = "latentzoom preprocess"
+
+
+def main(argv: list[str]) -> int:
+    """Run the command; returns its exit code."""
+    try:
+        return _dispatch(argv)
+    except UserError as error:
+        print(f"latentzoom: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nlatentzoom: interrupted; run the same command again to continue", file=sys.stderr)
+        return 130
+
+
+def _dispatch(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_help())
+        return 0 if argv else 2
+    if argv[0] not in SOURCES:
+        raise UserError(f"unknown source {argv[0]!r}; use one of {', '.join(SOURCES)}, or verify")
+    return _preprocess(parse(argv))
+
+
+def parse(argv: list[str]) -> PreprocessConfig:
+    """The configuration that a command line asks for."""
+    kind, *rest = argv
+    config = tyro.cli(PreprocessConfig, prog=f"{_PROG} {kind}", args=rest, description=SOURCES[kind][1])
+    return config.replace(source=kind)
+
+
+def _preprocess(config: PreprocessConfig) -> int:
+    from preprocess.run import preprocess
+
+    print(preprocess(config).to_json())
+    return 0
+
+
+def _help() -> str:
+    lines = [f"usage: {_PROG} KIND SOURCE DEST [options]", f"       {_PROG} verify DEST", "", "kinds of source:"]
+    lines += [f"  {name:12} {text}" for name, (_, text) in SOURCES.items()]
+    lines += ["", f"{_PROG} KIND --help lists the options."]
+    return "\n".join(lines)

@@ -1,0 +1,155 @@
+"""What one preprocessing run is asked to do. Sizes are pixels; fractions are of an image's short side."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from pipeline.errors import UserError
+
+
+def _require(condition: bool, name: str, value: object, allowed: str) -> None:
+    if not condition:
+        flag = "--" + name.replace("_", "-")
+        raise UserError(f"{flag} = {value!r} is not allowed; use {allowed}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreprocessConfig:
+    """One run: a source, a destination, and how images become samples.
+
+    The fields up to `seed` decide the bytes of the shards and are part of the plan's hash; the rest decide only how
+    fast, where and how strictly the work is done.
+    """
+
+    source: Annotated[str, tyro.conf.Suppress] = "folder"
+    """Kind of source: a name of `preprocess.sources.SOURCES`."""
+    source_url: tyro.conf.Positional[str]
+    """Where the images are: a folder, archive or database (any fsspec URL)."""
+    dest: tyro.conf.Positional[str]
+    """Folder for the shards (any fsspec URL)."""
+
+    autoencoder: str | None = None
+    """Bundle (or diffusers folder) whose autoencoder makes the latents; without it shards hold pixels only."""
+    size: int = 256
+    """Height and width of a sample."""
+    crop: Literal["center", "random", "grid"] = "center"
+    """center: the middle square; random: seeded squares; grid: a regular tiling."""
+    crops_per_image: int = 1
+    """Seeded crops per image (random only)."""
+    crop_fraction: tuple[float, float] = (1.0, 1.0)
+    """Smallest and largest side of a square crop, as a fraction of the short side."""
+    crop_pixels: int = 0
+    """Side of a crop in source pixels; 0: by --crop-fraction (grid: --size)."""
+    resize: Literal["bicubic", "lanczos", "box"] = "bicubic"
+    """Anti-aliased filter that brings a crop to --size."""
+    pixel_format: Literal["png", "webp", "jpg"] = "png"
+    """How target pixels are stored; png and webp are lossless."""
+    dtype: Literal["float16", "float32"] = "float16"
+    """Number format of stored latents."""
+    flips: bool = True
+    """Also encode the mirrored image (only with an autoencoder)."""
+    lr_sizes: tuple[int, ...] = ()
+    """Input sizes whose super-resolution condition latents are cached."""
+    condition_resize: Literal["nearest", "bicubic"] = "bicubic"
+    """How a low-resolution image is brought to --size before it is encoded."""
+    split: str = ""
+    """Split of the source: ffhq official|ldm, lsun train|val, div2k; empty: the source's own default."""
+    val_fraction: float = 0.0
+    """Fraction of the images held out as split "val", drawn by a seeded hash of the id."""
+    val_folder: str = ""
+    """Images in this sub-folder of the source are the split "val"."""
+    train_list: str = ""
+    """Text file (URL) of ids or file names for "train"; ids in neither list are left out."""
+    val_list: str = ""
+    """Text file (URL) of ids or file names for "val"."""
+    limit: int = 0
+    """Use only the first images of the shuffled list; 0: all."""
+    samples_per_shard: int = 1024
+    """Samples in one shard."""
+    shard_bytes: int = 0
+    """Bytes of one shard, about; when given it decides --samples-per-shard after a short probe."""
+    batch_size: int = 16
+    """Images encoded at once. Part of the plan: it moves the last bits of a latent."""
+    encode_threads: int = 0
+    """CPU threads of the encoder; 0: up to 4. Part of the plan: it moves the last bits of a latent."""
+    device: str = "cpu"
+    """Where the encoder runs: cpu, cuda, cuda:1."""
+    max_pixels: int = 178_000_000
+    """Larger images are rejected from their header, before decoding."""
+    seed: int = 0
+    """Seed of shuffle, splits and crops."""
+
+    policy: Literal["fail", "skip", "quarantine"] = "fail"
+    """What a bad image does: stop the run, be left out, or be left out and copied to DEST/quarantine."""
+    max_reject_fraction: float = 0.001
+    """The run stops when more than this fraction of the images is rejected."""
+    workers: int = 0
+    """Ray actors that build shards; 0: this process."""
+    gpus_per_worker: float = 0.0
+    """GPUs of one actor."""
+    cpus_per_worker: float = 1.0
+    """CPUs that Ray reserves for one actor."""
+    ray_address: str = ""
+    """Ray cluster; empty: a local one, or the one this job runs in."""
+    decode_threads: int = 0
+    """Threads that read, decode and crop; 0: the number of cores."""
+    recheck: Literal["hash", "size"] = "hash"
+    """How shards of an earlier run are checked before they are kept."""
+    retries: int = 6
+    """Attempts for a read or write that fails for a passing reason."""
+    plan: bool = False
+    """Print what would be done and write nothing."""
+
+    def __post_init__(self) -> None:
+        low, high = self.crop_fraction
+        _require(self.size >= 8, "size", self.size, "at least 8 pixels")
+        _require(0 < low <= high <= 1, "crop_fraction", self.crop_fraction, "0 < smallest <= largest <= 1")
+        _require(self.crops_per_image >= 1, "crops_per_image", self.crops_per_image, "at least 1")
+        _require(
+            self.crop == "random" or self.crops_per_image == 1,
+            "crops_per_image",
+            self.crops_per_image,
+            "--crop random with more than one crop per image",
+        )
+        _require(self.crop_pixels >= 0, "crop_pixels", self.crop_pixels, "0 or a number of pixels")
+        _require(0 <= self.val_fraction < 1, "val_fraction", self.val_fraction, "0 <= fraction < 1")
+        _require(self.samples_per_shard >= 1, "samples_per_shard", self.samples_per_shard, "at least 1")
+        _require(self.shard_bytes >= 0, "shard_bytes", self.shard_bytes, "0 or a number of bytes")
+        _require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
+        _require(self.limit >= 0, "limit", self.limit, "0 or a number of images")
+        _require(self.workers >= 0, "workers", self.workers, "0 or a number of actors")
+        _require(self.retries >= 1, "retries", self.retries, "at least 1")
+        _require(0 <= self.max_reject_fraction <= 1, "max_reject_fraction", self.max_reject_fraction, "0 to 1")
+        _require(self.max_pixels >= 1, "max_pixels", self.max_pixels, "at least 1")
+        for lr_size in self.lr_sizes:
+            _require(1 <= lr_size < self.size, "lr_sizes", lr_size, f"sizes from 1 to {self.size - 1}")
+
+    def transform(self) -> dict[str, Any]:
+        """The fields that decide the bytes of a sample, apart from the source and the autoencoder."""
+        names = _TRANSFORM_FIELDS
+        values = {name: getattr(self, name) for name in names}
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
+
+    def replace(self, **changes: Any) -> PreprocessConfig:
+        return dataclasses.replace(self, **changes)
+
+
+_TRANSFORM_FIELDS = (
+    "size",
+    "crop",
+    "crops_per_image",
+    "crop_fraction",
+    "crop_pixels",
+    "resize",
+    "pixel_format",
+    "dtype",
+    "flips",
+    "lr_sizes",
+    "condition_resize",
+    "max_pixels",
+    "seed",
+)

@@ -1,0 +1,103 @@
+"""`manifest.json`, written last: what a shard set holds, how it was made, and the statistics that training needs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.config import from_dict
+from pipeline.errors import UserError
+from pipeline.storage import exists, join, read_bytes, sha256_bytes
+from preprocess.plan import canonical_json
+from preprocess.sample import SCHEMA_VERSION, check_suffixes
+
+MANIFEST_NAME = "manifest.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardEntry:
+    """One shard as the manifest lists it. receipt_sha256: of the receipt file."""
+
+    name: str
+    split: str
+    num_samples: int
+    bytes: int
+    sha256: str
+    receipt_sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """A complete shard set.
+
+    autoencoder_identity: None for pixels only. latent_shape: (S,h,w) as stored. latent_mean, latent_std: per channel,
+    unscaled. scale_factor: 1/std over the whole set. splits: samples of each split. counts: images and samples in,
+    out and rejected. digest: sha256 of everything else here.
+    """
+
+    schema_version: int
+    plan: str
+    source: dict[str, Any]
+    splits: dict[str, int]
+    size: int
+    pixel_format: str
+    suffixes: list[str]
+    transform: dict[str, Any]
+    transform_identity: str
+    autoencoder_identity: str | None = None
+    autoencoder: dict[str, Any] | None = None
+    latent_shape: list[int] | None = None
+    dtype: str = "float16"
+    flips: bool = False
+    lr_sizes: list[int] = field(default_factory=list)
+    latent_mean: list[float] | None = None
+    latent_std: list[float] | None = None
+    scale_factor: float = 1.0
+    num_samples: int = 0
+    num_images: int = 0
+    num_rejected: int = 0
+    num_rejected_images: int = 0
+    ledger_sha256: str | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+    shards: list[ShardEntry] = field(default_factory=list)
+    digest: str = ""
+
+    def to_bytes(self) -> bytes:
+        """File content, sealed with its own hash."""
+        body = dataclasses.asdict(self)
+        del body["digest"]
+        body["digest"] = sha256_bytes(canonical_json(body))
+        return (json.dumps(body, indent=1, sort_keys=True) + "\n").encode()
+
+
+def parse_manifest(data: bytes, where: str) -> Manifest:
+    """The manifest in `data`. Damage, another schema version and members outside the contract raise `UserError`."""
+    try:
+        body = json.loads(data)
+    except ValueError as error:
+        raise UserError(f"{where} is damaged: {error}") from error
+    if not isinstance(body, dict) or "schema_version" not in body:
+        raise UserError(f"{where} is not a shard set manifest")
+    if body["schema_version"] != SCHEMA_VERSION:
+        raise UserError(
+            f"{where} has schema version {body['schema_version']}; this program reads {SCHEMA_VERSION}: "
+            "preprocess again, or use the version that wrote it"
+        )
+    digest = body.pop("digest", "")
+    if sha256_bytes(canonical_json(body)) != digest:
+        raise UserError(f"{where} is damaged: its own checksum does not match")
+    entries = [from_dict(ShardEntry, entry, f"{where}: shards") for entry in body.pop("shards", [])]
+    manifest = from_dict(Manifest, {**body, "digest": digest}, where)
+    check_suffixes(manifest.suffixes, where)
+    return dataclasses.replace(manifest, shards=entries)
+
+
+def load_manifest(url: str) -> Manifest:
+    """The manifest of the shard set in folder `url`."""
+    path = join(url, MANIFEST_NAME)
+    if not exists(path):
+        hint = "its preprocessing did not finish: run it again" if exists(join(url, "plan.json")) else "wrong folder?"
+        raise UserError(f"{url} holds no {MANIFEST_NAME}; {hint}")
+    return parse_manifest(read_bytes(path), path)

@@ -1,0 +1,229 @@
+"""The plan: which sample is where, decided before any image is read. A pure function of the source list and settings.
+
+    sorted ids → split by id → seeded shuffle of the images → their crops, side by side → shards → encode batches
+
+Crops of one image stay together, so that a large photograph is decoded once; the loader shuffles samples anyway.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import posixpath
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.errors import UserError
+from pipeline.storage import sha256_bytes
+from preprocess.config import PreprocessConfig
+from preprocess.crops import grid_boxes, unit_values
+from preprocess.images import oriented_size
+from preprocess.rejects import Reject
+from preprocess.sample import SCHEMA_VERSION
+from preprocess.sources.base import Source, read_list
+
+_HEADER_BYTES = 1 << 18
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedImage:
+    """One image of a shard and its crops [first_crop, first_crop + num_crops)."""
+
+    image: str
+    first_crop: int
+    num_crops: int
+
+
+@dataclass(frozen=True, slots=True)
+class ShardPlan:
+    """One shard. Its samples have plan positions [first_index, first_index + num_samples)."""
+
+    number: int
+    split: str
+    first_index: int
+    num_samples: int
+    images: tuple[PlannedImage, ...]
+
+    @property
+    def name(self) -> str:
+        return f"shard-{self.number:06d}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All shards, and `facts`: the plain values whose hash says whether two runs make the same bytes."""
+
+    shards: list[ShardPlan]
+    num_images: int
+    num_samples: int
+    source_bytes: int
+    listing: bytes
+    facts: dict[str, Any]
+
+    @property
+    def hash(self) -> str:
+        return sha256_bytes(canonical_json(self.facts))
+
+
+def canonical_json(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+
+
+def make_plan(
+    config: PreprocessConfig, source: Source, autoencoder: dict[str, Any] | None, versions: dict[str, str]
+) -> Plan:
+    """Plan a run. `autoencoder` holds its identity and stored shape (None: pixels only)."""
+    listed = sorted(source.list_images())
+    _check_ids(listed)
+    splits = assign_splits(config, source, [image for image, _ in listed])
+    sizes = dict(listed)
+    ordered = {name: _shuffle(images, config.seed) for name, images in splits.items()}
+    if config.limit:
+        ordered = {name: images[: config.limit] for name, images in ordered.items()}
+    used = [image for name in sorted(ordered) for image in ordered[name]]
+    num_crops = count_crops(config, source, used)
+    shards: list[ShardPlan] = []
+    first_index = 0
+    for name in sorted(ordered):
+        for shard in _cut(name, ordered[name], num_crops, config.samples_per_shard, len(shards), first_index):
+            shards.append(shard)
+            first_index += shard.num_samples
+    listing = "".join(f"{image}\t{sizes[image]}\t{num_crops[image]}\n" for image in sorted(used)).encode()
+    facts = {
+        "schema_version": SCHEMA_VERSION,
+        "source": {"kind": config.source, "split": config.split, "num_images": len(used),
+                   "listing_sha256": sha256_bytes(listing)},
+        "splits": {name: sum(s.num_samples for s in shards if s.split == name) for name in sorted(ordered)},
+        "split_sha256": _split_hash(ordered),
+        "transform": config.transform(),
+        "shards": {"samples_per_shard": config.samples_per_shard, "batch_size": config.batch_size},
+        "encoder": None if autoencoder is None else {
+            **autoencoder, "device": config.device.split(":")[0], "threads": config.encode_threads},
+        "versions": versions,
+    }  # fmt: skip
+    source_bytes = sum(max(sizes[image], 0) for image in used)
+    return Plan(shards, len(used), first_index, source_bytes, listing, facts)
+
+
+def listing_file(plan: Plan) -> bytes:
+    """The source list as stored beside the shards, so that a later run can name what changed."""
+    return gzip.compress(plan.listing, 6, mtime=0)
+
+
+def assign_splits(config: PreprocessConfig, source: Source, images: list[str]) -> dict[str, list[str]]:
+    """Images of each split, in sorted order. Splits are by image, so no crop of a held-out image is trained on."""
+    asked = [name for name in ("val_fraction", "val_folder", "val_list") if getattr(config, name)]
+    if len(asked) > 1 or (config.train_list and not config.val_list):
+        flags = ", ".join(
+            "--" + name.replace("_", "-") for name in [*asked, *(["train_list"] * bool(config.train_list))]
+        )
+        raise UserError(
+            f"{flags} do not go together; use --val-fraction, --val-folder, or --val-list (with --train-list)"
+        )
+    if config.val_list:
+        return _split_by_lists(config, images)
+    splits: dict[str, list[str]] = {}
+    prefix = config.val_folder.strip("/") + "/"
+    for image in images:
+        split = source.split_of(image) or "train"
+        if config.val_folder:
+            split = "val" if image.startswith(prefix) else "train"
+        elif config.val_fraction:
+            split = "val" if unit_values(1, "split", config.seed, image)[0] < config.val_fraction else "train"
+        splits.setdefault(split, []).append(image)
+    if asked and not (splits.get("val") and splits.get("train")):
+        empty = "val" if "train" in splits else "train"
+        value = getattr(config, asked[0])
+        raise UserError(f"--{asked[0].replace('_', '-')} {value} leaves no image for the split {empty!r}")
+    return splits
+
+
+def _split_by_lists(config: PreprocessConfig, images: list[str]) -> dict[str, list[str]]:
+    val = _find_listed(config.val_list, images)
+    train = _find_listed(config.train_list, images) if config.train_list else set(images) - val
+    both = sorted(train & val)
+    if both:
+        raise UserError(f"{both[0]} is in both {config.train_list} and {config.val_list}")
+    return {"train": sorted(train), "val": sorted(val)}
+
+
+def _find_listed(url: str, images: list[str]) -> set[str]:
+    """Ids that a list names, by id, by file name, or by file name without suffix."""
+    names: dict[str, str | None] = {}
+    for image in images:
+        base = posixpath.basename(image)
+        for name in {image, posixpath.splitext(image)[0], base, posixpath.splitext(base)[0]}:
+            names[name] = image if names.get(name, image) == image else None
+    known = set(images)
+    found = set()
+    for line in read_list(url):
+        match = line if line in known else names.get(line, "")
+        if match is None:
+            raise UserError(f"{url}: {line!r} names more than one image; use paths within the source")
+        if not match:
+            raise UserError(f"{url}: {line!r} is not in the source")
+        found.add(match)
+    return found
+
+
+def count_crops(config: PreprocessConfig, source: Source, images: list[str]) -> dict[str, int]:
+    """Crops of each image. Only a grid needs to know sizes; it reads headers."""
+    if config.crop != "grid":
+        return dict.fromkeys(images, config.crops_per_image)
+    side = config.crop_pixels or config.size
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        return dict(zip(images, pool.map(lambda image: _grid_count(source, image, side, config.max_pixels), images)))
+
+
+def _grid_count(source: Source, image: str, side: int, max_pixels: int) -> int:
+    try:
+        height, width = oriented_size(source.read(image), max_pixels)
+    except Reject:
+        return 1  # rejected, and counted, when it is decoded
+    return max(1, len(grid_boxes(height, width, side)))
+
+
+def _check_ids(listed: list[tuple[str, int]]) -> None:
+    for (image, _), (following, _) in zip(listed, listed[1:]):
+        if image == following:
+            raise UserError(f"the source lists {image!r} twice; ids must be unique")
+    for image, _ in listed:
+        if not image.isprintable():
+            raise UserError(f"the source has an unprintable id {image!r}; rename the file")
+
+
+def _shuffle(images: list[str], seed: int) -> list[str]:
+    def rank(image: str) -> bytes:
+        return hashlib.blake2b(image.encode(), digest_size=16, key=f"shuffle {seed}".encode()).digest()
+
+    return sorted(images, key=rank)
+
+
+def _split_hash(ordered: dict[str, list[str]]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(ordered):
+        for image in ordered[name]:
+            digest.update(f"{name}\t{image}\n".encode())
+    return digest.hexdigest()
+
+
+def _cut(
+    split: str, images: Iterable[str], num_crops: dict[str, int], per_shard: int, number: int, first_index: int
+) -> Iterable[ShardPlan]:
+    """Cut one split into shards of `per_shard` samples; the last may be shorter. An image's crops may cross a cut."""
+    parts: list[PlannedImage] = []
+    filled = 0
+    for image in images:
+        crop = 0
+        while crop < num_crops[image]:
+            take = min(num_crops[image] - crop, per_shard - filled)
+            parts.append(PlannedImage(image, crop, take))
+            crop, filled = crop + take, filled + take
+            if filled == per_shard:
+                yield ShardPlan(number, split, first_index, filled, tuple(parts))
+                parts, number, first_index, filled = [], number + 1, first_index + filled, 0
+    if filled:
+        yield ShardPlan(number, split, first_index, filled, tuple(parts))

@@ -1,0 +1,64 @@
+"""Trying again when a store fails for a passing reason: 429 and 5xx answers, time-outs, dropped connections."""
+
+from __future__ import annotations
+
+import errno
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+import tenacity
+
+from pipeline.errors import UserError
+
+T = TypeVar("T")
+_LASTING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.EFBIG}
+_LASTING_TYPES = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
+_NETWORK_MODULES = ("botocore", "aiobotocore", "aiohttp", "urllib3", "requests", "gcsfs", "adlfs", "s3fs")
+
+
+class RetryCounter:
+    """Counts repeated attempts over all threads of a process."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._lock = threading.Lock()
+
+    def add(self) -> None:
+        with self._lock:
+            self.count += 1
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether a second attempt may succeed."""
+    if isinstance(error, (*_LASTING_TYPES, UserError)):
+        return False
+    if isinstance(error, OSError):
+        return error.errno not in _LASTING
+    return isinstance(error, TimeoutError) or type(error).__module__.split(".")[0] in _NETWORK_MODULES
+
+
+def with_retries(
+    action: Callable[[], T], what: str, attempts: int, counter: RetryCounter, first_wait: float = 0.2
+) -> T:
+    """Run `action` up to `attempts` times with growing, jittered pauses. Lasting errors are raised at once."""
+    retrying = tenacity.Retrying(
+        stop=tenacity.stop_after_attempt(attempts),
+        wait=tenacity.wait_random_exponential(multiplier=first_wait, max=30.0),
+        retry=tenacity.retry_if_exception(is_passing),
+        before_sleep=lambda state: counter.add(),
+        reraise=True,
+    )
+    try:
+        return retrying(action)
+    except Exception as error:
+        if is_passing(error):
+            raise UserError(f"{what} failed {attempts} times, the last time with: {error}") from error
+        raise
+
+
+def explain_full_disk(error: BaseException, dest: str) -> BaseException:
+    """A full disk as something the user can mend; any other error unchanged."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return UserError(f"no space left while writing to {dest}; free some and run again, finished shards are kept")
+    return error

@@ -1,0 +1,201 @@
+"""Starts `training.run.train` on Ray Train workers: one call a stage, any number of workers, restarts included.
+
+Checkpoints are the training code's own (in the run folder); Ray decides who runs, and starts workers again when some
+die. Workers leave and join: with a range of workers a run goes on with fewer and grows back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from pipeline import storage
+from pipeline.errors import UserError
+from training.config import Preset, preset_from_dict, preset_to_dict
+from training.reporter import Reporter
+from training.run import TrainResult, train
+
+_CONTROLLER_ENVIRONMENT = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
+    "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
+}
+
+
+def start_ray(num_cpus: int | None = None, **options: Any) -> bool:
+    """Start a local Ray (or join the cluster of RAY_ADDRESS) unless one is joined already → whether it was started."""
+    import ray
+
+    for name, value in _CONTROLLER_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if ray.is_initialized():
+        return False
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(log_to_driver=True, **options)
+    else:
+        ray.init(num_cpus=num_cpus, include_dashboard=False, log_to_driver=True, logging_level="WARNING", **options)
+    return True
+
+
+def launch(
+    stage: str,
+    preset: Preset,
+    *,
+    data: str,
+    run_dir: str,
+    bundle: str | None = None,
+    num_workers: int | tuple[int, int] = 1,
+    gpus_per_worker: float = 0.0,
+    cpus_per_worker: float | None = None,
+    reporter_spec: dict[str, Any] | None = None,
+    max_failures: int = 3,
+) -> TrainResult:
+    """Train one stage on Ray workers with DeepSpeed and wait for it.
+
+    num_workers: a number, or (least, most) for an elastic run. reporter_spec: arguments of
+    `orchestration.mlflow_reporter.MlflowReporter`, built on the main worker; None reports to the run folder only.
+    max_failures: how often workers are started again after a crash; each time training continues from the newest
+    checkpoint. Raises `UserError` for what the training code refuses.
+    """
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    least, most = (num_workers, num_workers) if isinstance(num_workers, int) else num_workers
+    started = start_ray(num_cpus=None if os.environ.get("RAY_ADDRESS") else max(most, os.cpu_count() or 1))
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
+    use_gpu = gpus_per_worker > 0
+    total_cpus = ray.cluster_resources().get("CPU", 1.0)
+    cpus = cpus_per_worker or max(1.0, total_cpus // most) if not use_gpu else cpus_per_worker or 1.0
+    _check_capacity(ray.cluster_resources(), least, cpus, gpus_per_worker)
+    run_dir = storage.absolute(run_dir)
+    arguments = {
+        "stage": stage,
+        "preset": preset_to_dict(preset),
+        "data": storage.absolute(data),
+        "run_dir": run_dir,
+        "bundle": storage.absolute(bundle) if bundle else None,
+        "reporter_spec": reporter_spec,
+        "threads": max(1, int(cpus)),
+        "device": "cuda" if use_gpu else "cpu",
+    }
+    _remove_error(run_dir)
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config=arguments,
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=least if least == most else (least, most),
+            use_gpu=use_gpu,
+            resources_per_worker={"CPU": cpus, **({"GPU": gpus_per_worker} if use_gpu else {})},
+        ),
+        run_config=RunConfig(
+            name=stage,
+            storage_path=storage.join(run_dir, "ray"),
+            failure_config=FailureConfig(max_failures=max_failures),
+            worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": str(arguments["threads"])}},
+        ),
+    )
+    try:
+        result = trainer.fit()
+    except TrainingFailedError as error:
+        raise UserError(
+            f"training {stage} failed on its workers {max_failures + 1} times: {_last_line(error)}"
+        ) from error
+    finally:
+        if started:
+            ray.shutdown()
+    value = result.return_value or {"error": _read_error(run_dir) or "the workers returned nothing"}
+    if "error" in value:
+        raise UserError(value["error"])
+    return TrainResult(**value)
+
+
+def _worker(arguments: dict[str, Any]) -> dict[str, Any]:
+    """What every Ray worker runs. An error that a user can mend is returned, so that Ray does not try again."""
+    import torch.distributed as dist
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    torch.set_num_threads(arguments["threads"])
+    try:
+        result = train(
+            arguments["stage"],
+            preset_from_dict(arguments["preset"]),
+            data=arguments["data"],
+            run_dir=arguments["run_dir"],
+            bundle=arguments["bundle"],
+            reporters=_reporters(arguments["reporter_spec"]),
+            use_deepspeed=True,
+            device=arguments["device"],
+            stop_requested=_preemption_notice,
+            keeps_running_when_stopped=True,
+        )
+    except UserError as error:
+        if not (message := _read_error(arguments["run_dir"])):
+            message = str(error)
+            storage.write_json(_error_url(arguments["run_dir"]), {"error": message})
+        with contextlib.suppress(Exception):
+            dist.destroy_process_group()  # wakes workers that wait for this one
+        return {"error": message}
+    except Exception:
+        if message := _read_error(arguments["run_dir"]):
+            return {"error": message}
+        raise
+    return dataclasses.asdict(result)
+
+
+def _reporters(spec: dict[str, Any] | None) -> list[Callable[[], Reporter]]:
+    if spec is None:
+        return []
+
+    def make() -> Reporter:
+        from orchestration.mlflow_reporter import MlflowReporter
+
+        return MlflowReporter(**spec)
+
+    return [make]
+
+
+def _preemption_notice() -> bool:
+    """Whether Ray says that the machine of some worker is about to be taken away. All workers must ask together."""
+    import ray.train
+
+    return ray.train.get_preemption_info() is not None
+
+
+def _check_capacity(resources: dict[str, float], workers: int, cpus: float, gpus: float) -> None:
+    for name, each in (("CPU", cpus), ("GPU", gpus)):
+        if (there := resources.get(name, 0.0)) < workers * each:
+            raise UserError(
+                f"{workers} workers with {each:g} {name} each need {workers * each:g} {name}, and Ray has {there:g}; "
+                "use fewer workers, or add machines"
+            )
+
+
+def _error_url(run_dir: str) -> str:
+    return storage.join(run_dir, "error.json")
+
+
+def _read_error(run_dir: str) -> str:
+    url = _error_url(run_dir)
+    return str(storage.read_json(url)["error"]) if storage.exists(url) else ""
+
+
+def _remove_error(run_dir: str) -> None:
+    if storage.exists(_error_url(run_dir)):
+        fs, path = storage.filesystem(_error_url(run_dir))
+        fs.rm_file(path)
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

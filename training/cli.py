@@ -1,0 +1,145 @@
+"""`latentzoom train STAGE --preset NAME --data SHARDS --run-dir RUNS [--bundle PARTS] [--set align.lr=1e-6 ...]`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+
+import torch
+
+from pipeline.errors import UserError
+from pipeline.progress import format_seconds
+from training.config import STAGES, Preset, override
+from training.presets import PRESETS, get_preset
+from training.run import TrainResult, train
+from training.session import Preempted
+
+INTERRUPTED = 75
+"""Exit status after a preemption notice: a checkpoint was written, run the same command again (EX_TEMPFAIL)."""
+
+
+def parser(prog: str = "latentzoom train") -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog=prog, description="Train one stage; run again to continue an interrupted run."
+    )
+    parser.add_argument("stage", choices=STAGES)
+    parser.add_argument("--preset", required=True, help=f"one of {', '.join(PRESETS)}")
+    parser.add_argument("--data", required=True, metavar="URL", help="folder of shards made by latentzoom preprocess")
+    parser.add_argument("--run-dir", required=True, metavar="URL", help="checkpoints, figures and the bundle go here")
+    parser.add_argument("--bundle", metavar="URL", help="parts from earlier stages (a run's bundle folder)")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a setting of the preset, such as align.lr=1e-6",
+    )
+    parser.add_argument("--local", action="store_true", help="this process only: no Ray, no DeepSpeed")
+    parser.add_argument("--workers", default="1", metavar="N|MIN:MAX", help="Ray Train workers; a range is elastic")
+    parser.add_argument("--gpus-per-worker", type=float, default=0.0)
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: CUDA where there is one")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads with --local (0: torch's choice)")
+    parser.add_argument("--tracking-uri", help="MLflow tracking server or sqlite:/// file")
+    parser.add_argument("--run-id", help="existing MLflow run to report to")
+    parser.add_argument("--dry-run", action="store_true", help="check, and print sizes, memory, steps and time")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None, *, launch: Callable[..., TrainResult] | None = None) -> int:
+    """`launch` starts a run on Ray Train workers (orchestration.ray_train.launch); without it only --local works."""
+    arguments = parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        return _run(arguments, launch)
+    except UserError as error:
+        print(f"latentzoom: error: {error}", file=sys.stderr)
+        return 2
+    except Preempted as notice:
+        print(f"latentzoom: {notice}", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _run(arguments: argparse.Namespace, launch: Callable[..., TrainResult] | None) -> int:
+    preset = override(get_preset(arguments.preset), arguments.set)
+    if arguments.dry_run:
+        from training.estimate import dry_run
+
+        print(dry_run(arguments.stage, preset, arguments.data, arguments.bundle, parse_workers(arguments.workers)[1]))
+        return 0
+    if arguments.local:
+        result = train_here(arguments, preset)
+    elif launch is None:
+        raise UserError("training on Ray workers starts through `latentzoom train`; here only --local works")
+    else:
+        low, high = parse_workers(arguments.workers)
+        spec = None
+        if arguments.run_id:
+            spec = {"run_id": arguments.run_id, "tracking_uri": arguments.tracking_uri}
+        result = launch(
+            arguments.stage,
+            preset,
+            data=arguments.data,
+            run_dir=arguments.run_dir,
+            bundle=arguments.bundle,
+            num_workers=low if low == high else (low, high),
+            gpus_per_worker=arguments.gpus_per_worker,
+            reporter_spec=spec,
+        )
+    print(
+        f"{result.stage}: {result.steps} steps in {format_seconds(result.seconds)}, loss {result.first_loss:.4g} → "
+        f"{result.last_loss:.4g}; bundle in {result.bundle}"
+    )
+    return 0
+
+
+def train_here(arguments: argparse.Namespace, preset: Preset) -> TrainResult:
+    """Train in this process; SIGTERM and Ctrl-C lead to a checkpoint at the next report, a second one stops at once."""
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    stop = threading.Event()
+
+    def notice(number: int, frame: object) -> None:
+        stop.set()
+        signal.signal(number, signal.SIG_DFL if number != signal.SIGINT else signal.default_int_handler)
+
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, notice)
+    return train(
+        arguments.stage,
+        preset,
+        data=arguments.data,
+        run_dir=arguments.run_dir,
+        bundle=arguments.bundle,
+        device=arguments.device,
+        stop_requested=stop.is_set,
+    )
+
+
+def parse_workers(text: str) -> tuple[int, int]:
+    """ "2" → (2, 2); "1:4" → (1, 4)."""
+    low, _, high = text.partition(":")
+    try:
+        numbers = int(low), int(high or low)
+    except ValueError as error:
+        raise UserError(f"--workers {text!r} is not allowed; use a number such as 2 or a range such as 1:4") from error
+    if not 1 <= numbers[0] <= numbers[1]:
+        raise UserError(f"--workers {text!r} is not allowed; use a range from at least 1 upwards")
+    return numbers
+
+
+def cores_per_worker(num_workers: int) -> int:
+    """CPU cores that a worker may use when `num_workers` share this machine."""
+    return max(
+        1, (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1) // num_workers
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

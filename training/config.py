@@ -1,0 +1,227 @@
+"""What a training stage can be told: frozen dataclasses, validated where they are built.
+
+Steps count optimizer steps; `global_batch` counts samples of one optimizer step over all workers, so that neither the
+number of workers nor gradient accumulation changes what is trained. Learning rates are per optimizer step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+from pipeline.config import ModelConfig, from_dict, to_dict
+from pipeline.errors import UserError
+
+STAGES = ("autoencoder", "decoder", "denoiser", "align")
+StageName = Literal["autoencoder", "decoder", "denoiser", "align"]
+Precision = Literal["fp32", "bf16", "fp16"]
+D = TypeVar("D")
+
+
+def _require(condition: bool, name: str, value: object, allowed: str) -> None:
+    if not condition:
+        raise UserError(f"{name} = {value!r} is not allowed; use {allowed}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    """Settings that all stages share.
+
+    micro_batch: samples that one worker holds at once; 0 is its whole share of the global batch. Smaller values
+        accumulate gradients.
+    warmup_steps, schedule: the learning rate rises linearly, then stays ("constant") or falls to zero ("cosine").
+    clip_norm: largest global gradient norm; 0 switches clipping off.
+    ema_decay, ema_warmup: decay of the averaged weights; with warm-up it is min(ema_decay, (1+t)/(10+t)).
+    checkpoint_every, keep: steps between checkpoints, and how many complete ones stay.
+    log_every, grid_every: steps between log lines and between image grids (0: no grids).
+    activation_checkpointing, compile, channels_last: memory and speed options of the trained network.
+    """
+
+    steps: int = 1000
+    global_batch: int = 8
+    micro_batch: int = 0
+    lr: float = 1e-4
+    warmup_steps: int = 0
+    schedule: Literal["constant", "cosine"] = "constant"
+    beta1: float = 0.9
+    beta2: float = 0.999
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+    ema_decay: float = 0.9999
+    ema_warmup: bool = True
+    precision: Precision = "fp32"
+    zero_stage: int = 1
+    checkpoint_every: int = 500
+    keep: int = 2
+    log_every: int = 10
+    grid_every: int = 0
+    seed: int = 0
+    flip: bool = True
+    activation_checkpointing: bool = False
+    compile: bool = False
+    channels_last: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "global_batch", "checkpoint_every", "keep", "log_every"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "a whole number of at least 1")
+        for name in ("micro_batch", "warmup_steps", "grid_every"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "a whole number of at least 0")
+        for name in ("weight_decay", "clip_norm"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "a number of at least 0")
+        _require(self.lr > 0, "lr", self.lr, "a positive number")
+        for name in ("beta1", "beta2", "ema_decay"):
+            _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "0 <= value < 1")
+        _require(self.schedule in ("constant", "cosine"), "schedule", self.schedule, "'constant' or 'cosine'")
+        _require(self.precision in ("fp32", "bf16", "fp16"), "precision", self.precision, "'fp32', 'bf16' or 'fp16'")
+        _require(self.zero_stage in (0, 1, 2, 3), "zero_stage", self.zero_stage, "0, 1, 2 or 3")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderStage(StageConfig):
+    """Stage 0: L1 + KL (or VQ), optionally a perceptual (LPIPS) and a patch-GAN term.
+
+    crop: side of the random training crop in pixels, a multiple of f; 0 is the whole image.
+    lpips_weights: path or URL of LPIPS's VGG16 weights, needed when perceptual_weight > 0.
+    adversarial_start: step from which the discriminator's opinion counts.
+    """
+
+    crop: int = 0
+    kl_weight: float = 1e-6
+    codebook_weight: float = 1.0
+    perceptual_weight: float = 0.0
+    lpips_weights: str = ""
+    adversarial_weight: float = 0.0
+    adversarial_start: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("crop", "kl_weight", "codebook_weight", "perceptual_weight", "adversarial_weight"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "a number of at least 0")
+        _require(
+            not self.perceptual_weight or bool(self.lpips_weights),
+            "lpips_weights",
+            self.lpips_weights,
+            "the path of LPIPS weights, or perceptual_weight = 0",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderStage(StageConfig):
+    """Alignment stage 1: implicit decoder on latents of the frozen encoder.
+
+    min_size, max_size: range of the target size, both included; 0 is the latent's and the image's own size.
+    crop: side of the random window of the target that a step renders; 0 is the whole target.
+    latent_noise: standard deviation of Gaussian noise added to latents, in units of the latents' own deviation.
+    """
+
+    lr: float = 5e-5
+    loss: Literal["l1", "l2"] = "l1"
+    min_size: int = 0
+    max_size: int = 0
+    crop: int = 0
+    latent_noise: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_sizes(self.min_size, self.max_size, self.crop)
+        _require(self.latent_noise >= 0, "latent_noise", self.latent_noise, "a number of at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenoiserStage(StageConfig):
+    """Denoising pre-training, paper eq. (4). sample_latents: draw KL latents instead of taking their mean."""
+
+    sample_latents: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignStage(StageConfig):
+    """Alignment stage 2, paper eqs. (7)-(9): lambda_dm · L_dm + lambda_recon · L_recon.
+
+    weight_clip: upper bound of w(t) = abar/(1-abar), which reaches 1e4 at t = 0 (as min-SNR does); 0 is no bound.
+    """
+
+    lr: float = 1e-6
+    loss: Literal["l1", "l2"] = "l2"
+    lambda_dm: float = 1.0
+    lambda_recon: float = 1.0
+    weight_clip: float = 5.0
+    min_size: int = 0
+    max_size: int = 0
+    crop: int = 0
+    sample_latents: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_sizes(self.min_size, self.max_size, self.crop)
+        for name in ("lambda_dm", "lambda_recon", "weight_clip"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "a number of at least 0")
+
+
+def _check_sizes(min_size: int, max_size: int, crop: int) -> None:
+    _require(min_size >= 0, "min_size", min_size, "a whole number of at least 0")
+    _require(max_size == 0 or max_size >= min_size, "max_size", max_size, f"0 or at least min_size = {min_size}")
+    _require(crop >= 0, "crop", crop, "a whole number of at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """A model and how its four stages are trained."""
+
+    name: str
+    model: ModelConfig
+    autoencoder: AutoencoderStage = field(default_factory=AutoencoderStage)
+    decoder: DecoderStage = field(default_factory=DecoderStage)
+    denoiser: DenoiserStage = field(default_factory=DenoiserStage)
+    align: AlignStage = field(default_factory=AlignStage)
+
+    def stage(self, name: str) -> StageConfig:
+        """The settings of one stage; `UserError` for an unknown name."""
+        _require(name in STAGES, "stage", name, f"one of {', '.join(STAGES)}")
+        return getattr(self, name)
+
+
+def preset_to_dict(preset: Preset) -> dict[str, Any]:
+    """A preset as plain JSON types."""
+    return to_dict(preset)
+
+
+def preset_from_dict(data: dict[str, Any]) -> Preset:
+    """The inverse of `preset_to_dict`, strict about names and types."""
+    return from_dict(Preset, data, "preset")
+
+
+def override(config: D, assignments: list[str]) -> D:
+    """`config` with dotted fields replaced: ["align.lr=1e-6", "model.decoder.mlp_width=64"].
+
+    Values are JSON, or plain text where JSON does not parse. Unknown names are a `UserError`.
+    """
+    data = to_dict(config)
+    for assignment in assignments:
+        path, sign, text = assignment.partition("=")
+        if not sign or not path:
+            raise UserError(f"{assignment!r} is not of the form name.field=value")
+        target, names = data, path.strip().split(".")
+        for depth, name in enumerate(names):
+            if not isinstance(target, dict) or name not in target:
+                known = ", ".join(sorted(target)) if isinstance(target, dict) else "nothing below it"
+                raise UserError(f"no setting {'.'.join(names[: depth + 1])!r}; known there: {known}")
+            if depth < len(names) - 1:
+                target = target[name]
+        target[names[-1]] = _parse(text.strip())
+    return from_dict(typing.cast(type[D], type(config)), data, "preset")
+
+
+def _parse(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return {"True": True, "False": False, "None": None}.get(text, text)
+
+
+def with_scale_factor(model: ModelConfig, scale_factor: float) -> ModelConfig:
+    """The model with the latents' measured scale factor."""
+    return dataclasses.replace(model, scale_factor=scale_factor)

@@ -1,0 +1,115 @@
+"""What one run of one stage was given: settings, data, parts from earlier stages, workers and sinks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline import storage
+from pipeline.bundle import Bundle
+from pipeline.config import ModelConfig, to_dict
+from pipeline.errors import UserError
+from preprocess.loader import ShardLoader
+from preprocess.manifest import Manifest
+from training.config import StageConfig
+from training.reporter import BackgroundReporter, FolderReporter, NullReporter, Reporter
+from training.world import World
+
+# Settings that may change when a run is continued; every other one decides what is trained.
+_FREE = {
+    "steps",
+    "micro_batch",
+    "checkpoint_every",
+    "keep",
+    "log_every",
+    "grid_every",
+    "activation_checkpointing",
+    "compile",
+    "channels_last",
+    "lr",
+    "warmup_steps",
+    "schedule",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """Everything a stage needs to know. `reporters` are built on the main worker only, when training starts."""
+
+    stage: str
+    config: StageConfig
+    model: ModelConfig
+    data: str
+    manifest: Manifest
+    run_dir: str
+    bundle: Bundle | None
+    world: World
+    use_deepspeed: bool
+    reporters: list[Callable[[], Reporter]] = field(default_factory=list)
+    stop_requested: Callable[[], bool] = lambda: False
+    keeps_running_when_stopped: bool = False
+
+    @property
+    def checkpoint_url(self) -> str:
+        return storage.join(self.run_dir, "checkpoints")
+
+    def loader(
+        self,
+        *,
+        pixels: bool,
+        latents: bool,
+        batch_size: int | None = None,
+        split: str = "train",
+        main_only: bool = False,
+    ) -> ShardLoader:
+        """This worker's batches. `main_only`: a separate small reader for pictures, not shared among workers."""
+        identity = self.bundle.autoencoder.identity() if self.bundle is not None and latents else None
+        return ShardLoader(
+            self.data,
+            split=split,
+            batch_size=batch_size or self.config.global_batch // self.world.size,
+            rank=0 if main_only else self.world.rank,
+            world_size=1 if main_only else self.world.size,
+            seed=self.config.seed,
+            flip=self.config.flip and not main_only,
+            lr_size=self.model.lr_size if latents and self.model.task == "sr" else 0,
+            pixels=pixels,
+            latents=latents,
+            autoencoder_identity=identity,
+        )
+
+    def open_reporter(self, resume_step: int) -> Reporter:
+        """The run's sinks, on the main worker; a run without a main worker's duties reports nothing."""
+        if not self.world.is_main:
+            return NullReporter()
+        reporter = BackgroundReporter([FolderReporter(self.run_dir, resume_step), *(make() for make in self.reporters)])
+        reporter.params({"stage": self.stage, **to_dict(self.config), "model": to_dict(self.model), "data": self.data})
+        return reporter
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What must not change between two parts of one run."""
+        config = {name: value for name, value in to_dict(self.config).items() if name not in _FREE}
+        return {"stage": self.stage, "model": to_dict(self.model), "data": self.manifest.digest, "settings": config}
+
+    def difference(self, other: dict[str, Any]) -> str:
+        """Which part of the fingerprint differs from a stored one, in words."""
+        mine = self.fingerprint()
+        changed = [name for name in mine if mine[name] != other.get(name)]
+        if changed == ["settings"]:
+            stored = other["settings"]
+            fields = [f"{k} was {stored.get(k)!r}, is {v!r}" for k, v in mine["settings"].items() if stored.get(k) != v]
+            return ", ".join(fields)
+        return "different " + " and ".join(changed)
+
+
+def require_parts(bundle: Bundle | None, stage: str, *names: str) -> Bundle:
+    """The bundle with the parts that a stage builds on; `UserError` naming the stage that makes a missing one."""
+    made_by = {"autoencoder": "autoencoder", "decoder": "decoder", "denoiser": "denoiser"}
+    for name in names:
+        if bundle is None or getattr(bundle, name) is None:
+            raise UserError(
+                f"stage {stage} needs a bundle with the {name}; train stage {made_by[name]} first (--bundle)"
+            )
+    assert bundle is not None
+    return bundle

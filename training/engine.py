@@ -1,0 +1,332 @@
+"""The only file that knows DeepSpeed. `make_engine` picks DeepSpeed or plain PyTorch; both have one interface.
+
+DeepSpeed partitions optimizer state (ZeRO 1), gradients (2) and weights (3) over the workers, reduces gradients and
+clips them. The learning rate, the averaged weights and what is in a checkpoint are this project's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import tempfile
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from pipeline.decoder import ImplicitDecoder
+from pipeline.errors import UserError
+from training.config import StageConfig
+from training.ema import Ema, Fragment, assemble, decay_at, to_tensors
+from training.optim import make_optimizer, set_lr
+from training.plain_engine import PlainEngine, copy_to_cpu
+from training.world import World
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Engine(Protocol):
+    """One network being trained."""
+
+    name: str
+    module: nn.Module
+    world: World
+
+    def __call__(self, *inputs: Any) -> Any:
+        """The network's forward pass, in the stage's precision."""
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of one micro-batch, whose mean loss this is."""
+
+    def step(self, step: int, lr: float) -> float:
+        """Apply optimizer step `step` (1, 2, ...) and average the weights → global gradient norm."""
+
+    def snapshot(self) -> dict[str, Any]:
+        """File name → content of this worker's part of a checkpoint, copied to the CPU. Collective."""
+
+    def load(self, folder: Path, saved_world_size: int) -> None:
+        """Continue from a checkpoint's files in a local folder. Collective."""
+
+    def averaged(self) -> dict[str, Tensor] | None:
+        """Whole averaged weights by name on the main worker, None on the others. Collective."""
+
+    def close(self) -> None:
+        """Give back what the engine holds."""
+
+
+def make_engine(module: nn.Module, config: StageConfig, world: World, *, deepspeed: bool) -> Engine:
+    """The engine for `module`, whose parameters that require a gradient are trained."""
+    accumulation = accumulation_steps(config, world)
+    if config.precision == "fp16" and world.device.type == "cpu":
+        raise UserError("precision fp16 needs a CUDA device; use bf16 or fp32 on a CPU")
+    if config.channels_last:
+        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if config.activation_checkpointing:
+        enable_activation_checkpointing(module)
+    if config.compile:
+        module.compile()
+    if deepspeed:
+        return DeepSpeedEngine(module, config, world, accumulation)
+    if world.size > 1:
+        raise UserError("several workers need DeepSpeed; install it, or train with one worker")
+    return PlainEngine(module, config, world, accumulation)
+
+
+def accumulation_steps(config: StageConfig, world: World) -> int:
+    """Micro-batches per optimizer step; `UserError` when the workers cannot share the global batch evenly."""
+    if config.global_batch % world.size:
+        raise UserError(
+            f"global_batch = {config.global_batch} cannot be shared by {world.size} workers; "
+            f"use a multiple of {world.size} or another number of workers"
+        )
+    share = config.global_batch // world.size
+    micro = config.micro_batch or share
+    if share % micro:
+        raise UserError(
+            f"micro_batch = {micro} does not divide a worker's share of {share} samples "
+            f"(global_batch {config.global_batch} over {world.size} workers)"
+        )
+    return share // micro
+
+
+def enable_activation_checkpointing(module: nn.Module) -> None:
+    """Have every block that can recompute its activations do so in the backward pass (less memory, more time)."""
+
+    def recompute(block: nn.Module, *inputs: Any) -> Any:
+        return torch.utils.checkpoint.checkpoint(block.__call__, *inputs, use_reentrant=False)
+
+    for part in module.modules():
+        if hasattr(part, "gradient_checkpointing"):
+            part.gradient_checkpointing = True  # type: ignore[assignment]
+            part._gradient_checkpointing_func = recompute  # type: ignore[assignment]
+
+
+class DeepSpeedEngine:
+    """See `Engine`. Uses the process group that exists already (gloo or nccl)."""
+
+    name = "deepspeed"
+
+    def __init__(self, module: nn.Module, config: StageConfig, world: World, accumulation: int) -> None:
+        deepspeed = _import_deepspeed()
+        self.config, self.world = config, world
+        self.dtype = _DTYPES[config.precision]
+        module.to(world.device)
+        self._optimizer = make_optimizer(module, config, world.device)
+        backend = "nccl" if world.device.type == "cuda" else "gloo"
+        deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+        self._engine, *_ = deepspeed.initialize(
+            model=module, optimizer=self._optimizer, config=_deepspeed_config(config, world, accumulation)
+        )
+        self.module = self._engine.module
+        if config.zero_stage == 3:
+            _gather_decoder_whole(deepspeed, self.module)
+        self._fragments = self._find_fragments()
+        self.ema = Ema(self._fragments)
+
+    def __call__(self, *inputs: Any) -> Any:
+        cast = [_cast(value, self.dtype) for value in inputs]
+        return _cast(self._engine(*cast), torch.float32)
+
+    def backward(self, loss: Tensor) -> None:
+        self._engine.backward(loss)
+        if not self._engine.is_gradient_accumulation_boundary():
+            self._engine.step()
+
+    def step(self, step: int, lr: float) -> float:
+        set_lr(self._engine.optimizer, lr)
+        self._engine.step()
+        self.ema.update(self._fragments, decay_at(step, self.config.ema_decay, self.config.ema_warmup))
+        norm = self._engine.get_global_grad_norm()
+        return float("nan") if norm is None else float(norm)
+
+    def snapshot(self) -> dict[str, Any]:
+        recorder = _Recorder()
+        original, self._engine.checkpoint_engine = self._engine.checkpoint_engine, recorder
+        self._engine._copy_recovery_script = lambda save_path: None
+        try:
+            with tempfile.TemporaryDirectory(prefix="latentzoom-") as folder:
+                self._engine.save_checkpoint(folder, tag="step", save_latest=False)
+                root = Path(folder, "step")
+                files = {Path(path).relative_to(root).as_posix(): state for path, state in recorder.saved.items()}
+        finally:
+            self._engine.checkpoint_engine = original
+        if self.config.zero_stage or self.world.is_main:
+            copies = [Fragment(f.name, f.shape, f.start, f.tensor.clone()) for f in self._averages()]
+            files[f"ema-{self.world.rank:05d}.safetensors"] = to_tensors(copies)
+        return files
+
+    def load(self, folder: Path, saved_world_size: int) -> None:
+        if saved_world_size != self.world.size and self.config.zero_stage:
+            self._load_universal(folder)
+        else:
+            self._load(folder)
+        self._fragments = self._find_fragments()
+        parts = [load_file(path) for path in sorted(folder.glob("ema-*.safetensors"))]
+        shapes = {name: _full_shape(p) for name, p in self.module.named_parameters() if p.requires_grad}
+        self.ema.load(self._fragments, assemble(parts, shapes))
+
+    def averaged(self) -> dict[str, Tensor] | None:
+        by_name = {fragment.name: fragment for fragment in self._averages()}
+        full: dict[str, Tensor] = {}
+        for name, parameter in self.module.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            shape = _full_shape(parameter)
+            whole = torch.zeros(int(torch.Size(shape).numel()), device=self.world.device)
+            if (fragment := by_name.get(name)) is not None and (self.config.zero_stage or self.world.is_main):
+                whole[fragment.start : fragment.start + fragment.numel] = fragment.tensor
+            if self.world.size > 1:
+                torch.distributed.reduce(whole, dst=0)
+            if self.world.is_main:
+                full[name] = whole.cpu().reshape(shape)
+        return full if self.world.is_main else None
+
+    def close(self) -> None:
+        self._engine.destroy()
+
+    def _averages(self) -> list[Fragment]:
+        return self.ema.fragments(self._fragments)
+
+    def _load(self, folder: Path) -> None:
+        path, _ = self._engine.load_checkpoint(str(folder.parent), tag=folder.name, load_lr_scheduler_states=False)
+        if path is None:
+            raise UserError(f"DeepSpeed could not load the checkpoint {folder}")
+
+    def _load_universal(self, folder: Path) -> None:
+        """Another number of workers: rewrite the checkpoint one file per parameter, then load that."""
+        with tempfile.TemporaryDirectory(prefix="latentzoom-universal-") as scratch:
+            shared = Path(self.world.broadcast(scratch))
+            target = shared / "universal"
+            if self.world.local_rank == 0:
+                _to_universal(folder, target, self.config.zero_stage)
+            self.world.barrier()
+            self._engine._config.load_universal_checkpoint = True
+            try:
+                self._load(target)
+            finally:
+                self._engine._config.load_universal_checkpoint = False
+                self.world.barrier()
+
+    def _find_fragments(self) -> list[Fragment]:
+        masters = self._unpartitioned_masters()
+        fragments = []
+        for name, parameter in self.module.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            if hasattr(parameter, "ds_id"):
+                fragments.append(_zero3_fragment(name, parameter, self.world.rank))
+            elif hasattr(parameter, "_hp_mapping"):
+                if (mapping := parameter._hp_mapping) is not None:
+                    start = mapping.lp_fragment_address.start
+                    fragments.append(Fragment(name, tuple(parameter.shape), start, mapping.hp_fragment.detach()))
+            else:
+                master = masters.get(parameter, parameter)
+                fragments.append(Fragment(name, tuple(parameter.shape), 0, master.detach().view(-1)))
+        return fragments
+
+    def _unpartitioned_masters(self) -> dict[Any, Tensor]:
+        """ZeRO 0 in half precision keeps float32 copies beside the weights; in float32 the weights are the masters."""
+        optimizer = self._engine.optimizer
+        half, masters = getattr(optimizer, "fp16_groups", None), getattr(optimizer, "fp32_groups", None)
+        if self.config.zero_stage or half is None or masters is None:
+            return {}
+        return {p: m for group, copies in zip(half, masters) for p, m in zip(group, copies)}
+
+
+class _Recorder:
+    """A DeepSpeed checkpoint engine that keeps CPU copies instead of writing; a background thread writes them later."""
+
+    def __init__(self) -> None:
+        self.saved: dict[str, Any] = {}
+
+    def create(self, info: Any) -> None: ...
+
+    def makedirs(self, path: str, exist_ok: bool = False) -> None:
+        Path(path).mkdir(parents=True, exist_ok=exist_ok)
+
+    def save(self, state_dict: Any, path: str) -> None:
+        self.saved[path] = copy_to_cpu(state_dict)
+
+    def commit(self, info: Any) -> bool:
+        return True
+
+    def is_decoupled(self) -> bool:
+        return False
+
+    def is_data_parallel_writer(self, rank: int) -> bool:
+        return rank == 0
+
+    def preserves_storage_sharing(self) -> bool:
+        return False
+
+
+def _import_deepspeed() -> Any:
+    try:
+        import deepspeed
+    except ImportError as error:
+        raise UserError(f"DeepSpeed is not installed ({error}); install it, or train with --local") from error
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # This operator is compiled for a minute on first use, and serves only launchers that set LOCAL_SIZE.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+def _deepspeed_config(config: StageConfig, world: World, accumulation: int) -> dict[str, Any]:
+    return {
+        "train_batch_size": config.global_batch,
+        "train_micro_batch_size_per_gpu": config.global_batch // world.size // accumulation,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": config.clip_norm,
+        "zero_optimization": {"stage": config.zero_stage, "overlap_comm": world.device.type == "cuda"},
+        "bf16": {"enabled": config.precision == "bf16"},
+        "fp16": {"enabled": config.precision == "fp16"},
+        "steps_per_print": 1 << 30,
+        "wall_clock_breakdown": False,
+    }
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(dtype) if value.is_floating_point() else value
+    if isinstance(value, tuple) and any(isinstance(item, Tensor) for item in value):
+        return tuple(_cast(item, dtype) for item in value)
+    return value
+
+
+def _full_shape(parameter: Any) -> tuple[int, ...]:
+    return tuple(parameter.ds_shape) if hasattr(parameter, "ds_id") else tuple(parameter.shape)
+
+
+def _zero3_fragment(name: str, parameter: Any, rank: int) -> Fragment:
+    """ZeRO 3 cuts each parameter into equal parts, one a worker, the last ones padded."""
+    from deepspeed.utils import safe_get_local_fp32_param
+
+    local = safe_get_local_fp32_param(parameter).detach()
+    size = int(parameter.ds_tensor.ds_numel)
+    owned = max(0, min(size, int(parameter.ds_numel) - rank * size))
+    return Fragment(name, tuple(parameter.ds_shape), rank * size if owned else 0, local[:owned])
+
+
+def _gather_decoder_whole(deepspeed: Any, module: nn.Module) -> None:
+    """The implicit decoder reads weights of its layers directly, so ZeRO 3 must fetch it as one piece."""
+    if any(isinstance(part, ImplicitDecoder) for part in module.modules()):
+        deepspeed.utils.set_z3_leaf_modules(module, [ImplicitDecoder])
+
+
+def _to_universal(folder: Path, target: Path, zero_stage: int) -> None:
+    from deepspeed.checkpoint import ds_to_universal
+
+    options = argparse.Namespace(
+        input_folder=str(folder),
+        output_folder=str(target),
+        num_extract_workers=1,
+        num_merge_workers=1,
+        keep_temp_folder=False,
+        strict=True,
+        inject_missing_state=True,
+    )
+    with contextlib.redirect_stdout(None):
+        ds_to_universal.main(options)

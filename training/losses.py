@@ -1,0 +1,76 @@
+"""Losses of the four stages as plain functions.
+
+Legend: B batch, C channels, H/W pixels, h/w latent cells. Every "per sample" value has shape (B,): weights multiply
+sample by sample before the mean over the batch is taken.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Kind = Literal["l1", "l2"]
+
+
+def per_sample(prediction: Tensor, target: Tensor, kind: Kind) -> Tensor:
+    """Mean absolute ("l1") or squared ("l2") error of each sample: (B, ...) twice → (B,)."""
+    assert prediction.shape == target.shape, (prediction.shape, target.shape)
+    difference = prediction.float() - target.float()
+    error = difference.abs() if kind == "l1" else difference.square()
+    return error.flatten(1).mean(dim=1)
+
+
+def diffusion_weight(snr: Tensor, kind: Kind, clip: float = 0.0) -> Tensor:
+    """w(t) of paper eqs. (7) and (8) for signal-to-noise ratios abar/(1-abar), shape (B,) → (B,).
+
+    "l2" takes w, "l1" its square root, since the errors are not squared. `clip` > 0 bounds w from above before the
+    root is taken: unbounded, w is 1e4 at t = 0 and 1e-4 at t = T, and the few cleanest steps are all that is learned.
+    """
+    weight = snr.clamp(max=clip) if clip > 0 else snr
+    return weight.sqrt() if kind == "l1" else weight
+
+
+def denoising_loss(prediction: Tensor, target: Tensor, kind: Kind = "l2") -> Tensor:
+    """Paper eq. (4): mean error of the denoiser's prediction, (B,C,h,w) twice → scalar."""
+    return per_sample(prediction, target, kind).mean()
+
+
+def alignment_loss(
+    latent: tuple[Tensor, Tensor],
+    image: tuple[Tensor, Tensor],
+    weight: Tensor,
+    kind: Kind,
+    lambda_dm: float,
+    lambda_recon: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Paper eq. (9): lambda_dm · L_dm + lambda_recon · L_recon → (loss, L_dm, L_recon), scalars.
+
+    latent: (prediction, truth), (B,C,h,w) each, eq. (8). image: (rendering, truth), (B,3,H,W) each, eq. (7).
+    weight: w(t), (B,), from `diffusion_weight`.
+    """
+    dm = (weight * per_sample(*latent, kind)).mean()
+    recon = (weight * per_sample(*image, kind)).mean()
+    return lambda_dm * dm + lambda_recon * recon, dm, recon
+
+
+def kl_loss(moments: Tensor) -> Tensor:
+    """Divergence of N(mean, exp(logvar)) from N(0, 1), summed over a latent and averaged over the batch.
+
+    moments (B,2C,h,w): mean | log-variance.
+    """
+    mean, log_variance = moments.float().chunk(2, dim=1)
+    log_variance = log_variance.clamp(-30.0, 20.0)
+    divergence = 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance)
+    return divergence.flatten(1).sum(dim=1).mean()
+
+
+def hinge_discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
+    """Patch-GAN discriminator, hinge form: scores (B,1,h,w) of real and of made images → scalar."""
+    return 0.5 * (torch.relu(1.0 - real.float()).mean() + torch.relu(1.0 + fake.float()).mean())
+
+
+def generator_loss(fake: Tensor) -> Tensor:
+    """The generator's side of the hinge loss: scores of made images (B,1,h,w) → scalar."""
+    return -fake.float().mean()

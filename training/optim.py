@@ -1,0 +1,52 @@
+"""Optimizer, learning-rate schedule and per-sample random numbers: pure functions of the settings and the step."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import torch
+from torch import nn
+
+from training.config import StageConfig
+
+
+def make_optimizer(module: nn.Module, config: StageConfig, device: torch.device) -> torch.optim.AdamW:
+    """Adam with decoupled weight decay over the trainable parameters; fused kernels on CUDA."""
+    return torch.optim.AdamW(
+        [p for p in module.parameters() if p.requires_grad],
+        lr=config.lr,
+        betas=(config.beta1, config.beta2),
+        weight_decay=config.weight_decay,
+        fused=device.type == "cuda",
+    )
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def lr_at(step: int, config: StageConfig) -> float:
+    """Learning rate of optimizer step `step` (1, 2, ..., config.steps)."""
+    if step <= config.warmup_steps:
+        return config.lr * step / config.warmup_steps
+    if config.schedule == "constant":
+        return config.lr
+    done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    return config.lr * 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
+
+
+def generator_for(*key: int | str) -> torch.Generator:
+    """A CPU generator seeded by a key such as (seed, stage, step, sample index).
+
+    Random numbers belong to a place in the run, not to a process: neither a restart nor another number of workers
+    changes them, and no generator state needs saving.
+    """
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+def normal(shape: tuple[int, ...], keys: list[torch.Generator]) -> torch.Tensor:
+    """Standard normal noise, one generator a sample: → (len(keys), *shape) on the CPU."""
+    return torch.stack([torch.randn(shape, generator=key) for key in keys])

@@ -1,0 +1,114 @@
+"""One process, plain PyTorch: the engine for laptops and for machines without DeepSpeed.
+
+Same interface as `training.engine.DeepSpeedEngine`. Half precision is autocast; weights stay float32.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from training.config import StageConfig
+from training.ema import Ema, Fragment, assemble, decay_at, to_tensors
+from training.optim import make_optimizer, set_lr
+from training.world import World
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class PlainEngine:
+    """Forward, backward, optimizer step, averaged weights and state of one network."""
+
+    name = "torch"
+
+    def __init__(self, module: nn.Module, config: StageConfig, world: World, accumulation: int) -> None:
+        self.module, self.config, self.world, self.accumulation = module.to(world.device), config, world, accumulation
+        self.optimizer = make_optimizer(self.module, config, world.device)
+        self.dtype = _DTYPES[config.precision]
+        self._scaler = torch.amp.GradScaler(world.device.type, enabled=config.precision == "fp16")
+        self._parameters = [p for p in self.module.parameters() if p.requires_grad]
+        self.ema = Ema(self.fragments())
+
+    def __call__(self, *inputs: Any) -> Any:
+        with torch.autocast(self.world.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            return self.module(*inputs)
+
+    def fragments(self) -> list[Fragment]:
+        """Master weights: here every parameter in full."""
+        return [
+            Fragment(name, tuple(p.shape), 0, p.detach().view(-1))
+            for name, p in self.module.named_parameters()
+            if p.requires_grad
+        ]
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of one micro-batch; `loss` is the mean over its samples."""
+        self._scaler.scale(loss / self.accumulation).backward()
+
+    def step(self, step: int, lr: float) -> float:
+        """Apply the gradients of optimizer step `step` (1, 2, ...), average the weights → gradient norm."""
+        set_lr(self.optimizer, lr)
+        self._scaler.unscale_(self.optimizer)
+        limit = self.config.clip_norm or float("inf")
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters, limit, foreach=True)
+        self._scaler.step(self.optimizer)
+        self._scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.ema.update(self.fragments(), decay_at(step, self.config.ema_decay, self.config.ema_warmup))
+        return float(norm)
+
+    def snapshot(self) -> dict[str, Any]:
+        """File name → what it holds, copied to the CPU: nothing in it changes when training goes on."""
+        state = {
+            "module": self.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self._scaler.state_dict(),
+        }
+        return {"state.pt": copy_to_cpu(state), "ema-00000.safetensors": to_tensors(self.ema_copy())}
+
+    def ema_copy(self) -> list[Fragment]:
+        """The averages, cloned."""
+        return [Fragment(f.name, f.shape, f.start, f.tensor.clone()) for f in self.ema.fragments(self.fragments())]
+
+    def load(self, folder: Path, saved_world_size: int) -> None:
+        """Continue from the files of `snapshot` in a local folder."""
+        state = torch.load(folder / "state.pt", map_location=self.world.device, weights_only=True)
+        self.module.load_state_dict(state["module"], strict=True)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self._scaler.load_state_dict(state["scaler"])
+        fragments = self.fragments()
+        shapes = {f.name: f.shape for f in fragments}
+        self.ema.load(fragments, assemble([load_file(folder / "ema-00000.safetensors")], shapes))
+
+    def averaged(self) -> dict[str, Tensor] | None:
+        """Whole averaged weights by parameter name, on the CPU."""
+        return {f.name: f.tensor.detach().cpu().reshape(f.shape) for f in self.ema.fragments(self.fragments())}
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+
+def copy_to_cpu(value: Any) -> Any:
+    """A deep copy in which every tensor is a compact CPU copy."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True).contiguous()
+    if isinstance(value, Mapping):
+        copied = {key: copy_to_cpu(item) for key, item in value.items()}
+        return copied if type(value) in (dict,) else _same_mapping(value, copied)
+    if type(value) in (list, tuple):
+        return type(value)(copy_to_cpu(item) for item in value)
+    return copy.copy(value) if hasattr(value, "__dict__") and not callable(value) else value
+
+
+def _same_mapping(original: Mapping[Any, Any], copied: dict[Any, Any]) -> Any:
+    """Ordered dictionaries keep their class, which readers of such files expect."""
+    try:
+        return type(original)(copied)  # type: ignore[call-arg]
+    except TypeError:
+        return copied

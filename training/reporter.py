@@ -1,0 +1,137 @@
+"""Where a run's figures go. Only the main worker reports, and from a background thread: reporting never delays a step,
+and when it fails training goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import queue
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from pipeline import storage
+
+_log = logging.getLogger("latentzoom")
+
+
+class Reporter(Protocol):
+    """A sink for figures and pictures, indexed by optimizer step."""
+
+    def metrics(self, step: int, values: dict[str, float]) -> None:
+        """Figures of one step."""
+
+    def images(self, step: int, name: str, image: np.ndarray) -> None:
+        """One picture, uint8 (H, W, 3)."""
+
+    def params(self, values: dict[str, Any]) -> None:
+        """Settings of the run."""
+
+    def close(self) -> None:
+        """Write what is left."""
+
+
+class NullReporter:
+    """Reports nothing."""
+
+    def metrics(self, step: int, values: dict[str, float]) -> None: ...
+
+    def images(self, step: int, name: str, image: np.ndarray) -> None: ...
+
+    def params(self, values: dict[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class FolderReporter:
+    """`metrics.jsonl` (one JSON object a line) and `grids/{name}-{step}.png` in the run folder.
+
+    After a restart, lines of steps that will be repeated are dropped, so every step is there once.
+    """
+
+    def __init__(self, run_dir: str, resume_step: int = 0) -> None:
+        self.url, self._lines = storage.join(run_dir, "metrics.jsonl"), _kept_lines(run_dir, resume_step)
+        self.grids = storage.join(run_dir, "grids")
+        self._file = None
+        if storage.is_local(run_dir):
+            path = Path(storage.absolute(run_dir))
+            path.mkdir(parents=True, exist_ok=True)
+            storage.write_bytes(self.url, "".join(self._lines).encode())
+            self._file = open(path / "metrics.jsonl", "a", buffering=1)  # noqa: SIM115
+
+    def metrics(self, step: int, values: dict[str, float]) -> None:
+        line = json.dumps({"step": step, **values}) + "\n"
+        if self._file is not None:
+            self._file.write(line)
+        else:
+            self._lines.append(line)
+
+    def images(self, step: int, name: str, image: np.ndarray) -> None:
+        import io
+
+        from PIL import Image
+
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, format="PNG")
+        storage.write_bytes(storage.join(self.grids, f"{name}-{step:08d}.png"), buffer.getvalue())
+
+    def params(self, values: dict[str, Any]) -> None: ...
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+        else:
+            storage.write_bytes(self.url, "".join(self._lines).encode())
+
+
+def _kept_lines(run_dir: str, resume_step: int) -> list[str]:
+    url = storage.join(run_dir, "metrics.jsonl")
+    if resume_step == 0 or not storage.exists(url):
+        return []
+    kept = []
+    for line in storage.read_bytes(url).decode().splitlines():
+        try:
+            if int(json.loads(line)["step"]) <= resume_step:
+                kept.append(line + "\n")
+        except (ValueError, KeyError):
+            continue  # the last line of a killed run may be cut
+    return kept
+
+
+class BackgroundReporter:
+    """Passes everything to several reporters from one thread. An error is logged once a reporter and never raised."""
+
+    def __init__(self, reporters: list[Reporter]) -> None:
+        self._reporters = reporters
+        self._failed: set[int] = set()
+        self._queue: queue.SimpleQueue[Callable[[Reporter], None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="reporter", daemon=True)
+        self._thread.start()
+
+    def metrics(self, step: int, values: dict[str, float]) -> None:
+        self._queue.put(lambda reporter: reporter.metrics(step, values))
+
+    def images(self, step: int, name: str, image: np.ndarray) -> None:
+        self._queue.put(lambda reporter: reporter.images(step, name, image))
+
+    def params(self, values: dict[str, Any]) -> None:
+        self._queue.put(lambda reporter: reporter.params(values))
+
+    def close(self) -> None:
+        self._queue.put(lambda reporter: reporter.close())
+        self._queue.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (call := self._queue.get()) is not None:
+            for index, reporter in enumerate(self._reporters):
+                try:
+                    call(reporter)
+                except Exception as error:
+                    if index not in self._failed:
+                        self._failed.add(index)
+                        _log.warning("%s failed, training goes on: %s", type(reporter).__name__, error)

@@ -1,0 +1,282 @@
+"""One stage from start to bundle: check everything, train (or continue), save.
+
+run folder:  run.json  checkpoints/  metrics.jsonl  grids/  bundle/  result.json (written last)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import os
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline import storage
+from pipeline.bundle import Bundle, build_autoencoder, build_decoder, build_denoiser, load_bundle, save_bundle
+from pipeline.config import ModelConfig, to_dict
+from pipeline.errors import UserError
+from preprocess.manifest import Manifest, load_manifest
+from training.checkpoint import free_space_error
+from training.config import AlignStage, DecoderStage, Preset, StageConfig, with_scale_factor
+from training.context import Context, require_parts
+from training.engine import accumulation_steps
+from training.reporter import Reporter
+from training.stages.parts import Trained
+from training.targets import size_range
+from training.world import World, current_world
+
+_NEEDS = {
+    "autoencoder": (),
+    "decoder": ("autoencoder",),
+    "denoiser": ("autoencoder",),
+    "align": ("autoencoder", "decoder", "denoiser"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """What a stage did. `bundle`: URL of the parts so far, with averaged weights."""
+
+    stage: str
+    bundle: str
+    steps: int
+    resumed_from: int
+    seconds: float
+    first_loss: float
+    last_loss: float
+    sample_order: str = ""
+    metrics: dict[str, float] = field(default_factory=dict)
+    config_digest: str = ""
+
+
+def train(
+    stage: str,
+    preset: Preset,
+    *,
+    data: str,
+    run_dir: str,
+    bundle: str | None = None,
+    reporters: list[Callable[[], Reporter]] | None = None,
+    use_deepspeed: bool = False,
+    device: str | None = None,
+    stop_requested: Callable[[], bool] = lambda: False,
+    keeps_running_when_stopped: bool = False,
+) -> TrainResult:
+    """Train one stage on this worker; every worker of a world calls it with the same arguments.
+
+    A finished run returns its stored result at once; an interrupted one continues from its newest sound checkpoint.
+    Raises `UserError` for what can be mended, before training starts where it can be known then.
+    """
+    world = current_world(device)
+    context = make_context(
+        stage,
+        preset,
+        data=data,
+        run_dir=run_dir,
+        bundle=bundle,
+        world=world,
+        use_deepspeed=use_deepspeed,
+        reporters=reporters or [],
+        stop_requested=stop_requested,
+        keeps_running_when_stopped=keeps_running_when_stopped,
+    )
+    digest = config_digest(context)
+    done = world.broadcast(stored_result(run_dir, digest) if world.is_main else None)
+    if done is not None:
+        return done
+    if world.is_main:
+        storage.write_json(storage.join(context.run_dir, "run.json"), _description(context))
+    loop = importlib.import_module(f"training.stages.{stage}")
+    outcome: Trained = loop.train(context)
+    return world.broadcast(_finish(context, outcome, digest) if world.is_main else None)
+
+
+def make_context(
+    stage: str,
+    preset: Preset,
+    *,
+    data: str,
+    run_dir: str,
+    bundle: str | None,
+    world: World,
+    use_deepspeed: bool,
+    reporters: list[Callable[[], Reporter]],
+    stop_requested: Callable[[], bool],
+    keeps_running_when_stopped: bool,
+) -> Context:
+    """Resolve and check everything a stage needs."""
+    config = preset.stage(stage)
+    manifest = load_manifest(data)
+    loaded = load_bundle(bundle) if bundle else None
+    model = resolve_model(stage, preset.model, manifest, loaded)
+    context = Context(
+        stage=stage,
+        config=config,
+        model=model,
+        data=storage.absolute(data),
+        manifest=manifest,
+        run_dir=storage.absolute(run_dir),
+        bundle=loaded,
+        world=world,
+        use_deepspeed=use_deepspeed,
+        reporters=reporters,
+        stop_requested=stop_requested,
+        keeps_running_when_stopped=keeps_running_when_stopped,
+    )
+    check(context)
+    return context
+
+
+def resolve_model(stage: str, model: ModelConfig, manifest: Manifest, bundle: Bundle | None) -> ModelConfig:
+    """The preset's model with the measured scale factor, in agreement with the bundle's parts."""
+    if stage == "autoencoder":
+        return model
+    model = with_scale_factor(model, manifest.scale_factor)
+    if bundle is None:
+        return model
+    parts = {"autoencoder": bundle.autoencoder, "decoder": bundle.decoder, "denoiser": bundle.denoiser}
+    retrained = {"decoder": "decoder", "denoiser": "denoiser"}.get(stage)
+    for name, part in parts.items():
+        if part is not None and name != retrained and getattr(bundle.config, name) != getattr(model, name):
+            raise UserError(
+                f"the bundle's {name} has other settings than the preset's; use the preset it was made with"
+            )
+    if stage == "align" and bundle.config.schedule != model.schedule:
+        raise UserError("the bundle's diffusion schedule differs from the preset's; use the preset it was made with")
+    return model
+
+
+def check(context: Context) -> None:
+    """Everything that can be known before training starts; the first problem is a `UserError`."""
+    stage, config, model, manifest = context.stage, context.config, context.model, context.manifest
+    require_parts(context.bundle, stage, *_NEEDS[stage]) if _NEEDS[stage] else None
+    accumulation_steps(config, context.world)
+    if manifest.size != model.image_size:
+        raise UserError(
+            f"{context.data} holds {manifest.size}-pixel images and the model is for {model.image_size}; "
+            "preprocess at that size, or set model.image_size"
+        )
+    if not manifest.splits.get("train"):
+        raise UserError(f"{context.data} has no samples in split 'train'")
+    if stage != "autoencoder":
+        _check_latents(context)
+    if isinstance(config, (DecoderStage, AlignStage)):
+        size_range(config, model)
+    if problem := free_space_error(context.run_dir, 64 << 20):
+        raise UserError(f"{problem}; free some, or choose another run folder")
+
+
+def _check_latents(context: Context) -> None:
+    manifest, model, bundle = context.manifest, context.model, context.bundle
+    assert bundle is not None
+    if manifest.autoencoder_identity is None:
+        raise UserError(f"{context.data} holds pixels only; preprocess it again with --autoencoder")
+    identity = bundle.autoencoder.identity()
+    if manifest.autoencoder_identity != identity:
+        raise UserError(
+            f"{context.data} was encoded by autoencoder {manifest.autoencoder_identity[:12]}…, the bundle holds "
+            f"{identity[:12]}…; preprocess again with this bundle"
+        )
+    if model.task == "sr" and context.stage != "decoder" and model.lr_size not in manifest.lr_sizes:
+        raise UserError(
+            f"{context.data} has no {model.lr_size}-pixel conditions (it has {manifest.lr_sizes}); preprocess again"
+        )
+
+
+def stored_result(run_dir: str, digest: str) -> TrainResult | None:
+    """The result of a finished run with exactly these settings."""
+    url = storage.join(run_dir, "result.json")
+    if not storage.exists(url):
+        return None
+    raw = storage.read_json(url)
+    return TrainResult(**raw) if raw.get("config_digest") == digest else None
+
+
+def config_digest(context: Context) -> str:
+    """Hash of all settings, the data and the incoming bundle: what makes two runs the same run."""
+    parts = (
+        [] if context.bundle is None else [context.bundle.autoencoder, context.bundle.decoder, context.bundle.denoiser]
+    )
+    weights = [_weights_digest(part) for part in parts if part is not None]
+    text = repr((context.fingerprint(), to_dict(context.config), weights))
+    return storage.sha256_bytes(text.encode())
+
+
+def _weights_digest(module: torch.nn.Module) -> str:
+    data = [tensor.detach().cpu().contiguous().view(-1).numpy().tobytes() for tensor in module.state_dict().values()]
+    return storage.sha256_bytes(b"".join(data))
+
+
+def _finish(context: Context, outcome: Trained, digest: str) -> TrainResult:
+    """Save the bundle: the incoming parts and, in place of the trained one, its averaged weights."""
+    assert outcome.weights is not None
+    model, incoming = context.model, context.bundle
+    part = "denoiser" if context.stage == "align" else context.stage
+    built: torch.nn.Module = {"autoencoder": build_autoencoder, "decoder": build_decoder, "denoiser": build_denoiser}[
+        part
+    ](model)
+    built.load_state_dict(outcome.weights, strict=True)
+    parts: dict[str, Any] = {
+        "autoencoder": incoming.autoencoder if incoming else None,
+        "decoder": incoming.decoder if incoming else None,
+        "denoiser": incoming.denoiser if incoming else None,
+    }
+    if part == "autoencoder":
+        parts = {"autoencoder": None, "decoder": None, "denoiser": None}  # the others fit another autoencoder
+    parts[part] = built
+    stages = {**(incoming.meta.get("stages", {}) if incoming and part != "autoencoder" else {})}
+    stages[context.stage] = {
+        "steps": outcome.steps,
+        "data": context.manifest.digest,
+        "settings": to_dict(context.config),
+    }
+    meta = {"weights": "ema", "stages": stages}
+    url = storage.join(context.run_dir, "bundle")
+    save_bundle(url, Bundle(model, **parts, meta=meta))
+    result = TrainResult(
+        stage=context.stage,
+        bundle=url,
+        steps=outcome.steps,
+        resumed_from=outcome.resumed_from,
+        seconds=outcome.seconds,
+        first_loss=outcome.first.get("loss", float("nan")),
+        last_loss=outcome.last.get("loss", float("nan")),
+        sample_order=outcome.sample_order,
+        metrics={**outcome.last, "checkpoint_stall_s": outcome.checkpoint_stall},
+        config_digest=digest,
+    )
+    storage.write_json(storage.join(context.run_dir, "result.json"), dataclasses.asdict(result))
+    return result
+
+
+def _description(context: Context) -> dict[str, Any]:
+    config: StageConfig = context.config
+    return {
+        "stage": context.stage,
+        "settings": to_dict(config),
+        "model": to_dict(context.model),
+        "data": context.data,
+        "manifest": context.manifest.digest,
+        "autoencoder": context.manifest.autoencoder_identity,
+        "workers": context.world.size,
+        "engine": "deepspeed" if context.use_deepspeed else "torch",
+        "commit": _git_commit(),
+        "torch": torch.__version__,
+        "environment": {name: os.environ[name] for name in ("CUDA_VISIBLE_DEVICES",) if name in os.environ},
+    }
+
+
+def _git_commit() -> str:
+    """Commit of the source tree this runs from, or an empty string for an installed package."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""

@@ -1,0 +1,330 @@
+"""What every stage's loop does besides its loss: batches, optimizer steps, figures, checkpoints, and stopping.
+
+A stage reads:  for micro in session.micro_batches(...): session.backward(loss, terms)  …  session.end_step().
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import resource
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import UserError
+from pipeline.progress import Progress
+from preprocess.sample import Batch
+from training.checkpoint import CheckpointStore, Saved
+from training.config import StageConfig
+from training.context import Context
+from training.engine import Engine, accumulation_steps
+from training.optim import generator_for, lr_at
+from training.reporter import Reporter
+
+_log = logging.getLogger("latentzoom")
+_ASK_SECONDS = 2.0
+"""Seconds between two questions whether the machine is about to be taken away."""
+
+
+class Preempted(Exception):
+    """The machine is about to be taken away; a checkpoint was written and the same command continues from it."""
+
+
+class Stateful(Protocol):
+    """Something a checkpoint can hold."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class Batches(Stateful, Protocol):
+    """What a session reads from: an endless stream whose position can be stored."""
+
+    def __iter__(self) -> Iterator[Batch]: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Some samples of a batch on the training device. `index`: their places in the global batch.
+
+    pixels (B,3,H,W) float in [-1,1]; latents and condition (B,S,h,w) stored, unscaled.
+    """
+
+    index: range
+    pixels: Tensor | None
+    latents: Tensor | None
+    condition: Tensor | None
+
+    def generators(self, *key: int | str) -> list[torch.Generator]:
+        """One random generator a sample, the same one whatever worker holds the sample."""
+        return [generator_for(*key, i) for i in self.index]
+
+
+class Session:
+    """One run of one stage on one worker, from where the last one stopped. Iterating yields (step, batch)."""
+
+    def __init__(self, context: Context, engine: Engine, loader: Batches) -> None:
+        self.context, self.engine, self.loader = context, engine, loader
+        self.config: StageConfig = context.config
+        self.world = context.world
+        self.accumulation = accumulation_steps(self.config, self.world)
+        self.store = CheckpointStore(context.checkpoint_url, self.world, self.config.keep)
+        self.step = 0
+        self.seconds = 0.0
+        self.first: dict[str, float] = {}
+        self.last: dict[str, float] = {}
+        self.sample_order = ""
+        self.stall = 0.0
+        self._stop = self._warned = False
+        self._ask, self._asked = True, time.monotonic()
+        self._attached: dict[str, Stateful] = {}
+        self._saved = self.store.latest()
+        self._resume(self._saved)
+        self.resumed_from = self.step
+        self.reporter: Reporter = context.open_reporter(self.step)
+        self._window = _Window()
+
+    def _resume(self, saved: Saved | None) -> None:
+        if saved is None:
+            return
+        if saved.engine != self.engine.name:
+            raise UserError(
+                f"{self.store.url} was written by the {saved.engine} engine and this run uses {self.engine.name}; "
+                "train the way it was started, or choose another run folder"
+            )
+        if saved.state["fingerprint"] != self.context.fingerprint():
+            raise UserError(
+                f"{self.store.url} belongs to another run: {self.context.difference(saved.state['fingerprint'])}; "
+                "choose another run folder"
+            )
+        self.engine.load(saved.folder, saved.world_size)
+        self.loader.load_state_dict(saved.state["loader"])
+        self.step, self.seconds = saved.step, float(saved.state["seconds"])
+        self.first, self.last = dict(saved.state["first"]), dict(saved.state["last"])
+        self.sample_order = saved.state["sample_order"]
+        if self.world.is_main:
+            _log.info("continuing %s after step %d", self.context.stage, self.step)
+
+    def attach(self, name: str, part: Stateful) -> None:
+        """Store another part with the checkpoints (the same on every worker), and continue it where it was."""
+        self._attached[name] = part
+        if self._saved is not None:
+            file = self._saved.folder / f"{name}.pt"
+            part.load_state_dict(torch.load(file, map_location=self.world.device, weights_only=True))
+
+    def __iter__(self) -> Iterator[tuple[int, Batch]]:
+        config = self.config
+        batches = iter(self.loader) if self.step < config.steps else iter(())
+        progress = self._progress()
+        try:
+            while self.step < config.steps:
+                started = time.perf_counter()
+                batch = next(batches)
+                self._window.start_step(self.step + 1, time.perf_counter() - started, batch.ids)
+                self.step += 1
+                # Whatever draws from torch's own generator (dropout) repeats after a restart.
+                torch.manual_seed(generator_for(config.seed, "torch", self.step, self.world.rank).initial_seed())
+                yield self.step, batch
+                self.seconds += time.perf_counter() - started
+                if progress is not None:
+                    progress.update(1, self._note())
+                if self._stop:
+                    raise Preempted(f"{self.context.stage} stopped at step {self.step}; run again to continue")
+        finally:
+            if progress is not None:
+                progress.close()
+
+    def micro_batches(self, batch: Batch) -> Iterator[MicroBatch]:
+        """This worker's batch in `accumulation` parts, moved to the device; pixels become floats in [-1, 1]."""
+        share = len(batch.ids)
+        size = share // self.accumulation
+        for start in range(0, share, size):
+            part = slice(start, start + size)
+            first = self.world.rank * share + start
+            yield MicroBatch(
+                range(first, first + size),
+                _pixels(batch.pixels, part, self.world.device),
+                _place(batch.latents, part, self.world.device),
+                _place(batch.condition, part, self.world.device),
+            )
+
+    def backward(self, loss: Tensor, terms: dict[str, Tensor]) -> None:
+        """Add one micro-batch: its gradient, and its loss terms for the figures."""
+        self.engine.backward(loss)
+        self._window.add({"loss": loss.detach(), **{k: v.detach() for k, v in terms.items()}}, 1.0 / self.accumulation)
+
+    def end_step(self) -> None:
+        """Update the weights; report, check and save when it is time."""
+        config, step = self.config, self.step
+        self._window.lr = lr_at(step, config)
+        self._window.norm = self.engine.step(step, self._window.lr)
+        self.sample_order = _chain(self.sample_order, self._window.ids[-1])
+        save = step % config.checkpoint_every == 0 or step == config.steps
+        if step % config.log_every == 0 or save:
+            stop = self._report()
+            if save or (stop and not self._warned):
+                self.save()
+            self._warned = self._warned or stop
+            self._stop = stop and not self.context.keeps_running_when_stopped and step < config.steps
+
+    def grid_due(self) -> bool:
+        """Whether this step ends with an image grid."""
+        every = self.config.grid_every
+        return bool(every) and (self.step % every == 0 or self.step == self.config.steps)
+
+    def save(self) -> None:
+        """Start writing a checkpoint of this step."""
+        started = time.perf_counter()
+        state = {
+            "loader": self.loader.state_dict(),
+            "seconds": self.seconds,
+            "first": self.first,
+            "last": self.last,
+            "sample_order": self.sample_order,
+            "fingerprint": self.context.fingerprint(),
+        }
+        files = self.engine.snapshot()
+        if self.world.is_main:
+            files.update({f"{name}.pt": part.state_dict() for name, part in self._attached.items()})
+        self.store.save(self.step, self.engine.name, files, state)
+        self.stall += time.perf_counter() - started
+
+    def close(self) -> None:
+        """Finish writing; give back the loader, the engine and the reporter."""
+        self.store.close()
+        self.loader.close()
+        self.reporter.close()
+
+    def _report(self) -> bool:
+        """Figures of the steps since the last report, averaged over the workers → whether to stop."""
+        window = self._window
+        local = window.values()
+        local["stop"] = float(self._ask and self.context.stop_requested())
+        local["ask"] = float(self.world.is_main and time.monotonic() - self._asked > _ASK_SECONDS)
+        names = sorted(local)
+        mean = self.world.mean(torch.tensor([local[name] for name in names], dtype=torch.float64))
+        values = dict(zip(names, mean.tolist()))
+        stop = values.pop("stop") > 0
+        # Asking may be a round trip among all workers, so the main worker's clock decides that all ask at the next report.
+        self._ask = values.pop("ask") > 0
+        self._asked = time.monotonic() if self._ask else self._asked
+        if not all(torch.isfinite(torch.tensor(values[name])) for name in window.sums):
+            self._fail_not_finite()
+        values.update(self._rates(window))
+        self.first = self.first or values
+        self.last = values
+        if self.world.is_main:
+            self.reporter.metrics(self.step, values)
+        window.clear()
+        return stop
+
+    def _rates(self, window: _Window) -> dict[str, float]:
+        elapsed = max(window.elapsed(), 1e-9)
+        rates = {
+            "lr": window.lr,
+            "grad_norm": window.norm,
+            "images_per_s": self.config.global_batch * len(window.ids) / elapsed,
+            "data_wait_percent": 100.0 * window.waited / elapsed,
+            "peak_memory_mb": peak_memory_mb(self.world.device),
+        }
+        return {name: value for name, value in rates.items() if value == value}
+
+    def _fail_not_finite(self) -> None:
+        bad = self._window.first_bad()
+        reports = [r for r in self.world.gather(bad) if r is not None]
+        step, ids = min(reports) if reports else (self.step, [])
+        for other_step, other_ids in reports:
+            if other_step == step and other_ids is not ids:
+                ids = sorted({*ids, *other_ids})
+        steps = sorted(s for s, complete in self.store._steps().items() if complete)
+        self.store.wait()
+        before = f"checkpoint of step {steps[-1]} is kept" if steps else "no checkpoint had been written"
+        raise UserError(
+            f"{self.context.stage}: the loss is not finite at step {step}; samples: {', '.join(ids)}; {before}. "
+            "Lower the learning rate, use fp32 or look at these samples"
+        )
+
+    def _progress(self) -> Progress | None:
+        if not self.world.is_main:
+            return None
+        return Progress(f"train {self.context.stage}", self.config.steps, "step", initial=self.step)
+
+    def _note(self) -> str:
+        if not self.last:
+            return ""
+        rate, wait = self.last["images_per_s"], self.last["data_wait_percent"]
+        terms = " ".join(f"{k} {v:.4g}" for k, v in self.last.items() if k in self._window.names)
+        return f"{terms} · {rate:.1f} images/s · data-wait {wait:.1f}%"
+
+
+class _Window:
+    """Figures collected since the last report."""
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+        self.lr = self.norm = 0.0
+        self.clear()
+
+    def clear(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.losses: list[Tensor] = []
+        self.ids: list[list[str]] = []
+        self.steps: list[int] = []
+        self.waited = 0.0
+        self.started = time.perf_counter()
+
+    def start_step(self, step: int, waited: float, ids: list[str]) -> None:
+        self.steps.append(step)
+        self.ids.append(ids)
+        self.waited += waited
+
+    def add(self, terms: dict[str, Tensor], share: float) -> None:
+        for name, value in terms.items():
+            value = value.double() * share
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+        if len(self.losses) < len(self.steps):
+            self.losses.append(terms["loss"])
+        else:
+            self.losses[-1] = self.losses[-1] + terms["loss"]
+        self.names.update(terms)
+
+    def values(self) -> dict[str, float]:
+        return {name: float(total) / len(self.steps) for name, total in self.sums.items()}
+
+    def elapsed(self) -> float:
+        return time.perf_counter() - self.started
+
+    def first_bad(self) -> tuple[int, list[str]] | None:
+        for step, loss, ids in zip(self.steps, self.losses, self.ids):
+            if not bool(torch.isfinite(loss)):
+                return step, ids
+        return None
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Largest memory so far: of the device for CUDA, of this process otherwise."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024.0
+
+
+def _chain(previous: str, ids: list[str]) -> str:
+    return hashlib.sha256(" ".join([previous, *ids]).encode()).hexdigest()
+
+
+def _pixels(pixels: Tensor | None, part: slice, device: torch.device) -> Tensor | None:
+    if pixels is None:
+        return None
+    return pixels[part].to(device, non_blocking=True).float().div_(127.5).sub_(1.0)
+
+
+def _place(tensor: Tensor | None, part: slice, device: torch.device) -> Tensor | None:
+    return None if tensor is None else tensor[part].to(device, non_blocking=True)

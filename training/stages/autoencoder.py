@@ -1,0 +1,115 @@
+"""Stage 0: the autoencoder, for those who have no pre-trained one. L1 + KL or VQ, optionally LPIPS and a patch-GAN.
+
+Legend: B batch, C latent channels, H/W pixels, h/w latent cells. Esser et al. (CVPR 2021), Rombach et al. (CVPR 2022).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.autoencoder import Autoencoder
+from pipeline.bundle import build_autoencoder
+from pipeline.config import ModelConfig
+from training.adversary import Adversary
+from training.config import AutoencoderStage
+from training.context import Context
+from training.engine import make_engine
+from training.grids import Grids
+from training.losses import kl_loss, per_sample
+from training.optim import generator_for, normal
+from training.perceptual import load_lpips
+from training.session import Session
+from training.stages.parts import Trained, psnr, trained
+
+
+class Reconstruction(nn.Module):
+    """The autoencoder as one forward pass, which is what an engine trains."""
+
+    def __init__(self, autoencoder: Autoencoder) -> None:
+        super().__init__()
+        self.autoencoder = autoencoder
+
+    def forward(self, image: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """image (B,3,H,W) in [-1,1], noise (B,C,h,w) → reconstruction (B,3,H,W) and what the regulariser looks at:
+        "kl" the moments (B,2C,h,w), "vq" the codebook loss (scalar)."""
+        model = self.autoencoder
+        stored = model.moments(image)
+        if model.config.kind == "vq":
+            latent, regulariser = model.quantize(stored)
+        else:
+            mean, log_variance = stored.chunk(2, dim=1)
+            latent = mean + torch.exp(0.5 * log_variance.clamp(-30.0, 20.0)) * noise
+            regulariser = stored
+        return model.decoder(model.post_quant_conv(latent)), regulariser
+
+
+def train(context: Context) -> Trained:
+    """min | x - D(E(x)) | + kl_weight · KL (or the codebook loss) [+ LPIPS] [+ patch-GAN]."""
+    config, model = context.config, context.model
+    assert isinstance(config, AutoencoderStage)
+    torch.manual_seed(config.seed)
+    network = Reconstruction(build_autoencoder(model))
+    engine = make_engine(network, config, context.world, deepspeed=context.use_deepspeed)
+    session = Session(context, engine, context.loader(pixels=True, latents=False))
+    lpips = load_lpips(config.lpips_weights, context.world.device) if config.perceptual_weight else None
+    adversary = Adversary(config, context.world) if config.adversarial_weight else None
+    if adversary is not None:
+        session.attach("adversary", adversary)
+    grids = Grids(context)
+
+    for step, batch in session:
+        window = _draw_crop(config, model, step)
+        for micro in session.micro_batches(batch):
+            assert micro.pixels is not None
+            image = micro.pixels[:, :, window[0], window[1]]
+            cells = tuple(side // model.autoencoder.factor for side in image.shape[-2:])
+            keys = micro.generators(config.seed, "posterior", step)
+            noise = normal((model.autoencoder.latent_channels, *cells), keys).to(image)
+            made, regulariser = engine(image, noise)
+
+            terms = {"l1": per_sample(made, image, "l1").mean()}
+            loss = terms["l1"]
+            if model.autoencoder.kind == "kl":
+                terms["kl"] = kl_loss(regulariser)
+                loss = loss + config.kl_weight * terms["kl"]
+            else:
+                terms["codebook"] = regulariser
+                loss = loss + config.codebook_weight * terms["codebook"]
+            if lpips is not None:
+                terms["lpips"] = lpips(made, image).mean()
+                loss = loss + config.perceptual_weight * terms["lpips"]
+            if adversary is not None and step > config.adversarial_start:
+                terms["generator"] = adversary.opinion(made)
+                loss = loss + config.adversarial_weight * terms["generator"]
+            session.backward(loss, {**terms, "psnr": psnr(made, image)})
+            if adversary is not None and step > config.adversarial_start:
+                adversary.backward(image, made.detach(), session.accumulation)
+        if adversary is not None and step > config.adversarial_start:
+            adversary.step()
+        session.end_step()
+        if session.grid_due():
+            grids.autoencoder(session, _averaged_network(model, engine.averaged(), context.world.device))
+
+    weights = engine.averaged()
+    if weights is not None:
+        weights = {name.removeprefix("autoencoder."): tensor for name, tensor in weights.items()}
+    return trained(session, weights)
+
+
+def _draw_crop(config: AutoencoderStage, model: ModelConfig, step: int) -> tuple[slice, slice]:
+    """Rows and columns of the training crop, the same on every worker."""
+    side = min(config.crop or model.image_size, model.image_size)
+    generator = generator_for(config.seed, "crop", step)
+    y0, x0 = (int(torch.randint(0, model.image_size - side + 1, (), generator=generator)) for _ in range(2))
+    return slice(y0, y0 + side), slice(x0, x0 + side)
+
+
+def _averaged_network(
+    model: ModelConfig, weights: dict[str, Tensor] | None, device: torch.device
+) -> Autoencoder | None:
+    if weights is None:
+        return None
+    network = Reconstruction(build_autoencoder(model))
+    network.load_state_dict(weights, strict=True)
+    return network.autoencoder.to(device).eval()

@@ -1,0 +1,45 @@
+"""Target sizes and windows of the alignment stages. Drawn once a step, the same on every worker."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pipeline.config import ModelConfig
+from pipeline.errors import UserError
+from pipeline.resize import resize
+from training.config import AlignStage, DecoderStage
+from training.optim import generator_for
+
+
+@dataclass(frozen=True)
+class Target:
+    """A square output of `size` pixels, of which the window (y0, x0, y1, x1) is rendered and compared."""
+
+    size: tuple[int, int]
+    window: tuple[int, int, int, int]
+
+    def cut(self, image: Tensor) -> Tensor:
+        """The truth: image (B,3,H,W) resized with anti-aliasing, then the window → (B,3,y1-y0,x1-x0)."""
+        y0, x0, y1, x1 = self.window
+        return resize(image, self.size)[:, :, y0:y1, x0:x1]
+
+
+def size_range(config: DecoderStage | AlignStage, model: ModelConfig) -> tuple[int, int]:
+    """Smallest and largest target side, both included; by default the latent's and the image's own."""
+    low, high = config.min_size or model.latent_size, config.max_size or model.image_size
+    if not 1 <= low <= high:
+        raise UserError(f"target sizes {low}..{high} are empty; give min_size <= max_size")
+    return low, high
+
+
+def draw_target(config: DecoderStage | AlignStage, model: ModelConfig, step: int) -> Target:
+    """A uniformly drawn size of the range and, when `crop` is smaller, a uniformly placed window of crop × crop."""
+    low, high = size_range(config, model)
+    generator = generator_for(config.seed, "target", step)
+    side = int(torch.randint(low, high + 1, (), generator=generator))
+    window = min(config.crop or side, side)
+    y0, x0 = (int(torch.randint(0, side - window + 1, (), generator=generator)) for _ in range(2))
+    return Target((side, side), (y0, x0, y0 + window, x0 + window))

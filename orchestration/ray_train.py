@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from orchestration.relay import Relay, RelayStream
 from pipeline import storage
 from pipeline.errors import UserError
 from training.config import Preset, preset_from_dict, preset_to_dict
@@ -39,9 +40,10 @@ def start_ray(num_cpus: int | None = None, **options: Any) -> bool:
         return False
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=True, **options)
+        ray.init(log_to_driver=False, **options)
     else:
-        ray.init(num_cpus=num_cpus, include_dashboard=False, log_to_driver=True, logging_level="WARNING", **options)
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this machine's node away
+        ray.init(num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, logging_level="WARNING", **options)
     return True
 
 
@@ -78,6 +80,7 @@ def launch(
     cpus = cpus_per_worker or max(1.0, total_cpus // most) if not use_gpu else cpus_per_worker or 1.0
     _check_capacity(ray.cluster_resources(), least, cpus, gpus_per_worker)
     run_dir = storage.absolute(run_dir)
+    relay = Relay()
     arguments = {
         "stage": stage,
         "preset": preset_to_dict(preset),
@@ -87,6 +90,8 @@ def launch(
         "reporter_spec": reporter_spec,
         "threads": max(1, int(cpus)),
         "device": "cuda" if use_gpu else "cpu",
+        "channel": relay.channel,
+        "is_terminal": relay.stream.isatty(),
     }
     _remove_error(run_dir)
     trainer = TorchTrainer(
@@ -106,7 +111,8 @@ def launch(
         ),
     )
     try:
-        result = trainer.fit()
+        with relay:
+            result = trainer.fit()
     except TrainingFailedError as error:
         raise UserError(
             f"training {stage} failed on its workers {max_failures + 1} times: {_last_line(error)}"
@@ -124,7 +130,10 @@ def _worker(arguments: dict[str, Any]) -> dict[str, Any]:
     """What every Ray worker runs. An error that a user can mend is returned, so that Ray does not try again."""
     import torch.distributed as dist
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    stream = RelayStream(arguments["channel"], arguments["is_terminal"])
+    log = logging.getLogger("latentzoom")
+    log.handlers, log.propagate = [stream.logging_handler()], False
+    log.setLevel(logging.INFO)
     torch.set_num_threads(arguments["threads"])
     try:
         result = train(
@@ -138,6 +147,7 @@ def _worker(arguments: dict[str, Any]) -> dict[str, Any]:
             device=arguments["device"],
             stop_requested=_preemption_notice,
             keeps_running_when_stopped=True,
+            progress_stream=stream,
         )
     except UserError as error:
         if not (message := _read_error(arguments["run_dir"])):

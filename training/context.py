@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TextIO
 
 from pipeline import storage
 from pipeline.bundle import Bundle
@@ -49,6 +49,7 @@ class Context:
     reporters: list[Callable[[], Reporter]] = field(default_factory=list)
     stop_requested: Callable[[], bool] = lambda: False
     keeps_running_when_stopped: bool = False
+    progress_stream: TextIO | None = None
 
     @property
     def checkpoint_url(self) -> str:

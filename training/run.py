@@ -12,7 +12,7 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 
@@ -66,6 +66,7 @@ def train(
     device: str | None = None,
     stop_requested: Callable[[], bool] = lambda: False,
     keeps_running_when_stopped: bool = False,
+    progress_stream: TextIO | None = None,
 ) -> TrainResult:
     """Train one stage on this worker; every worker of a world calls it with the same arguments.
 
@@ -84,6 +85,7 @@ def train(
         reporters=reporters or [],
         stop_requested=stop_requested,
         keeps_running_when_stopped=keeps_running_when_stopped,
+        progress_stream=progress_stream,
     )
     digest = config_digest(context)
     done = world.broadcast(stored_result(run_dir, digest) if world.is_main else None)
@@ -108,6 +110,7 @@ def make_context(
     reporters: list[Callable[[], Reporter]],
     stop_requested: Callable[[], bool],
     keeps_running_when_stopped: bool,
+    progress_stream: TextIO | None,
 ) -> Context:
     """Resolve and check everything a stage needs."""
     config = preset.stage(stage)
@@ -127,6 +130,7 @@ def make_context(
         reporters=reporters,
         stop_requested=stop_requested,
         keeps_running_when_stopped=keeps_running_when_stopped,
+        progress_stream=progress_stream,
     )
     check(context)
     return context

@@ -213,7 +213,7 @@ class Session:
         mean = self.world.mean(torch.tensor([local[name] for name in names], dtype=torch.float64))
         values = dict(zip(names, mean.tolist()))
         stop = values.pop("stop") > 0
-        # Asking may be a round trip among all workers, so the main worker's clock decides that all ask at the next report.
+        # Asking may be a round trip among all workers, so the main worker's clock says when: at the next report.
         self._ask = values.pop("ask") > 0
         self._asked = time.monotonic() if self._ask else self._asked
         if not all(torch.isfinite(torch.tensor(values[name])) for name in window.sums):
@@ -255,7 +255,13 @@ class Session:
     def _progress(self) -> Progress | None:
         if not self.world.is_main:
             return None
-        return Progress(f"train {self.context.stage}", self.config.steps, "step", initial=self.step)
+        return Progress(
+            f"train {self.context.stage}",
+            self.config.steps,
+            "step",
+            initial=self.step,
+            stream=self.context.progress_stream,
+        )
 
     def _note(self) -> str:
         if not self.last:

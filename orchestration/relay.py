@@ -1,0 +1,86 @@
+"""Lines from the main worker to the terminal of whoever started the run, through Ray's key-value store.
+
+Ray's own forwarding prints every process's output with prefixes, most of it Ray talking about itself. Here only what
+the training code says arrives, as it said it. Losing a line is harmless: nothing here may disturb training.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import sys
+import threading
+import uuid
+from types import TracebackType
+from typing import TextIO
+
+from ray.experimental import internal_kv
+
+_NAMESPACE = b"latentzoom"
+_POLL_SECONDS = 0.25
+
+
+class RelayStream(io.TextIOBase):
+    """The worker's side: a text stream whose flushes arrive at the other side, which is a terminal or not."""
+
+    def __init__(self, channel: str, is_terminal: bool) -> None:
+        self.channel, self.is_terminal = channel, is_terminal
+        self._start = uuid.uuid4().hex[:8]
+        self._num, self._text = 0, ""
+
+    def isatty(self) -> bool:
+        return self.is_terminal
+
+    def write(self, text: str) -> int:
+        self._text += text
+        return len(text)
+
+    def flush(self) -> None:
+        if not self._text:
+            return
+        text, self._text = self._text, ""
+        key = f"{self.channel}/{self._start}/{self._num:08d}".encode()
+        self._num += 1
+        with contextlib.suppress(Exception):
+            internal_kv._internal_kv_put(key, text.encode(), namespace=_NAMESPACE)
+
+    def logging_handler(self) -> logging.Handler:
+        """A handler that sends log records here."""
+        handler = logging.StreamHandler(self)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        return handler
+
+
+class Relay:
+    """The driver's side: prints what arrives on `channel` while the block runs."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self.stream = stream or sys.stderr
+        self.channel = f"lines/{uuid.uuid4().hex}"
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="relay", daemon=True)
+
+    def __enter__(self) -> Relay:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._done.set()
+        self._thread.join(timeout=5.0)
+
+    def _run(self) -> None:
+        while not self._done.wait(_POLL_SECONDS):
+            self._print()
+        self._print()
+
+    def _print(self) -> None:
+        with contextlib.suppress(Exception):
+            for key in sorted(internal_kv._internal_kv_list(self.channel.encode(), namespace=_NAMESPACE)):
+                text = internal_kv._internal_kv_get(key, namespace=_NAMESPACE)
+                internal_kv._internal_kv_del(key, namespace=_NAMESPACE)
+                if text:
+                    self.stream.write(text.decode())
+                    self.stream.flush()

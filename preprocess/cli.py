@@ -29,6 +29,8 @@ def _dispatch(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(_help())
         return 0 if argv else 2
+    if argv[0] == "verify":
+        return _verify(argv[1:])
     if argv[0] not in SOURCES:
         raise UserError(f"unknown source {argv[0]!r}; use one of {', '.join(SOURCES)}, or verify")
     return _preprocess(parse(argv))
@@ -42,9 +44,23 @@ def parse(argv: list[str]) -> PreprocessConfig:
 
 
 def _preprocess(config: PreprocessConfig) -> int:
-    from preprocess.run import preprocess
+    from preprocess.run import plan_text, preprocess
 
-    print(preprocess(config).to_json())
+    print(plan_text(config) if config.plan else preprocess(config).to_json())
+    return 0
+
+
+def _verify(argv: list[str]) -> int:
+    """Exit code 0: everything is whole; 1: the files named are damaged."""
+    from preprocess.verify import verify
+
+    report = tyro.cli(verify, prog=f"{_PROG} verify", args=argv)
+    for line in report.damage:
+        print(f"damaged: {line}")
+    if report.damage:
+        print(f"{len(report.damaged_files)} files damaged; run the same preprocess command again to rebuild them")
+        return 1
+    print(f"{report.num_shards} shards, {report.num_samples} samples: all whole")
     return 0
 
 

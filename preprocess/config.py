@@ -10,6 +10,8 @@ import tyro
 
 from pipeline.errors import UserError
 
+FULL_RESOLUTION_SOURCES = ("div2k", "flickr2k", "df2k")
+
 
 def _require(condition: bool, name: str, value: object, allowed: str) -> None:
     if not condition:
@@ -36,14 +38,15 @@ class PreprocessConfig:
     """Bundle (or diffusers folder) whose autoencoder makes the latents; without it shards hold pixels only."""
     size: int = 256
     """Height and width of a sample."""
-    crop: Literal["center", "random", "grid"] = "center"
-    """center: the middle square; random: seeded squares; grid: a regular tiling."""
+    crop: Literal["auto", "center", "random", "grid"] = "auto"
+    """center: the middle square; random: seeded squares; grid: a regular tiling; auto: random for several crops per
+    image and for DIV2K and Flickr2K, else center."""
     crops_per_image: int = 1
     """Seeded crops per image (random only)."""
     crop_fraction: tuple[float, float] = (1.0, 1.0)
     """Smallest and largest side of a square crop, as a fraction of the short side."""
     crop_pixels: int = 0
-    """Side of a crop in source pixels; 0: by --crop-fraction (grid: --size)."""
+    """Side of a crop in source pixels; 0: by --crop-fraction (grid, DIV2K and Flickr2K: --size)."""
     resize: Literal["bicubic", "lanczos", "box"] = "bicubic"
     """Anti-aliased filter that brings a crop to --size."""
     pixel_format: Literal["png", "webp", "jpg"] = "png"
@@ -58,6 +61,8 @@ class PreprocessConfig:
     """How a low-resolution image is brought to --size before it is encoded."""
     split: str = ""
     """Split of the source: ffhq official|ldm, lsun train|val, div2k; empty: the source's own default."""
+    check_md5: bool = True
+    """Compare FFHQ images with the MD5 sums in its JSON; switch off for a resized copy."""
     val_fraction: float = 0.0
     """Fraction of the images held out as split "val", drawn by a seeded hash of the id."""
     val_folder: str = ""
@@ -110,7 +115,7 @@ class PreprocessConfig:
         _require(0 < low <= high <= 1, "crop_fraction", self.crop_fraction, "0 < smallest <= largest <= 1")
         _require(self.crops_per_image >= 1, "crops_per_image", self.crops_per_image, "at least 1")
         _require(
-            self.crop == "random" or self.crops_per_image == 1,
+            self.crop in ("auto", "random") or self.crops_per_image == 1,
             "crops_per_image",
             self.crops_per_image,
             "--crop random with more than one crop per image",
@@ -127,6 +132,15 @@ class PreprocessConfig:
         _require(self.max_pixels >= 1, "max_pixels", self.max_pixels, "at least 1")
         for lr_size in self.lr_sizes:
             _require(1 <= lr_size < self.size, "lr_sizes", lr_size, f"sizes from 1 to {self.size - 1}")
+
+    def with_crop(self) -> PreprocessConfig:
+        """The same with `crop` "auto" decided."""
+        full_resolution = self.source in FULL_RESOLUTION_SOURCES
+        crop = self.crop
+        if crop == "auto":
+            crop = "random" if full_resolution or self.crops_per_image > 1 else "center"
+        by_pixels = crop == "grid" or (full_resolution and self.crop_fraction == (1.0, 1.0))
+        return self.replace(crop=crop, crop_pixels=self.crop_pixels or (self.size if by_pixels else 0))
 
     def transform(self) -> dict[str, Any]:
         """The fields that decide the bytes of a sample, apart from the source and the autoencoder."""

@@ -99,7 +99,8 @@ def make_plan(
         "splits": {name: sum(s.num_samples for s in shards if s.split == name) for name in sorted(ordered)},
         "split_sha256": _split_hash(ordered),
         "transform": config.transform(),
-        "shards": {"samples_per_shard": config.samples_per_shard, "batch_size": config.batch_size},
+        "shards": {"samples_per_shard": config.samples_per_shard, "shard_bytes": config.shard_bytes,
+                   "batch_size": config.batch_size},
         "encoder": None if autoencoder is None else {
             **autoencoder, "device": config.device.split(":")[0], "threads": config.encode_threads},
         "versions": versions,
@@ -124,7 +125,7 @@ def assign_splits(config: PreprocessConfig, source: Source, images: list[str]) -
             f"{flags} do not go together; use --val-fraction, --val-folder, or --val-list (with --train-list)"
         )
     if config.val_list:
-        return _split_by_lists(config, images)
+        return _split_by_lists(config, source, images)
     splits: dict[str, list[str]] = {}
     prefix = config.val_folder.strip("/") + "/"
     for image in images:
@@ -141,32 +142,37 @@ def assign_splits(config: PreprocessConfig, source: Source, images: list[str]) -
     return splits
 
 
-def _split_by_lists(config: PreprocessConfig, images: list[str]) -> dict[str, list[str]]:
-    val = _find_listed(config.val_list, images)
-    train = _find_listed(config.train_list, images) if config.train_list else set(images) - val
+def _split_by_lists(config: PreprocessConfig, source: Source, images: list[str]) -> dict[str, list[str]]:
+    val = _find_listed(config.val_list, images, source)
+    train = _find_listed(config.train_list, images, source) if config.train_list else set(images) - val
     both = sorted(train & val)
     if both:
         raise UserError(f"{both[0]} is in both {config.train_list} and {config.val_list}")
     return {"train": sorted(train), "val": sorted(val)}
 
 
-def _find_listed(url: str, images: list[str]) -> set[str]:
-    """Ids that a list names, by id, by file name, or by file name without suffix."""
+def _find_listed(url: str, images: list[str], source: Source) -> set[str]:
+    """Images that a list names: by id, by file name, with or without suffix, or by a name the source knows."""
     names: dict[str, str | None] = {}
     for image in images:
         base = posixpath.basename(image)
-        for name in {image, posixpath.splitext(image)[0], base, posixpath.splitext(base)[0]}:
+        for name in {image, _stem(image), base, _stem(base), *source.aliases(image)}:
             names[name] = image if names.get(name, image) == image else None
     known = set(images)
     found = set()
     for line in read_list(url):
-        match = line if line in known else names.get(line, "")
+        candidates = [name for name in (line, _stem(line), _stem(posixpath.basename(line))) if name in names]
+        match = line if line in known else names[candidates[0]] if candidates else ""
         if match is None:
             raise UserError(f"{url}: {line!r} names more than one image; use paths within the source")
         if not match:
             raise UserError(f"{url}: {line!r} is not in the source")
         found.add(match)
     return found
+
+
+def _stem(name: str) -> str:
+    return posixpath.splitext(name)[0]
 
 
 def count_crops(config: PreprocessConfig, source: Source, images: list[str]) -> dict[str, int]:

@@ -24,6 +24,9 @@ class RetryCounter:
         self.count = 0
         self._lock = threading.Lock()
 
+    def __reduce__(self) -> tuple[type[RetryCounter], tuple[()]]:
+        return RetryCounter, ()  # every process counts its own
+
     def add(self) -> None:
         with self._lock:
             self.count += 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import gzip
 import json
 import os
 import sys
@@ -11,24 +10,22 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any
 
-from pipeline.errors import UserError
 from pipeline.progress import Progress
-from pipeline.storage import absolute, exists, join, read_bytes, read_json, write_bytes
-from preprocess.build import Built, ShardBuilder, StageSeconds
+from pipeline.storage import absolute, exists, join, read_json
+from preprocess.build import Built, ShardBuilder
 from preprocess.config import PreprocessConfig
 from preprocess.encode import StoredEncoder, autoencoder_facts
 from preprocess.finish import finish
-from preprocess.plan import Plan, ShardPlan, listing_file, make_plan
+from preprocess.plan import Plan, ShardPlan, make_plan
+from preprocess.plan_report import probe, report, samples_per_shard
 from preprocess.publish import remove_scratch
 from preprocess.receipt import Receipt, finished_receipts
 from preprocess.rejects import check_ceiling
+from preprocess.resume import PLAN_NAME, accept_or_refuse, write_plan
 from preprocess.sources import open_source
 from preprocess.sources.base import Source
-
-PLAN_NAME = "plan.json"
-LISTING_NAME = "sources.txt.gz"
+from preprocess.tally import Tally
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,13 +64,12 @@ def preprocess(
     start = time.monotonic()
     config = config.replace(dest=absolute(config.dest))
     encoder = load_encoder(autoencoder if autoencoder is not None else config.autoencoder)
-    config = resolve(config)
-    source = source or open_source(config)
+    config, source = resolve(config, source, encoder)
     facts = autoencoder_facts(encoder, config.size) if encoder else None
     plan = make_plan(config, source, facts, library_versions(encoder is not None))
     accept_or_refuse(config, plan)
     remove_scratch(config.dest)
-    _write_plan(config, plan)
+    write_plan(config, plan)
     done, troubles = finished_receipts(config.dest, [s.name for s in plan.shards], plan.hash, config.recheck)
     for trouble in troubles:
         print(f"rebuilding: {trouble}", file=sys.stderr)
@@ -117,95 +113,37 @@ def library_versions(has_encoder: bool) -> dict[str, str]:
     return {name: version(name) for name in names}
 
 
-def resolve(config: PreprocessConfig) -> PreprocessConfig:
-    """Fill in what was left open: from an earlier run of the same destination, or from this machine."""
-    earlier = read_json(join(config.dest, PLAN_NAME)) if exists(join(config.dest, PLAN_NAME)) else {}
+def resolve(
+    config: PreprocessConfig, source: Source | None, encoder: StoredEncoder | None
+) -> tuple[PreprocessConfig, Source]:
+    """Fill in what was left open: from an earlier run of the same destination, or from this machine and a probe."""
+    url = join(config.dest, PLAN_NAME)
+    earlier = read_json(url) if exists(url) else {}
     cores = os.cpu_count() or 1
     threads = (earlier.get("encoder") or {}).get("threads") or min(4, cores)
-    return config.replace(
-        encode_threads=config.encode_threads or threads, decode_threads=config.decode_threads or cores
-    )
+    decode_threads = config.decode_threads or max(1, cores // max(1, config.workers))
+    config = config.with_crop().replace(encode_threads=config.encode_threads or threads, decode_threads=decode_threads)
+    source = source or open_source(config)
+    if config.shard_bytes:
+        shards = earlier.get("shards", {})
+        if shards.get("shard_bytes") == config.shard_bytes:
+            per_shard = shards["samples_per_shard"]
+        else:
+            images = sorted(image for image, _ in source.list_images())
+            per_shard = samples_per_shard(config, probe(config, source, encoder, images))
+        config = config.replace(samples_per_shard=per_shard)
+    return config, source
 
 
-def accept_or_refuse(config: PreprocessConfig, plan: Plan) -> None:
-    """Continue only a run of the same plan; otherwise name what differs."""
-    url = join(config.dest, PLAN_NAME)
-    if not exists(url):
-        if exists(join(config.dest, "shard-000000.tar")):
-            raise UserError(f"{config.dest} holds shards but no {PLAN_NAME}; choose an empty folder")
-        return
-    earlier = read_json(url)
-    differences = list(_differences(earlier, json.loads(json.dumps(plan.facts))))
-    if differences:
-        if any(name.startswith("source.") for name in differences):
-            differences.append(_changed_images(config, plan))
-        raise UserError(
-            f"{config.dest} was begun differently: {'; '.join(differences)}. Use the settings it was begun with, "
-            "or another folder"
-        )
-
-
-def _differences(earlier: Any, now: Any, name: str = "") -> Iterator[str]:
-    if isinstance(earlier, dict) and isinstance(now, dict):
-        for key in sorted(earlier.keys() | now.keys()):
-            yield from _differences(earlier.get(key), now.get(key), f"{name}.{key}" if name else key)
-    elif earlier != now:
-        yield f"{name} was {_short(earlier)}, now {_short(now)}"
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 40 else text[:37] + "..."
-
-
-def _changed_images(config: PreprocessConfig, plan: Plan) -> str:
-    """Names the first images whose presence or size changed since the run was begun."""
-    url = join(config.dest, LISTING_NAME)
-    if not exists(url):
-        return "changed images unknown"
-    earlier = set(gzip.decompress(read_bytes(url)).decode().splitlines())
-    changed = sorted({line.split("\t")[0] for line in earlier ^ set(plan.listing.decode().splitlines())})
-    more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
-    return f"changed images: {', '.join(changed[:3])}{more}"
-
-
-def _write_plan(config: PreprocessConfig, plan: Plan) -> None:
-    if not exists(join(config.dest, PLAN_NAME)):
-        write_bytes(join(config.dest, LISTING_NAME), listing_file(plan))
-        write_bytes(join(config.dest, PLAN_NAME), (json.dumps(plan.facts, indent=1, sort_keys=True) + "\n").encode())
-
-
-class Tally:
-    """What the builders have reported so far."""
-
-    def __init__(self, receipts: dict[str, Receipt]) -> None:
-        self.receipts = receipts
-        self.by_builder: dict[str, StageSeconds] = {}
-        self.workers_lost = 0
-
-    @property
-    def seconds(self) -> StageSeconds:
-        total = StageSeconds()
-        for seconds in self.by_builder.values():
-            total = total.plus(seconds)
-        return total
-
-    def num_rejected_images(self) -> int:
-        return len({r["image"] for receipt in self.receipts.values() for r in receipt["rejects"]})
-
-    def encode_busy(self) -> float:
-        seconds = self.seconds
-        return seconds.encode / seconds.total if seconds.total > 0 else 0.0
-
-    def limited_by(self, has_encoder: bool) -> str:
-        """The encoder when it was busy nine tenths of the time, else the stage it waited for most."""
-        seconds = self.seconds
-        if seconds.total == 0:
-            return "nothing to do"
-        if has_encoder and self.encode_busy() >= 0.9:
-            return "encoder"
-        waits = {"reading and decoding": seconds.wait_decode, "writing and publishing": seconds.wait_publish}
-        return max(waits, key=lambda name: waits[name])
+def plan_text(config: PreprocessConfig) -> str:
+    """What a run would do, from the plan and a short probe. Writes nothing."""
+    config = config.replace(dest=absolute(config.dest))
+    encoder = load_encoder(config.autoencoder)
+    config, source = resolve(config, None, encoder)
+    facts = autoencoder_facts(encoder, config.size) if encoder else None
+    plan = make_plan(config, source, facts, library_versions(encoder is not None))
+    images = sorted({planned.image for shard in plan.shards for planned in shard.images})
+    return report(config, plan, probe(config, source, encoder, images))
 
 
 def _build(
@@ -234,5 +172,14 @@ def _build(
 def _run_builders(
     config: PreprocessConfig, todo: list[ShardPlan], builder: ShardBuilder, tally: Tally
 ) -> Iterator[tuple[str, Built]]:
-    for built in builder.build(todo):
-        yield "in-line", built
+    if not config.workers or not todo:
+        for built in builder.build(todo):
+            yield "in-line", built
+        return
+    from preprocess.workers import WorkerPool, ray_session
+
+    with ray_session(config):
+        pool = WorkerPool(config, builder, todo)
+        for name, built in pool.run():
+            tally.workers_lost = pool.num_lost
+            yield name, built

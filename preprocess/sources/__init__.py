@@ -7,10 +7,21 @@ from collections.abc import Callable
 from pipeline.errors import UserError
 from preprocess.config import PreprocessConfig
 from preprocess.sources.base import Source
+from preprocess.sources.faces import open_celebahq, open_ffhq
 from preprocess.sources.folder import open_folder
+from preprocess.sources.lsun import open_lsun
+from preprocess.sources.restoration import open_df2k, open_div2k, open_flickr2k
+from preprocess.sources.webdataset import open_webdataset
 
 SOURCES: dict[str, tuple[Callable[[PreprocessConfig], Source], str]] = {
-    "folder": (open_folder, "any images in a folder, recursively"),
+    "folder": (open_folder, "any images in a folder (recursively) or a zip file"),
+    "ffhq": (open_ffhq, "FFHQ: folder or zip; --split official or ldm"),
+    "celebahq": (open_celebahq, "CelebA-HQ: folder or zip; --split ldm"),
+    "lsun": (open_lsun, "LSUN: an LMDB database or an exported folder; --split train or val"),
+    "div2k": (open_div2k, "DIV2K: folder or zip, crops at full resolution"),
+    "flickr2k": (open_flickr2k, "Flickr2K: folder or zip, crops at full resolution"),
+    "df2k": (open_df2k, "DIV2K and Flickr2K in one folder, crops at full resolution"),
+    "webdataset": (open_webdataset, "images in existing tar files"),
 }
 
 

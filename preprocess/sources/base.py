@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from pipeline.errors import UserError
-from preprocess.config import PreprocessConfig
+from pipeline.storage import read_bytes
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm")
 
@@ -29,6 +29,10 @@ class Source(Protocol):
         """Facts for the sample's JSON: licence, author. Empty when the source has none."""
         ...
 
+    def aliases(self, image: str) -> list[str]:
+        """Other names that split lists use for the image, besides its id and file name."""
+        ...
+
     def check(self, image: str, data: bytes) -> str | None:
         """Why `data` is not the image that the source promised (a checksum, say), or None."""
         ...
@@ -43,19 +47,17 @@ class PlainSource:
     def info(self, image: str) -> dict[str, Any]:
         return {}
 
+    def aliases(self, image: str) -> list[str]:
+        return []
+
     def check(self, image: str, data: bytes) -> str | None:
         return None
 
 
 def read_list(url: str) -> list[str]:
     """Lines of a split list, blanks left out."""
-    from pipeline.storage import read_bytes
-
     try:
         lines = read_bytes(url).decode().splitlines()
     except UnicodeDecodeError as error:
         raise UserError(f"{url} is not a text file of ids ({error})") from error
     return [line.strip() for line in lines if line.strip()]
-
-
-__all__ = ["IMAGE_SUFFIXES", "PlainSource", "PreprocessConfig", "Source", "read_list"]

@@ -1,0 +1,142 @@
+"""FFHQ and CelebA-HQ: numbered faces, with the lists that papers split them by."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import posixpath
+import re
+from typing import Any
+
+from pipeline.errors import UserError
+from pipeline.storage import exists, join, read_bytes
+from preprocess.config import PreprocessConfig
+from preprocess.sources.base import PlainSource, Source, read_list
+from preprocess.sources.folder import FolderSource, ZipSource, open_images
+
+FFHQ_JSON = "ffhq-dataset-v2.json"
+_NUM_FFHQ_TRAIN = 60000
+_RENDITIONS = ("image", "thumbnail", "in_the_wild")
+
+
+def image_number(image: str) -> int | None:
+    """The number in a file name such as `00012.png`, `imgHQ00012.npy` or `12.jpg`."""
+    match = re.fullmatch(r"(?:imgHQ)?0*([0-9]+)", posixpath.splitext(posixpath.basename(image))[0])
+    return int(match.group(1)) if match else None
+
+
+class FacesSource(PlainSource):
+    """A folder or zip of numbered faces. `num_train`: numbers below it are "train", the rest "val"; 0: no such split.
+
+    lists: (train, val) numbers from split lists; images in neither are left out.
+    facts: per id, the JSON facts that go into the sample; md5: per id, the promised checksum.
+    """
+
+    def __init__(
+        self, images: FolderSource | ZipSource, num_train: int, lists: tuple[set[int], set[int]] | None
+    ) -> None:
+        self.images, self.num_train, self.lists = images, num_train, lists
+        self.facts: dict[str, dict[str, Any]] = {}
+        self.md5: dict[str, str] = {}
+
+    def list_images(self) -> list[tuple[str, int]]:
+        listed = [(image, size) for image, size in self.images.list_images() if image_number(image) is not None]
+        if self.lists:
+            both = self.lists[0] | self.lists[1]
+            listed = [(image, size) for image, size in listed if image_number(image) in both]
+        if not listed:
+            raise UserError(f"{self.images.url} holds no numbered images such as 00000.png")
+        return listed
+
+    def read(self, image: str) -> bytes:
+        return self.images.read(image)
+
+    def split_of(self, image: str) -> str | None:
+        number = image_number(image)
+        if number is None:
+            return None
+        if self.lists:
+            return "val" if number in self.lists[1] else "train"
+        if self.num_train:
+            return "train" if number < self.num_train else "val"
+        return None
+
+    def aliases(self, image: str) -> list[str]:
+        number = image_number(image)
+        return [] if number is None else [f"imgHQ{number:05d}", f"{number:05d}", str(number)]
+
+    def info(self, image: str) -> dict[str, Any]:
+        return self.facts.get(image, {})
+
+    def check(self, image: str, data: bytes) -> str | None:
+        promised = self.md5.get(image)
+        if promised is None or hashlib.md5(data, usedforsecurity=False).hexdigest() == promised:
+            return None
+        return f"MD5 differs from {FFHQ_JSON}"
+
+
+def open_ffhq(config: PreprocessConfig) -> Source:
+    """`ffhq`: `--split official` (first 60 000 train, the default) or `ldm` (the lists beside the images)."""
+    lists = _ldm_lists(config, "ffhqtrain.txt", "ffhqvalidation.txt", ("official", "ldm"))
+    own_split = config.val_list or config.val_fraction or config.val_folder
+    images = open_images(config.source_url)
+    source = FacesSource(images, 0 if lists or own_split else _NUM_FFHQ_TRAIN, lists)
+    _add_ffhq_facts(source, config)
+    return source
+
+
+def open_celebahq(config: PreprocessConfig) -> Source:
+    """`celebahq`: all "train", or `--split ldm` (lists that name imgHQ00000.npy)."""
+    lists = _ldm_lists(config, "celebahqtrain.txt", "celebahqvalidation.txt", ("ldm",))
+    return FacesSource(open_images(config.source_url), 0, lists)
+
+
+def _ldm_lists(
+    config: PreprocessConfig, train: str, val: str, allowed: tuple[str, ...]
+) -> tuple[set[int], set[int]] | None:
+    if config.split not in ("", *allowed):
+        raise UserError(f"--split {config.split} is not a split of {config.source}; use {' or '.join(allowed)}")
+    if config.split != "ldm":
+        return None
+    folder = posixpath.dirname(config.source_url) if config.source_url.endswith(".zip") else config.source_url
+    found = []
+    for name in (train, val):
+        url = join(folder, name)
+        if not exists(url):
+            raise UserError(f"--split ldm needs {url}; put the list there, or give --train-list and --val-list")
+        found.append({number for line in read_list(url) if (number := image_number(line)) is not None})
+    if found[0] & found[1]:
+        raise UserError(f"{train} and {val} both name image {min(found[0] & found[1])}; the lists are mixed up")
+    return found[0], found[1]
+
+
+def _add_ffhq_facts(source: FacesSource, config: PreprocessConfig) -> None:
+    """Licence, author and MD5 from the data set's JSON, when it lies in or beside the source."""
+    folder = posixpath.dirname(config.source_url.rstrip("/"))
+    urls = [join(url, FFHQ_JSON) for url in (config.source_url.rstrip("/"), folder) if url and not url.endswith(".zip")]
+    url = next((url for url in urls if exists(url)), None)
+    if url is None:
+        return
+    try:
+        records = json.loads(read_bytes(url))
+        by_path = {
+            record[name]["file_path"]: (record["metadata"], record[name]["file_md5"])
+            for record in records.values()
+            for name in _RENDITIONS
+            if name in record
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{url} is not FFHQ's JSON ({type(error).__name__}: {error})") from error
+    by_tail = {path.split("/", 1)[-1]: value for path, value in by_path.items() if path.startswith("images1024x1024/")}
+    for image, _ in source.list_images():
+        tail = image.split("images1024x1024/", 1)[-1]
+        found = by_path.get(image) or by_tail.get(tail)
+        if found:
+            metadata, md5 = found
+            source.facts[image] = {
+                name: metadata[key]
+                for name, key in (("licence", "license"), ("author", "author"), ("url", "photo_url"))
+                if metadata.get(key)
+            }
+            if config.check_md5:
+                source.md5[image] = md5

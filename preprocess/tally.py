@@ -1,0 +1,39 @@
+"""What the builders of a run have reported so far: receipts, and where the time went."""
+
+from __future__ import annotations
+
+from preprocess.build import StageSeconds
+from preprocess.receipt import Receipt
+
+
+class Tally:
+    """What the builders have reported so far."""
+
+    def __init__(self, receipts: dict[str, Receipt]) -> None:
+        self.receipts = receipts
+        self.by_builder: dict[str, StageSeconds] = {}
+        self.workers_lost = 0
+
+    @property
+    def seconds(self) -> StageSeconds:
+        total = StageSeconds()
+        for seconds in self.by_builder.values():
+            total = total.plus(seconds)
+        return total
+
+    def num_rejected_images(self) -> int:
+        return len({r["image"] for receipt in self.receipts.values() for r in receipt["rejects"]})
+
+    def encode_busy(self) -> float:
+        seconds = self.seconds
+        return seconds.encode / seconds.total if seconds.total > 0 else 0.0
+
+    def limited_by(self, has_encoder: bool) -> str:
+        """The encoder when it was busy nine tenths of the time, else the stage it waited for most."""
+        seconds = self.seconds
+        if seconds.total == 0:
+            return "nothing to do"
+        if has_encoder and self.encode_busy() >= 0.9:
+            return "encoder"
+        waits = {"reading and decoding": seconds.wait_decode, "writing and publishing": seconds.wait_publish}
+        return max(waits, key=lambda name: waits[name])

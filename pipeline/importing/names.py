@@ -1,8 +1,8 @@
 """Where a parameter of ours lies in a checkpoint: our name → name in the latent-diffusion family.
 
-CompVis' and the released checkpoints share the first stage's and the U-Net's naming; they differ in how the parts are nested (see
-latent_diffusion.py). Our modules carry diffusers' names. Levels of an up path count from deep to shallow here and from
-shallow to deep there.
+CompVis' and the released checkpoints share the first stage's and the U-Net's naming; they differ in how the parts are
+nested (see latent_diffusion.py). Our modules carry diffusers' names. Levels of an up path count from deep to shallow
+here and from shallow to deep there.
 """
 
 from __future__ import annotations

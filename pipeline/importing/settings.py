@@ -115,7 +115,7 @@ def decoder_config(stage: Section) -> DecoderConfig:
 
 
 def decoder_like(autoencoder: AutoencoderConfig) -> DecoderConfig:
-    """The paper's implicit decoder for an autoencoder that came without one: D_phi is as wide and deep as its decoder."""
+    """The paper's implicit decoder for an autoencoder that came without one: D_phi follows its decoder."""
     return DecoderConfig(
         base_width=autoencoder.base_width,
         width_mult=autoencoder.width_mult,

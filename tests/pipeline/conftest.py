@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from small_models import Released, small_bundle
 
@@ -12,6 +14,15 @@ from pipeline.importing.latent_diffusion import import_checkpoint
 from pipeline.model import LatentZoom
 
 DATA = Path(__file__).parent.parent / "data" / "released_small"
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """The models are so small that more threads only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

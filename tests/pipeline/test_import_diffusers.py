@@ -1,0 +1,182 @@
+"""diffusers folders: our networks compute what diffusers computes with the same weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub.constants
+import pytest
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.autoencoders.vq_model import VQModel
+from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from safetensors.torch import load_file, save_file
+from small_models import relative_error
+
+from orchestration.import_cli import main
+from pipeline.errors import UserError
+from pipeline.importing.diffusers_folder import import_diffusers
+from pipeline.model import LatentZoom
+
+AUTOENCODER: dict[str, Any] = {
+    "down_block_types": ("DownEncoderBlock2D", "AttnDownEncoderBlock2D"), "sample_size": 16, "layers_per_block": 2,
+    "up_block_types": ("AttnUpDecoderBlock2D", "UpDecoderBlock2D"), "block_out_channels": (16, 24),
+    "latent_channels": 3, "norm_num_groups": 8, "scaling_factor": 0.7,
+}
+UNET: dict[str, Any] = {
+    "sample_size": 8, "in_channels": 3, "out_channels": 3, "block_out_channels": (16, 32), "layers_per_block": 1,
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+    "attention_head_dim": 8, "norm_num_groups": 8,
+}
+SCHEDULER: dict[str, Any] = {"beta_schedule": "scaled_linear", "beta_start": 0.0015, "beta_end": 0.0195}
+
+
+def write_pipeline(folder: Path, scheduler: dict[str, Any] = SCHEDULER, **unet: Any) -> tuple[VQModel, UNet2DModel]:
+    torch.manual_seed(0)
+    vq, denoiser = VQModel(**AUTOENCODER, num_vq_embeddings=20), UNet2DModel(**{**UNET, **unet})
+    vq.eval().save_pretrained(folder / "vqvae")
+    denoiser.eval().save_pretrained(folder / "unet")
+    DDIMScheduler(**scheduler).save_pretrained(folder / "scheduler")
+    return vq, denoiser
+
+
+def edit_config(folder: Path, **changes: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@torch.no_grad()
+def test_kl_folder(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    kl = AutoencoderKL(**AUTOENCODER).eval()
+    kl.save_pretrained(tmp_path / "kl")
+    bundle = import_diffusers(str(tmp_path / "kl"))
+    image = torch.rand(2, 3, 16, 24) * 2 - 1
+    posterior = kl.encode(image).latent_dist
+    assert torch.equal(bundle.autoencoder.encode(image), posterior.mean)
+    assert torch.equal(bundle.autoencoder.decode(posterior.mean), kl.decode(posterior.mean).sample)
+    assert bundle.denoiser is None and bundle.config.scale_factor == 0.7 and bundle.config.name == "kl"
+    assert bundle.config.autoencoder.widths == (16, 24)
+
+
+@torch.no_grad()
+def test_pipeline_folder(tmp_path: Path) -> None:
+    vq, denoiser = write_pipeline(tmp_path / "ldm")
+    assert main(["diffusers", str(tmp_path / "ldm"), "--out", str(tmp_path / "bundle")]) == 0
+    model = LatentZoom.load(str(tmp_path / "bundle"))
+    image, t = torch.rand(2, 3, 16, 24) * 2 - 1, torch.tensor([5, 800])
+    latent = vq.encode(image).latents
+    assert torch.equal(model.encode(image), latent)
+    assert relative_error(model.autoencoder.decode(latent), vq.decode(latent).sample) < 1e-6
+    assert torch.equal(model.denoise(latent, t), denoiser(latent, t).sample)
+    assert (model.config.image_size, model.config.schedule.beta_end) == (16, 0.0195)
+
+
+@torch.no_grad()
+def test_ddim_equals_diffusers_ddim(tmp_path: Path) -> None:
+    """The paper's time steps and last step are diffusers' with steps_offset = 1 and set_alpha_to_one = False."""
+    _, denoiser = write_pipeline(tmp_path)
+    model = LatentZoom(import_diffusers(str(tmp_path)))
+    scheduler = DDIMScheduler(**SCHEDULER, steps_offset=1, set_alpha_to_one=False, clip_sample=False)
+    scheduler.set_timesteps(20)
+    z = noise = torch.randn(2, 3, 8, 8)
+    for step in scheduler.timesteps:
+        z = scheduler.step(denoiser(z, step).sample, step, z).prev_sample
+    assert relative_error(model.sample_latents(noise, num_steps=20) * model.config.scale_factor, z) < 1e-5
+
+
+def test_unet_from_another_folder(tmp_path: Path) -> None:
+    write_pipeline(tmp_path / "a")
+    bundle = import_diffusers(str(tmp_path / "a" / "vqvae"), unet=str(tmp_path / "a" / "unet"))
+    assert bundle.denoiser is not None
+    with pytest.raises(UserError, match="holds no UNet2DModel"):
+        import_diffusers(str(tmp_path / "a" / "vqvae"), unet=str(tmp_path / "a" / "vqvae"))
+
+
+def test_old_attention_names_and_bin_files(tmp_path: Path) -> None:
+    """Folders from before diffusers renamed its attention layers, with pickled weights."""
+    write_pipeline(tmp_path)
+    expected = import_diffusers(str(tmp_path)).autoencoder.state_dict()
+    file = tmp_path / "vqvae" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(str(file))
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    for new, name in old.items():
+        tensors = {key.replace(f".{new}.", f".{name}."): value for key, value in tensors.items()}
+    assert any(".query." in key for key in tensors)
+    torch.save(tensors, tmp_path / "vqvae" / "diffusion_pytorch_model.bin")
+    file.unlink()
+    read = import_diffusers(str(tmp_path)).autoencoder.state_dict()
+    assert all(torch.equal(read[key], value) for key, value in expected.items())
+
+
+@pytest.mark.parametrize(
+    ("folder", "change", "named"),
+    [
+        ("unet", {"_class_name": "UNet2DConditionModel"}, "takes text or other conditions"),
+        ("unet", {"norm_eps": 1e-6}, "norm_eps = 1e-06"),
+        ("unet", {"attention_head_dim": None}, "attention_head_dim must be int"),
+        ("unet", {"in_channels": 6}, "in_channels = 6"),
+        ("unet", {"down_block_types": ["ResnetDownsampleBlock2D", "AttnDownBlock2D"]}, "ResnetDownsampleBlock2D"),
+        ("unet", {"up_block_types": ["UpBlock2D", "UpBlock2D"]}, "must mirror"),
+        ("unet", {"layers_per_block": 2}, "misses down_blocks"),
+        ("vqvae", {"norm_type": "spatial"}, "norm_type"),
+        ("vqvae", {"act_fn": "relu"}, "act_fn"),
+        ("vqvae", {"layers_per_block": 1}, "left over decoder"),
+        ("vqvae", {"vq_embed_dim": 2}, "vq_embed_dim"),
+        ("vqvae", {"block_out_channels": [16]}, "must mirror"),
+        ("vqvae", {"latents_mean": [0.0]}, "latents_mean"),
+    ],
+)
+def test_unsupported_configurations_are_refused_by_name(
+    folder: str, change: dict[str, Any], named: str, tmp_path: Path
+) -> None:
+    write_pipeline(tmp_path)
+    edit_config(tmp_path / folder, **change)
+    with pytest.raises(UserError, match=named):
+        import_diffusers(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "named"),
+    [
+        ({**SCHEDULER, "beta_schedule": "linear"}, "beta_schedule 'linear'"),
+        ({**SCHEDULER, "prediction_type": "x"}, "'x'"),
+    ],
+)
+def test_unknown_schedules_are_refused(scheduler: dict[str, Any], named: str, tmp_path: Path) -> None:
+    write_pipeline(tmp_path, scheduler)
+    with pytest.raises(UserError, match=named):
+        import_diffusers(str(tmp_path))
+
+
+def test_missing_and_left_over_files_and_keys(tmp_path: Path) -> None:
+    write_pipeline(tmp_path)
+    file = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(str(file))
+    save_file({**tensors, "extra.weight": torch.ones(1)}, str(file))
+    with pytest.raises(UserError, match=r"left over extra\.weight"):
+        import_diffusers(str(tmp_path))
+    save_file({key: value for key, value in tensors.items() if key != "conv_in.bias"}, str(file))
+    with pytest.raises(UserError, match=r"misses conv_in\.bias"):
+        import_diffusers(str(tmp_path))
+    file.unlink()
+    with pytest.raises(UserError, match="holds none of"):
+        import_diffusers(str(tmp_path))
+    (tmp_path / "scheduler" / "scheduler_config.json").unlink()
+    with pytest.raises(UserError, match=r"no scheduler_config\.json"):
+        import_diffusers(str(tmp_path))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="holds no AutoencoderKL or VQModel"):
+        import_diffusers(str(tmp_path / "empty"))
+
+
+def test_hub_ids_without_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(UserError, match="cannot be fetched from the hub"):
+        import_diffusers("nobody/nothing")
+    with pytest.raises(UserError, match="no such folder"):
+        import_diffusers(str(tmp_path / "none"))

@@ -19,7 +19,8 @@ from preprocess.crops import Box
 from preprocess.rejects import Reject
 
 # Formats that need no outside program and that no script can hide in (EPS would start Ghostscript).
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "TIFF", "GIF", "PPM")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
+_MAGIC = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"P5", b"P6")
 _FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
@@ -46,7 +47,8 @@ def use_own_size_limit() -> None:
 
 
 def open_header(data: bytes, max_pixels: int) -> Image.Image:
-    """An undecoded image whose format and size are allowed. Raises `Reject`: empty, not_an_image, too_large."""
+    """An undecoded image whose format and size are allowed. Raises `Reject`:
+    empty, not_an_image (unknown content), damaged (known content, unreadable), too_large."""
     if not data:
         raise Reject("empty", "0 bytes")
     try:
@@ -54,12 +56,13 @@ def open_header(data: bytes, max_pixels: int) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise Reject("too_large", str(error)) from error
     except _DECODE_ERRORS as error:
-        raise Reject("not_an_image", _first_line(error)) from error
+        reason = "damaged" if data.startswith(_MAGIC) else "not_an_image"
+        raise Reject(reason, _first_line(error)) from error
     width, height = image.size
     if width * height > max_pixels:
         raise Reject("too_large", f"{height}x{width} has more than {max_pixels} pixels")
     if min(width, height) < 1:
-        raise Reject("not_an_image", f"{height}x{width} pixels")
+        raise Reject("damaged", f"{height}x{width} pixels")
     return image
 
 

@@ -99,12 +99,16 @@ def preprocess(
 
 
 def load_encoder(autoencoder: StoredEncoder | str | None) -> StoredEncoder | None:
-    """The autoencoder of a bundle; anything else is returned as it is."""
+    """The autoencoder of a bundle or a diffusers folder (URL); an encoder is returned as it is."""
     if not isinstance(autoencoder, str):
         return autoencoder
     from pipeline.bundle import load_bundle
+    from pipeline.importing.diffusers_folder import import_diffusers
 
-    return load_bundle(autoencoder).autoencoder
+    config_url = join(autoencoder, "config.json")
+    is_bundle = exists(config_url) and "format" in read_json(config_url)
+    is_diffusers = not is_bundle and (exists(config_url) or exists(join(autoencoder, "model_index.json")))
+    return (import_diffusers(autoencoder) if is_diffusers else load_bundle(autoencoder)).autoencoder
 
 
 def library_versions(has_encoder: bool) -> dict[str, str]:

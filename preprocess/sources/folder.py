@@ -59,6 +59,9 @@ class ZipSource(PlainSource):
 
     def list_images(self) -> list[tuple[str, int]]:
         infos = [info for info in self._open().infolist() if not info.is_dir() and is_image_name(info.filename)]
+        for info in self._open().infolist():
+            if info.filename.startswith("/") or ".." in info.filename.split("/"):
+                raise UserError(f"{self.url}: member {info.filename!r} points outside the archive; refusing the file")
         if not infos:
             raise UserError(f"{self.url} holds no images ({', '.join(IMAGE_SUFFIXES)})")
         return [(info.filename, info.file_size) for info in infos]

@@ -78,7 +78,7 @@ class ImplicitDecoder(nn.Module):
 
     def features(self, latent: Tensor) -> Tensor:
         """D_phi: unscaled latent (B,C,h,w) → features (B,ch,h,w). Raises `UserError` on wrong channels or NaN."""
-        if latent.ndim != 4 or latent.shape[1] != self.latent_channels:
+        if latent.ndim != 4 or latent.shape[1] != self.latent_channels or 0 in latent.shape:
             raise UserError(f"latent has shape {tuple(latent.shape)}; expected (B, {self.latent_channels}, h, w)")
         if not self.training and not torch.isfinite(latent).all():
             raise UserError("latent holds NaN or infinite values")
@@ -100,12 +100,14 @@ class ImplicitDecoder(nn.Module):
         """As `render`, from `prepare`'s table (B,h,w,·)."""
         size = check_size(size)
         y0, x0, y1, x1 = check_window(window, size)
+        if chunk is not None and chunk < 1:
+            raise UserError(f"chunk = {chunk} is not allowed; use at least 1 pixel")
         rows = axis_range(y0, y1, size[0], table.shape[1], dtype=table.dtype, device=table.device)
         cols = axis_range(x0, x1, size[1], table.shape[2], dtype=table.dtype, device=table.device)
         return self.head.grid(table, rows, cols, chunk=chunk)
 
     def query(self, features: Tensor, size: Size, index_y: Tensor, index_x: Tensor) -> Tensor:
-        """Single pixels of a size × size output, for training: index_y, index_x (B,Q) int64 pixel indices in 0..H-1 and
+        """Single pixels of an output of `size`, for training: index_y, index_x (B,Q) int64 pixel indices in 0..H-1 and
         0..W-1 → (B,3,Q), with gradient."""
         size = check_size(size)
         table = self.prepare(features)

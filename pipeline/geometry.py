@@ -91,21 +91,30 @@ def axis_range(
 
 def check_size(size: Size) -> Size:
     """(H, W) as two ints; raises `UserError` when a side is not an integer in 1..MAX_SIDE."""
-    if len(size) != 2 or any(int(side) != side or not 1 <= side <= MAX_SIDE for side in size):
-        raise UserError(
-            f"size {tuple(size)} is not allowed; height and width must be whole numbers from 1 to {MAX_SIDE}"
-        )
-    return int(size[0]), int(size[1])
+    sides = _whole_numbers(size)
+    if len(sides) != 2 or not all(1 <= side <= MAX_SIDE for side in sides):
+        raise UserError(f"size {size!r} is not allowed; height and width must be whole numbers from 1 to {MAX_SIDE}")
+    return sides[0], sides[1]
 
 
 def check_window(window: Window | None, size: Size) -> Window:
     """(y0, x0, y1, x1) inside `size`; None is the whole output. Raises `UserError` when it lies outside or is empty."""
     if window is None:
         return 0, 0, size[0], size[1]
-    y0, x0, y1, x1 = (int(v) for v in window)
-    if not (0 <= y0 < y1 <= size[0] and 0 <= x0 < x1 <= size[1]):
-        raise UserError(f"window {tuple(window)} is not inside the output of {size[0]}x{size[1]}; use (y0, x0, y1, x1)")
-    return y0, x0, y1, x1
+    edges = _whole_numbers(window)
+    if len(edges) != 4 or not (0 <= edges[0] < edges[2] <= size[0] and 0 <= edges[1] < edges[3] <= size[1]):
+        raise UserError(f"window {window!r} is not inside the output of {size[0]}x{size[1]}; use (y0, x0, y1, x1)")
+    return edges[0], edges[1], edges[2], edges[3]
+
+
+def _whole_numbers(values: object) -> list[int]:
+    """The entries as ints; nothing when any of them is not a whole number."""
+    try:
+        entries = [float(value) for value in values if not isinstance(value, (bool, str))]  # type: ignore[attr-defined]
+        complete = len(entries) == len(values)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        return []
+    return [int(entry) for entry in entries] if complete and all(entry.is_integer() for entry in entries) else []
 
 
 def pixel_centres(num_pixels: int, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -22,14 +22,25 @@ from pipeline.importing.diffusers_folder import import_diffusers
 from pipeline.model import LatentZoom
 
 AUTOENCODER: dict[str, Any] = {
-    "down_block_types": ("DownEncoderBlock2D", "AttnDownEncoderBlock2D"), "sample_size": 16, "layers_per_block": 2,
-    "up_block_types": ("AttnUpDecoderBlock2D", "UpDecoderBlock2D"), "block_out_channels": (16, 24),
-    "latent_channels": 3, "norm_num_groups": 8, "scaling_factor": 0.7,
+    "down_block_types": ("DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
+    "sample_size": 16,
+    "layers_per_block": 2,
+    "up_block_types": ("AttnUpDecoderBlock2D", "UpDecoderBlock2D"),
+    "block_out_channels": (16, 24),
+    "latent_channels": 3,
+    "norm_num_groups": 8,
+    "scaling_factor": 0.7,
 }
 UNET: dict[str, Any] = {
-    "sample_size": 8, "in_channels": 3, "out_channels": 3, "block_out_channels": (16, 32), "layers_per_block": 1,
-    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
-    "attention_head_dim": 8, "norm_num_groups": 8,
+    "sample_size": 8,
+    "in_channels": 3,
+    "out_channels": 3,
+    "block_out_channels": (16, 32),
+    "layers_per_block": 1,
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+    "attention_head_dim": 8,
+    "norm_num_groups": 8,
 }
 SCHEDULER: dict[str, Any] = {"beta_schedule": "scaled_linear", "beta_start": 0.0015, "beta_end": 0.0195}
 

@@ -121,6 +121,9 @@ class DeepSpeedEngine:
             model=module, optimizer=self._optimizer, config=_deepspeed_config(config, world, accumulation)
         )
         self.module = self._engine.module
+        if not config.zero_stage and config.precision != "fp32":
+            # This wrapper fills Adam's state by a step on zero gradients, which would count as the first step.
+            self._optimizer.state.clear()
         if config.zero_stage == 3:
             _gather_decoder_whole(deepspeed, self.module)
         self._fragments = self._find_fragments()
@@ -137,10 +140,17 @@ class DeepSpeedEngine:
 
     def step(self, step: int, lr: float) -> float:
         set_lr(self._engine.optimizer, lr)
+        whole_norm = self._unpartitioned_norm()
         self._engine.step()
         self.ema.update(self._fragments, decay_at(step, self.config.ema_decay, self.config.ema_warmup))
-        norm = self._engine.get_global_grad_norm()
+        norm = whole_norm if whole_norm is not None else self._engine.get_global_grad_norm()
         return float("nan") if norm is None else float(norm)
+
+    def _unpartitioned_norm(self) -> Tensor | None:
+        """ZeRO 0 in float32 clips by torch's function and keeps no norm, so it is taken here."""
+        if self.config.zero_stage or self.config.precision != "fp32":
+            return None
+        return nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None])
 
     def snapshot(self) -> dict[str, Any]:
         recorder = _Recorder()

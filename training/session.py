@@ -166,7 +166,6 @@ class Session:
         config, step = self.config, self.step
         self._window.lr = lr_at(step, config)
         self._window.norm = self.engine.step(step, self._window.lr)
-        self.sample_order = _chain(self.sample_order, self._window.ids[-1])
         save = step % config.checkpoint_every == 0 or step == config.steps
         if step % config.log_every == 0 or save:
             stop = self._report()
@@ -221,6 +220,8 @@ class Session:
         values.update(self._rates(window))
         self.first = self.first or values
         self.last = values
+        for ids in zip(*self.world.gather(window.ids)):
+            self.sample_order = _chain(self.sample_order, [i for share in ids for i in share])
         if self.world.is_main:
             self.reporter.metrics(self.step, values)
         window.clear()

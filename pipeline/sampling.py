@@ -84,24 +84,38 @@ def _final_abar(schedule: Schedule, first_step: int) -> float:
     return float(schedule.abar[0]) if first_step > 0 else 1.0
 
 
+def dpm_timesteps(num_steps: int, schedule: Schedule) -> list[int]:
+    """`num_steps` distinct time steps, descending from T-1 (to 0 when there is more than one), evenly spaced in
+    log-SNR, the variable that the solver is a polynomial in. Raises `UserError` outside 1..T."""
+    total = schedule.config.num_steps
+    if not 1 <= num_steps <= total:
+        raise UserError(f"num_steps = {num_steps} is not allowed; use 1 to {total}")
+    log_snr = (schedule.abar / (1.0 - schedule.abar)).log().flip(0)  # ascending
+    targets = torch.linspace(float(log_snr[0]), float(log_snr[-1]), num_steps, dtype=torch.float64)
+    upper = torch.searchsorted(log_snr, targets).clamp(1 if total > 1 else 0, total - 1)
+    lower = (upper - 1).clamp(min=0)
+    nearest = torch.where(targets - log_snr[lower] < log_snr[upper] - targets, lower, upper)
+    # Many steps crowd at the noisy end, where the log-SNR falls fast: spread them to distinct neighbours.
+    steps: list[int] = []
+    for i, position in enumerate(nearest.tolist()):
+        earliest = steps[-1] + 1 if steps else 0
+        steps.append(min(max(position, earliest), total - num_steps + i))
+    return [total - 1 - step for step in steps]
+
+
 def dpm_solver(
     predict: Predict, schedule: Schedule, z: Tensor, *, num_steps: int, on_step: OnStep | None = None
 ) -> Tensor:
     """DPM-Solver++(2M), deterministic: z at the noisiest step (B,C,h,w) → clean latent in `num_steps` evaluations."""
-    total = schedule.config.num_steps
-    if not 1 <= num_steps <= total:
-        raise UserError(f"num_steps = {num_steps} is not allowed; use 1 to {total}")
     solver = DPMSolverMultistepScheduler(
-        num_train_timesteps=total,
+        num_train_timesteps=schedule.config.num_steps,
         trained_betas=schedule.betas.numpy(),
         algorithm_type="dpmsolver++",
         solver_order=2,
         prediction_type={"eps": "epsilon", "x0": "sample", "v": "v_prediction"}[schedule.config.prediction],
-        timestep_spacing="trailing",
         final_sigmas_type="zero",
-        euler_at_final=num_steps < 15,
     )
-    solver.set_timesteps(num_steps)
+    solver.set_timesteps(timesteps=dpm_timesteps(num_steps, schedule))
     for done, step in enumerate(solver.timesteps, start=1):
         t = torch.full((z.shape[0],), int(step), dtype=torch.int64, device=z.device)
         prediction = predict(z, t)

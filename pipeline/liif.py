@@ -22,6 +22,8 @@ from pipeline.geometry import Axis
 CPU_CHUNK = 1024
 """Output pixels a chunk: on a CPU the activations (4 corners × 1024 × 256 floats = 4 MB) stay in cache."""
 CUDA_CHUNK = 1 << 17
+GRADIENT_CHUNK = 1 << 14
+"""With gradient on a CPU: fewer, larger chunks, since each is evaluated again for its gradient."""
 
 
 class LiifHead(nn.Module):
@@ -43,8 +45,8 @@ class LiifHead(nn.Module):
 
     def grid(self, table: Tensor, rows: Axis, cols: Axis, *, chunk: int | None = None) -> Tensor:
         """All pixels rows × cols: table (B,h,w,D) → (B,3,len(rows),len(cols))."""
-        chunk = chunk or (CUDA_CHUNK if table.is_cuda else CPU_CHUNK)
         with_grad = torch.is_grad_enabled() and (table.requires_grad or self.out.weight.requires_grad)
+        chunk = chunk or (CUDA_CHUNK if table.is_cuda else GRADIENT_CHUNK if with_grad else CPU_CHUNK)
         num_cols = min(len(cols), chunk)
         num_rows = max(1, chunk // num_cols)
         batch = table.shape[0]

@@ -84,11 +84,13 @@ class AutoencoderStage(StageConfig):
     """Stage 0: L1 + KL (or VQ), optionally a perceptual (LPIPS) and a patch-GAN term.
 
     crop: side of the random training crop in pixels, a multiple of f; 0 is the whole image.
+    start: "random" weights, or "linear": the network begins as a linear resampler (pipeline.initialise).
     lpips_weights: path or URL of LPIPS's VGG16 weights, needed when perceptual_weight > 0.
     adversarial_start: step from which the discriminator's opinion counts.
     """
 
     crop: int = 0
+    start: Literal["random", "linear"] = "random"
     kl_weight: float = 1e-6
     codebook_weight: float = 1.0
     perceptual_weight: float = 0.0
@@ -114,6 +116,7 @@ class DecoderStage(StageConfig):
 
     min_size, max_size: range of the target size, both included; 0 is the latent's and the image's own size.
     crop: side of the random window of the target that a step renders; 0 is the whole target.
+    start: "random" weights, or "linear": the decoder begins as a linear resampler (pipeline.initialise).
     latent_noise: standard deviation of Gaussian noise added to latents, in units of the latents' own deviation.
     """
 
@@ -122,6 +125,7 @@ class DecoderStage(StageConfig):
     min_size: int = 0
     max_size: int = 0
     crop: int = 0
+    start: Literal["random", "linear"] = "random"
     latent_noise: float = 0.0
 
     def __post_init__(self) -> None:

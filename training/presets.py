@@ -24,22 +24,36 @@ _FACES_SR = ScheduleConfig(beta_start=1e-4, beta_end=0.015)
 _DIV2K = ScheduleConfig(beta_start=0.0015, beta_end=0.0155)
 
 
-def demo() -> Preset:
-    """Photographs at 128 pixels on two CPU cores, ten minutes for everything."""
-    common: dict[str, Any] = {"log_every": 10, "checkpoint_every": 100, "keep": 2, "warmup_steps": 20}
+def demo(minutes: float = 10.0) -> Preset:
+    """Photographs at 64 pixels on two CPU cores; `minutes` for everything scales the number of steps."""
+    effort = max(0.02, (minutes - 4.0) / 6.0)  # four of the ten minutes do not train
+    common: dict[str, Any] = {
+        "log_every": 10,
+        "checkpoint_every": 100,
+        "keep": 2,
+        "warmup_steps": 50,
+        "schedule": "cosine",
+        "beta2": 0.99,
+        "ema_decay": 0.99,
+    }
+
+    def steps(num: int) -> dict[str, int]:
+        num = max(20, round(num * effort))
+        return {"steps": num, "grid_every": max(10, num // 4)}
+
     return Preset(
         name="demo",
         model=ModelConfig(
-            name="demo",
-            image_size=128,
+            name="latentzoom-demo",
+            image_size=64,
             autoencoder=AutoencoderConfig(
                 kind="kl",
-                latent_channels=4,
+                latent_channels=3,
                 base_width=16,
-                width_mult=(1, 2, 4),
+                width_mult=(1, 2, 2),
                 num_res_blocks=1,
                 mid_attention=False,
-                norm_groups=8,
+                norm_groups=2,
             ),
             decoder=DecoderConfig(
                 kind="liif",
@@ -47,29 +61,23 @@ def demo() -> Preset:
                 width_mult=(1, 2),
                 num_res_blocks=1,
                 mid_attention=False,
-                norm_groups=8,
+                norm_groups=4,
                 mlp_width=64,
                 mlp_depth=3,
             ),
             denoiser=DenoiserConfig(
                 base_width=32,
-                width_mult=(1, 2, 2),
+                width_mult=(1, 2, 3),
                 num_res_blocks=1,
-                attention_factors=(4,),
-                head_channels=16,
+                attention_factors=(2, 4),
+                head_channels=32,
                 norm_groups=8,
             ),
         ),
-        autoencoder=AutoencoderStage(
-            steps=300, global_batch=16, lr=2e-3, schedule="cosine", ema_decay=0.99, crop=64, grid_every=150, **common
-        ),
-        decoder=DecoderStage(
-            steps=300, global_batch=8, lr=2e-3, schedule="cosine", ema_decay=0.99, crop=64, grid_every=150, **common
-        ),
-        denoiser=DenoiserStage(
-            steps=400, global_batch=16, lr=1e-3, schedule="cosine", ema_decay=0.995, grid_every=200, **common
-        ),
-        align=AlignStage(steps=60, global_batch=4, lr=1e-4, ema_decay=0.99, crop=48, grid_every=60, **common),
+        autoencoder=AutoencoderStage(global_batch=4, lr=5e-4, start="linear", **steps(1200), **common),
+        decoder=DecoderStage(global_batch=8, lr=1e-3, start="linear", crop=32, **steps(900), **common),
+        denoiser=DenoiserStage(global_batch=16, lr=1e-3, **steps(1200), **{**common, "ema_decay": 0.995}),
+        align=AlignStage(global_batch=8, lr=1e-4, crop=32, **steps(100), **common),
     )
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pipeline.autoencoder import Autoencoder
 from pipeline.bundle import build_autoencoder
 from pipeline.config import ModelConfig
+from pipeline.initialise import initialise_autoencoder
 from training.adversary import Adversary
 from training.config import AutoencoderStage
 from training.context import Context
@@ -49,7 +50,10 @@ def train(context: Context) -> Trained:
     config, model = context.config, context.model
     assert isinstance(config, AutoencoderStage)
     torch.manual_seed(config.seed)
-    network = Reconstruction(build_autoencoder(model))
+    autoencoder = build_autoencoder(model)
+    if config.start == "linear":
+        initialise_autoencoder(autoencoder)
+    network = Reconstruction(autoencoder)
     engine = make_engine(network, config, context.world, deepspeed=context.use_deepspeed)
     session = Session(context, engine, context.loader(pixels=True, latents=False))
     lpips = load_lpips(config.lpips_weights, context.world.device) if config.perceptual_weight else None

@@ -11,6 +11,7 @@ from torch import Tensor
 from pipeline.autoencoder import latent_of
 from pipeline.bundle import build_decoder
 from pipeline.decoder import ImplicitDecoder
+from pipeline.initialise import initialise_decoder
 from training.config import DecoderStage
 from training.context import Context, require_parts
 from training.engine import make_engine
@@ -31,6 +32,8 @@ def train(context: Context) -> Trained:
     # The encoder is frozen, so its latents come from the cache and the encoder itself is not here.
     torch.manual_seed(config.seed)
     decoder = build_decoder(model)
+    if config.start == "linear":
+        initialise_decoder(decoder)
     engine = make_engine(decoder, config, context.world, deepspeed=context.use_deepspeed)
     session = Session(context, engine, context.loader(pixels=True, latents=True))
     grids = Grids(context)

@@ -1,0 +1,60 @@
+# latentzoom: `make demo` shows it at work, `make test` runs its tests. Both install what they need into .venv first.
+PYTHON ?= python3
+# The lock pins torch's version; TORCH and TORCH_INDEX choose its build, for example
+#   make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH ?= torch==2.13.0
+TORCH_INDEX ?=
+MINUTES ?= 10
+BIN := .venv/bin
+
+.PHONY: setup demo test test-all check format lock clean
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+setup: .venv/.ready ## make .venv and install the locked versions (quick when nothing changed)
+
+.venv/.ready: requirements.lock requirements-dev.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "latentzoom needs Python 3.11 or newer; set PYTHON=/path/to/python3.11"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -r requirements.lock -r requirements-dev.lock
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: setup ## train, register and use a tiny model on real photographs, about MINUTES=10 minutes
+	$(BIN)/latentzoom demo --minutes $(MINUTES)
+
+test: setup ## the test suite, about ten minutes on two cores
+	$(BIN)/python -m pytest -q -m "not slow and not gpu"
+
+test-all: setup ## the test suite and the slow tests: clusters, kills, long runs
+	$(BIN)/python -m pytest -q -m "not gpu"
+
+check: setup ## format, lint, types, import contract, tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(MAKE) test
+
+format: setup ## rewrite the sources in the agreed format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lock: ## resolve pyproject.toml anew and write the lock files
+	rm -rf build/lock && $(PYTHON) -m venv build/lock
+	build/lock/bin/pip install -q --upgrade pip
+	build/lock/bin/pip install -q $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) "$(TORCH)" "setuptools<81" wheel
+	build/lock/bin/pip install -q .
+	build/lock/bin/pip freeze --all --exclude latentzoom --exclude pip --exclude torch \
+		| grep -v -i -E '^(nvidia-|cuda-|triton)' > requirements.lock
+	build/lock/bin/pip install -q -c requirements.lock '.[dev]'
+	build/lock/bin/pip freeze --all --exclude latentzoom --exclude pip --exclude torch \
+		| grep -v -i -E '^(nvidia-|cuda-|triton)' | grep -v -x -F -f requirements.lock > requirements-dev.lock
+	rm -rf build/lock
+
+clean: ## remove the demo's results (not .venv)
+	rm -rf demo build

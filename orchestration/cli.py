@@ -1,0 +1,56 @@
+"""The `latentzoom` command: a table of verbs. Each verb is a module with `main(argv) -> exit status`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from pipeline.errors import UserError
+
+VERBS: dict[str, tuple[str, str]] = {
+    "demo": ("orchestration.demo_cli", "train, register and use a tiny model on real photographs"),
+    "preprocess": ("preprocess.cli", "images → shards with cached latents (and: verify)"),
+    "train": ("orchestration.train_cli", "one stage: autoencoder, decoder, denoiser or align"),
+    "evaluate": ("orchestration.evaluate_cli", "figures of a model on a data set"),
+    "register": ("orchestration.register_cli", "a bundle → a new version with alias candidate"),
+    "promote": ("orchestration.promote_cli", "candidate → champion, if it is better"),
+    "rollback": ("orchestration.rollback_cli", "champion → the version before"),
+    "lineage": ("orchestration.lineage_cli", "where a registered model comes from"),
+    "generate": ("orchestration.generate_cli", "draw new images at any height × width"),
+    "upscale": ("orchestration.upscale_cli", "enlarge images by any factor"),
+    "import": ("orchestration.import_cli", "existing weights → a bundle"),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one verb. Errors that a user can mend are one line and exit status 2; Ctrl-C is 130."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0 if argv else 2
+    verb, rest = argv[0], argv[1:]
+    if verb in ("-V", "--version"):
+        from importlib.metadata import version
+
+        print(f"latentzoom {version('latentzoom')}")
+        return 0
+    try:
+        if verb not in VERBS:
+            raise UserError(f"no verb {verb!r}; use one of {', '.join(VERBS)}")
+        return int(importlib.import_module(VERBS[verb][0]).main(rest) or 0)
+    except UserError as error:
+        print(f"latentzoom: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nlatentzoom: interrupted; run the same command again to continue", file=sys.stderr)
+        return 130
+
+
+def _help() -> str:
+    lines = ["usage: latentzoom VERB ...", "", "Generate and upscale images at any size.", ""]
+    lines += [f"  {verb:11} {text}" for verb, (_, text) in VERBS.items()]
+    return "\n".join([*lines, "", "latentzoom VERB --help says more."])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

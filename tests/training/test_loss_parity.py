@@ -1,4 +1,4 @@
-"""The stage-2 losses are the released implementation's where that is right (one sample at a time), and right elsewhere."""
+"""The stage-2 losses equal the released implementation's where that is right: one sample at a time."""
 
 from __future__ import annotations
 

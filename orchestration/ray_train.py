@@ -11,7 +11,7 @@ import dataclasses
 import logging
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TextIO, cast
 
 import torch
 
@@ -43,7 +43,9 @@ def start_ray(num_cpus: int | None = None, **options: Any) -> bool:
         ray.init(log_to_driver=False, **options)
     else:
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this machine's node away
-        ray.init(num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, logging_level="WARNING", **options)
+        ray.init(
+            num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING, **options
+        )
     return True
 
 
@@ -68,8 +70,8 @@ def launch(
     checkpoint. Raises `UserError` for what the training code refuses.
     """
     import ray
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     least, most = (num_workers, num_workers) if isinstance(num_workers, int) else num_workers
@@ -94,7 +96,8 @@ def launch(
         "is_terminal": relay.stream.isatty(),
     }
     _remove_error(run_dir)
-    trainer = TorchTrainer(
+    make_trainer: Any = TorchTrainer  # its annotations are those of the older Ray Train
+    trainer = make_trainer(
         _worker,
         train_loop_config=arguments,
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
@@ -147,7 +150,7 @@ def _worker(arguments: dict[str, Any]) -> dict[str, Any]:
             device=arguments["device"],
             stop_requested=_preemption_notice,
             keeps_running_when_stopped=True,
-            progress_stream=stream,
+            progress_stream=cast(TextIO, stream),
         )
     except UserError as error:
         if not (message := _read_error(arguments["run_dir"])):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import signal
 import sys
 import threading
@@ -70,7 +69,7 @@ def _run(arguments: argparse.Namespace, launch: Callable[..., TrainResult] | Non
     if arguments.dry_run:
         from training.estimate import dry_run
 
-        print(dry_run(arguments.stage, preset, arguments.data, arguments.bundle, parse_workers(arguments.workers)[1]))
+        print(dry_run(arguments.stage, preset, parse_workers(arguments.workers)[1], arguments.device))
         return 0
     if arguments.local:
         result = train_here(arguments, preset)
@@ -132,13 +131,6 @@ def parse_workers(text: str) -> tuple[int, int]:
     if not 1 <= numbers[0] <= numbers[1]:
         raise UserError(f"--workers {text!r} is not allowed; use a range from at least 1 upwards")
     return numbers
-
-
-def cores_per_worker(num_workers: int) -> int:
-    """CPU cores that a worker may use when `num_workers` share this machine."""
-    return max(
-        1, (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1) // num_workers
-    )
 
 
 if __name__ == "__main__":

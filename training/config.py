@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
@@ -85,7 +84,7 @@ class AutoencoderStage(StageConfig):
 
     crop: side of the random training crop in pixels, a multiple of f; 0 is the whole image.
     start: "random" weights, or "linear": the network begins as a linear resampler (pipeline.initialise).
-    lpips_weights: path or URL of LPIPS's VGG16 weights, needed when perceptual_weight > 0.
+    lpips_weights, lpips_heads: paths or URLs of LPIPS's backbone and heads, needed when perceptual_weight > 0.
     adversarial_start: step from which the discriminator's opinion counts.
     """
 
@@ -95,6 +94,7 @@ class AutoencoderStage(StageConfig):
     codebook_weight: float = 1.0
     perceptual_weight: float = 0.0
     lpips_weights: str = ""
+    lpips_heads: str = ""
     adversarial_weight: float = 0.0
     adversarial_start: int = 0
 
@@ -216,7 +216,7 @@ def override(config: D, assignments: list[str]) -> D:
             if depth < len(names) - 1:
                 target = target[name]
         target[names[-1]] = _parse(text.strip())
-    return from_dict(typing.cast(type[D], type(config)), data, "preset")
+    return from_dict(type(config), data, "preset")
 
 
 def _parse(text: str) -> Any:

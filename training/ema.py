@@ -75,8 +75,8 @@ def assemble(parts: list[dict[str, Tensor]], shapes: Mapping[str, tuple[int, ...
     full: dict[str, Tensor] = {}
     for name, shape in shapes.items():
         numel, position, row = int(torch.Size(shape).numel()), 0, []
-        for start, tensor in sorted(pieces[name].items()):
-            if start != position:
+        for first, tensor in sorted(pieces[name].items()):
+            if first != position:
                 raise ValueError(f"averaged weights of {name} have a gap at element {position}")
             row.append(tensor.flatten())
             position += tensor.numel()

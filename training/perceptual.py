@@ -1,11 +1,54 @@
-"""LPIPS as a training loss, from weights that the user has (Zhang et al., CVPR 2018)."""
+"""LPIPS as a training term of stage 0 (Zhang et al., CVPR 2018), from weight files that the user has.
+
+The metric in `pipeline.metrics.lpips` takes finished 8-bit pictures; here the same networks run on floats, with
+gradient to the first image.
+"""
 
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from pipeline.metrics.lpips import Lpips, random_lpips
+
+_SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 
 
-def load_lpips(url: str, device: torch.device) -> nn.Module:
-    """LPIPS with VGG16 features: images (B,3,H,W) in [-1,1] twice → distance (B,). Frozen."""
-    raise NotImplementedError
+class PerceptualLoss(nn.Module):
+    """Frozen LPIPS. The truth's features carry no gradient, so only one pass is kept for the backward."""
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, lpips: Lpips) -> None:
+        super().__init__()
+        self.lpips = lpips.eval().requires_grad_(False)
+        self.register_buffer("shift", torch.tensor(_SHIFT).view(1, 3, 1, 1))
+        self.register_buffer("scale", torch.tensor(_SCALE).view(1, 3, 1, 1))
+
+    def forward(self, made: Tensor, truth: Tensor) -> Tensor:
+        """made, truth (B,3,H,W) in [-1,1] → distance (B,)."""
+        with torch.no_grad():
+            wanted = self._features(truth)
+        total = made.new_zeros(len(made))
+        for layer, other, head in zip(self._features(made), wanted, self.lpips.heads):
+            total = total + ((layer - other).square() * head.view(1, -1, 1, 1)).sum(1).mean(dim=(1, 2))
+        return total
+
+    def _features(self, image: Tensor) -> list[Tensor]:
+        """Unit-normalised features of the layers that LPIPS looks at."""
+        hidden, found = (image.float() - self.shift) / self.scale, []
+        for index, layer in enumerate(self.lpips.features):
+            hidden = layer(hidden)
+            if index in self.lpips.taps:
+                found.append(hidden / (hidden.square().sum(1, keepdim=True) + 1e-10).sqrt())
+        return found
+
+
+def load_perceptual(weights: str, heads: str, device: torch.device) -> PerceptualLoss:
+    """LPIPS from weight files (paths or URLs); "random" is the untrained VGG16 stand-in, for tests."""
+    if weights == "random":
+        return PerceptualLoss(random_lpips()).to(device)
+    from pipeline.metrics.weights import load_lpips
+
+    return PerceptualLoss(load_lpips(weights, heads)).to(device)

@@ -37,7 +37,7 @@ def demo(minutes: float = 10.0) -> Preset:
         "ema_decay": 0.99,
     }
 
-    def steps(num: int) -> dict[str, int]:
+    def steps(num: int) -> dict[str, Any]:
         num = max(20, round(num * effort))
         return {"steps": num, "grid_every": max(10, num // 4)}
 

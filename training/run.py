@@ -25,6 +25,7 @@ from training.checkpoint import free_space_error
 from training.config import AlignStage, DecoderStage, Preset, StageConfig, with_scale_factor
 from training.context import Context, require_parts
 from training.engine import accumulation_steps
+from training.estimate import check_memory
 from training.reporter import Reporter
 from training.stages.parts import Trained
 from training.targets import size_range
@@ -171,6 +172,7 @@ def check(context: Context) -> None:
         _check_latents(context)
     if isinstance(config, (DecoderStage, AlignStage)):
         size_range(config, model)
+    check_memory(stage, config, model, context.world.size, context.world.device)
     if problem := free_space_error(context.run_dir, 64 << 20):
         raise UserError(f"{problem}; free some, or choose another run folder")
 
@@ -221,9 +223,12 @@ def _finish(context: Context, outcome: Trained, digest: str) -> TrainResult:
     assert outcome.weights is not None
     model, incoming = context.model, context.bundle
     part = "denoiser" if context.stage == "align" else context.stage
-    built: torch.nn.Module = {"autoencoder": build_autoencoder, "decoder": build_decoder, "denoiser": build_denoiser}[
-        part
-    ](model)
+    build: dict[str, Callable[[ModelConfig], torch.nn.Module]] = {
+        "autoencoder": build_autoencoder,
+        "decoder": build_decoder,
+        "denoiser": build_denoiser,
+    }
+    built = build[part](model)
     built.load_state_dict(outcome.weights, strict=True)
     parts: dict[str, Any] = {
         "autoencoder": incoming.autoencoder if incoming else None,

@@ -23,6 +23,7 @@ from training.checkpoint import CheckpointStore, Saved
 from training.config import StageConfig
 from training.context import Context
 from training.engine import Engine, accumulation_steps
+from training.estimate import estimate, peak_flops
 from training.optim import generator_for, lr_at
 from training.reporter import Reporter
 
@@ -91,6 +92,9 @@ class Session:
         self.resumed_from = self.step
         self.reporter: Reporter = context.open_reporter(self.step)
         self._window = _Window()
+        self._peak_flops = peak_flops(self.world.device, self.config.precision)
+        if self._peak_flops:
+            self._flops_per_step = estimate(context.stage, self.config, context.model, self.world.size).flops_per_step
 
     def _resume(self, saved: Saved | None) -> None:
         if saved is None:
@@ -236,6 +240,9 @@ class Session:
             "data_wait_percent": 100.0 * window.waited / elapsed,
             "peak_memory_mb": peak_memory_mb(self.world.device),
         }
+        if self._peak_flops:
+            done = self._flops_per_step * len(window.ids) / elapsed
+            rates["mfu_percent"] = 100.0 * done / (self._peak_flops * self.world.size)
         return {name: value for name, value in rates.items() if value == value}
 
     def _fail_not_finite(self) -> None:

@@ -6,7 +6,7 @@ Legend: B batch, C latent channels, H/W pixels, h/w latent cells. Esser et al. (
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline.autoencoder import Autoencoder
 from pipeline.bundle import build_autoencoder
@@ -19,30 +19,10 @@ from training.engine import make_engine
 from training.grids import Grids
 from training.losses import kl_loss, per_sample
 from training.optim import generator_for, normal
-from training.perceptual import load_lpips
+from training.perceptual import load_perceptual
+from training.reconstruction import Reconstruction
 from training.session import Session
 from training.stages.parts import Trained, psnr, trained
-
-
-class Reconstruction(nn.Module):
-    """The autoencoder as one forward pass, which is what an engine trains."""
-
-    def __init__(self, autoencoder: Autoencoder) -> None:
-        super().__init__()
-        self.autoencoder = autoencoder
-
-    def forward(self, image: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """image (B,3,H,W) in [-1,1], noise (B,C,h,w) → reconstruction (B,3,H,W) and what the regulariser looks at:
-        "kl" the moments (B,2C,h,w), "vq" the codebook loss (scalar)."""
-        model = self.autoencoder
-        stored = model.moments(image)
-        if model.config.kind == "vq":
-            latent, regulariser = model.quantize(stored)
-        else:
-            mean, log_variance = stored.chunk(2, dim=1)
-            latent = mean + torch.exp(0.5 * log_variance.clamp(-30.0, 20.0)) * noise
-            regulariser = stored
-        return model.decoder(model.post_quant_conv(latent)), regulariser
 
 
 def train(context: Context) -> Trained:
@@ -56,7 +36,9 @@ def train(context: Context) -> Trained:
     network = Reconstruction(autoencoder)
     engine = make_engine(network, config, context.world, deepspeed=context.use_deepspeed)
     session = Session(context, engine, context.loader(pixels=True, latents=False))
-    lpips = load_lpips(config.lpips_weights, context.world.device) if config.perceptual_weight else None
+    lpips = None
+    if config.perceptual_weight:
+        lpips = load_perceptual(config.lpips_weights, config.lpips_heads, context.world.device)
     adversary = Adversary(config, context.world) if config.adversarial_weight else None
     if adversary is not None:
         session.attach("adversary", adversary)

@@ -53,9 +53,6 @@ class Engine(Protocol):
     def averaged(self) -> dict[str, Tensor] | None:
         """Whole averaged weights by name on the main worker, None on the others. Collective."""
 
-    def close(self) -> None:
-        """Give back what the engine holds."""
-
 
 def make_engine(module: nn.Module, config: StageConfig, world: World, *, deepspeed: bool) -> Engine:
     """The engine for `module`, whose parameters that require a gradient are trained."""
@@ -193,9 +190,6 @@ class DeepSpeedEngine:
             if self.world.is_main:
                 full[name] = whole.cpu().reshape(shape)
         return full if self.world.is_main else None
-
-    def close(self) -> None:
-        self._engine.destroy()
 
     def _averages(self) -> list[Fragment]:
         return self.ema.fragments(self._fragments)

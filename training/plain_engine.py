@@ -90,9 +90,6 @@ class PlainEngine:
         """Whole averaged weights by parameter name, on the CPU."""
         return {f.name: f.tensor.detach().cpu().reshape(f.shape) for f in self.ema.fragments(self.fragments())}
 
-    def close(self) -> None:
-        """Nothing to give back."""
-
 
 def copy_to_cpu(value: Any) -> Any:
     """A deep copy in which every tensor is a compact CPU copy."""

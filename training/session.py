@@ -5,6 +5,7 @@ A stage reads:  for micro in session.micro_batches(...): session.backward(loss, 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import resource
@@ -84,7 +85,7 @@ class Session:
         self.last: dict[str, float] = {}
         self.sample_order = ""
         self.stall = 0.0
-        self._stop = self._warned = False
+        self._stop = self._warned = self._closed = False
         self._ask, self._asked = True, time.monotonic()
         self._attached: dict[str, Stateful] = {}
         self._saved = self.store.latest()
@@ -127,7 +128,7 @@ class Session:
     def __iter__(self) -> Iterator[tuple[int, Batch]]:
         config = self.config
         batches = iter(self.loader) if self.step < config.steps else iter(())
-        progress = self._progress()
+        progress, completed = self._progress(), False
         try:
             while self.step < config.steps:
                 started = time.perf_counter()
@@ -141,10 +142,14 @@ class Session:
                 if progress is not None:
                     progress.update(1, self._note())
                 if self._stop:
+                    self.close()
                     raise Preempted(f"{self.context.stage} stopped at step {self.step}; run again to continue")
+            completed = True
         finally:
             if progress is not None:
                 progress.close()
+            if not completed and not self._closed:
+                self._abandon()
 
     def micro_batches(self, batch: Batch) -> Iterator[MicroBatch]:
         """This worker's batch in `accumulation` parts, moved to the device; pixels become floats in [-1, 1]."""
@@ -201,10 +206,18 @@ class Session:
         self.stall += time.perf_counter() - started
 
     def close(self) -> None:
-        """Finish writing; give back the loader, the engine and the reporter."""
+        """Finish writing; give back the loader and the reporter."""
+        self._closed = True
         self.store.close()
         self.loader.close()
         self.reporter.close()
+
+    def _abandon(self) -> None:
+        """After an error: let what is being written end, and hide whatever goes wrong on the way."""
+        self._closed = True
+        for part in (self.store, self.loader, self.reporter):
+            with contextlib.suppress(Exception):
+                part.close()
 
     def _report(self) -> bool:
         """Figures of the steps since the last report, averaged over the workers → whether to stop."""

@@ -1,0 +1,141 @@
+"""Runs that are killed, stopped, damaged or watched by nobody end as if nothing had happened (one process, float32)."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from small_shop import Shop
+
+from pipeline import storage
+from pipeline.errors import UserError
+from training.checkpoint import CheckpointStore, step_name
+from training.cli import INTERRUPTED
+from training.run import TrainResult
+from training.world import World
+
+Run = Callable[..., TrainResult]
+ONE = World(0, 1, 0, torch.device("cpu"))
+
+
+def command(shop: Shop, run_dir: Path, *settings: str) -> list[str]:
+    words = [sys.executable, "-m", "training.cli", "denoiser", "--preset", "debug", "--local", "--threads", "1"]
+    words += ["--device", "cpu", "--data", shop.data, "--bundle", shop.bundle, "--run-dir", str(run_dir)]
+    return words + [word for setting in settings for word in ("--set", setting)]
+
+
+def losses(run_dir: Path) -> dict[int, float]:
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert len({row["step"] for row in rows}) == len(rows)
+    return {row["step"]: row["loss"] for row in rows}
+
+
+def weights(run_dir: Path) -> str:
+    return storage.sha256_file(str(run_dir / "bundle/denoiser.safetensors"))
+
+
+def start(words: list[str]) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+
+
+def wait_for(process: subprocess.Popen[str], path: Path, text: str) -> None:
+    """Until the file holds the text. The process must not end before."""
+    while not (path.exists() and text in path.read_text()):
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("kill_at", [7, 18])
+def test_killed_run_ends_like_an_uninterrupted_one(run_stage: Run, shop: Shop, tmp_path: Path, kill_at: int) -> None:
+    settings = ["denoiser.steps=24", "denoiser.checkpoint_every=5", "denoiser.schedule=cosine"]
+    whole = run_stage("denoiser", *settings, run_dir=tmp_path / "whole")
+    killed = start(command(shop, tmp_path / "killed", *settings))
+    wait_for(killed, tmp_path / "killed/metrics.jsonl", f'"step": {kill_at},')
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    again = run_stage("denoiser", *settings, run_dir=tmp_path / "killed")
+    assert 0 <= again.resumed_from < 24
+    assert again.sample_order == whole.sample_order
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+    assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
+    assert again.first_loss == whole.first_loss and again.last_loss == whole.last_loss
+
+
+def test_termination_notice_leads_to_a_checkpoint(shop: Shop, tmp_path: Path) -> None:
+    settings = ["denoiser.steps=2000", "denoiser.checkpoint_every=2000"]
+    process = start(command(shop, tmp_path / "run", *settings))
+    wait_for(process, tmp_path / "run/metrics.jsonl", '"step": 3,')
+    process.terminate()
+    output, _ = process.communicate()
+    assert process.returncode == INTERRUPTED, output
+    (folder,) = (tmp_path / "run/checkpoints").glob("step-*")
+    assert (folder / "manifest.json").exists() and "run again to continue" in output
+
+
+def test_finished_run_is_not_repeated_and_can_be_prolonged(run_stage: Run, tmp_path: Path) -> None:
+    first = run_stage("denoiser")
+    assert run_stage("denoiser") == first
+    longer = run_stage("denoiser", "denoiser.steps=6")
+    assert longer.resumed_from == 4 and longer.steps == 6
+    assert losses(tmp_path / "denoiser").keys() == {1, 2, 3, 4, 5, 6}
+
+
+def test_other_settings_in_the_same_folder_are_refused(run_stage: Run) -> None:
+    run_stage("denoiser")
+    with pytest.raises(UserError, match="global_batch was 4, is 8"):
+        run_stage("denoiser", "denoiser.global_batch=8")
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "gone", "no manifest"])
+def test_damaged_checkpoint_is_named_and_the_one_before_used(
+    run_stage: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
+) -> None:
+    settings = ["denoiser.checkpoint_every=2", "denoiser.steps=6"]
+    whole = run_stage("denoiser", *settings)
+    expected = weights(tmp_path / "denoiser")
+    (tmp_path / "denoiser/result.json").unlink()
+    folder = tmp_path / "denoiser/checkpoints" / step_name(6)
+    if damage == "no manifest":
+        (folder / "manifest.json").unlink()
+    elif damage == "gone":
+        (folder / "state.pt").unlink()
+    else:
+        data = bytearray((folder / "state.pt").read_bytes())
+        data[len(data) // 2] ^= 1
+        (folder / "state.pt").write_bytes(data if damage == "flip" else data[:-7])
+    again = run_stage("denoiser", *settings)
+    assert again.resumed_from == 4 and again.last_loss == whole.last_loss
+    assert weights(tmp_path / "denoiser") == expected
+    assert ("manifest.json" if damage == "no manifest" else "state.pt") in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["local", "remote"])
+def test_store_prunes_and_finds_the_newest(tmp_path: Path, kind: str) -> None:
+    url = str(tmp_path / "checkpoints") if kind == "local" else f"memory://{tmp_path.name}/checkpoints"
+    store = CheckpointStore(url, ONE, keep=2)
+    for step in (1, 2, 3, 10):
+        store.save(step, "torch", {"state.pt": {"step": torch.tensor(step)}}, {"mark": step})
+    store.wait()
+    folders = {name.split("/")[0] for name in storage.list_files(url)}
+    assert folders == {step_name(3), step_name(10)}
+    saved = CheckpointStore(url, ONE, keep=2).latest()
+    assert saved is not None and saved.step == 10 and saved.state == {"mark": 10}
+    assert torch.load(saved.folder / "state.pt", weights_only=True)["step"] == 10
+    store.close()
+
+
+def test_write_error_is_told_at_the_next_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").write_text("a file where a folder should be")
+    store = CheckpointStore(str(tmp_path / "checkpoints"), ONE, keep=2)
+    store.save(1, "torch", {"state.pt": {}}, {})
+    with pytest.raises(UserError, match="could not be written"):
+        store.wait()

@@ -1,0 +1,100 @@
+import dataclasses
+
+import pytest
+import torch
+
+from pipeline.errors import UserError
+from training.config import AlignStage, DecoderStage, StageConfig, override, preset_from_dict, preset_to_dict
+from training.estimate import dry_run, estimate
+from training.optim import generator_for, lr_at, normal
+from training.presets import PRESETS, debug, get_preset
+from training.targets import draw_target
+
+
+def test_override_reaches_nested_fields_and_keeps_the_rest() -> None:
+    preset = override(debug(), ["align.lr=1e-7", "model.decoder.mlp_width=24", "align.loss=l1", "decoder.compile=true"])
+    assert preset.align == dataclasses.replace(debug().align, lr=1e-7, loss="l1")
+    assert preset.model.decoder.mlp_width == 24 and preset.decoder.compile is True
+    assert preset.autoencoder == debug().autoencoder
+
+
+@pytest.mark.parametrize(
+    ("setting", "named"),
+    [
+        ("align.learning_rate=1", "align.learning_rate"),
+        ("nosuch.lr=1", "nosuch"),
+        ("align.lr=fast", "align.lr"),
+        ("align.lr=0", "lr"),
+        ("align.steps=2.5", "align.steps"),
+        ("decoder.precision=int8", "precision"),
+        ("align.lr", "align.lr"),
+        ("align.lr.x=1", "align.lr.x"),
+    ],
+)
+def test_wrong_overrides_name_the_setting(setting: str, named: str) -> None:
+    with pytest.raises(UserError, match=named.replace(".", r"\.")):
+        override(debug(), [setting])
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_survive_json_and_can_be_sized_up(name: str) -> None:
+    preset = get_preset(name)
+    assert preset_from_dict(preset_to_dict(preset)) == preset
+    assert "trained parameters" in dry_run("align", preset, 1, "cpu")
+
+
+def test_unknown_preset_lists_the_known_ones() -> None:
+    with pytest.raises(UserError, match="ffhq-256"):
+        get_preset("ffhq-255")
+
+
+def test_paper_sizes() -> None:
+    assert get_preset("celebahq-sr-16-128").model.lr_size == 16
+    assert get_preset("ffhq-256").decoder.lr == 5e-5 and get_preset("ffhq-256").align.lr == 1e-6
+    assert (get_preset("div2k-sr").decoder.min_size, get_preset("div2k-sr").decoder.max_size) == (48, 192)
+
+
+def test_learning_rate_warms_up_then_falls() -> None:
+    config = StageConfig(steps=110, lr=1.0, warmup_steps=10, schedule="cosine")
+    assert lr_at(1, config) == pytest.approx(0.1) and lr_at(10, config) == pytest.approx(1.0)
+    assert lr_at(60, config) == pytest.approx(0.5) and lr_at(110, config) == pytest.approx(0.0)
+    assert lr_at(500, dataclasses.replace(config, schedule="constant")) == 1.0
+
+
+def test_target_sizes_include_both_ends_and_windows_fit() -> None:
+    config = DecoderStage(min_size=30, max_size=32, crop=16)
+    targets = [draw_target(config, debug().model, step) for step in range(200)]
+    assert {t.size for t in targets} == {(30, 30), (31, 31), (32, 32)}
+    assert all(
+        y0 >= 0 and y1 <= t.size[0] and y1 - y0 == x1 - x0 == 16 for t in targets for y0, x0, y1, x1 in [t.window]
+    )
+    assert len({t.window for t in targets}) > 50
+    whole = draw_target(AlignStage(), debug().model, 1)
+    assert whole.window == (0, 0, *whole.size)
+
+
+def test_noise_belongs_to_step_and_sample_not_to_the_worker() -> None:
+    both = normal((3, 4, 4), [generator_for(0, "x", 5, i) for i in range(4)])
+    second = normal((3, 4, 4), [generator_for(0, "x", 5, i) for i in range(2, 4)])
+    assert torch.equal(both[2:], second)
+    assert not torch.equal(both[0], both[1])
+    assert not torch.equal(both, normal((3, 4, 4), [generator_for(0, "x", 6, i) for i in range(4)]))
+
+
+def test_zero_stages_and_precision_shrink_the_state() -> None:
+    def state(**changes: object) -> int:
+        config = dataclasses.replace(debug().denoiser, **changes)  # type: ignore[arg-type]
+        return estimate("denoiser", config, debug().model, 2).state_bytes
+
+    num = estimate("denoiser", debug().denoiser, debug().model, 2).parameters
+    assert state(zero_stage=0) == num * (4 + 4 + 8 + 4)  # weights, gradients, two moments, averages
+    assert state(zero_stage=3, precision="bf16") == (2 + 2 + 4 + 8 + 4) * num // 2  # and masters, all split in two
+    assert state(zero_stage=1) > state(zero_stage=2) > state(zero_stage=3)
+
+
+def test_activation_checkpointing_keeps_less() -> None:
+    plain = estimate("denoiser", debug().denoiser, debug().model, 1)
+    frugal = estimate(
+        "denoiser", dataclasses.replace(debug().denoiser, activation_checkpointing=True), debug().model, 1
+    )
+    assert frugal.activation_bytes < 0.7 * plain.activation_bytes

@@ -59,7 +59,7 @@ class Autoencoder(nn.Module):
         """Image (B,3,H,W) in [-1,1] → what the cache stores: "kl" (B,2C,h,w) mean | log-variance, "vq" (B,C,h,w)
         continuous, before quantisation. H and W must be multiples of f (`UserError` otherwise)."""
         factor = self.config.factor
-        if image.ndim != 4 or image.shape[1] != 3 or image.shape[2] % factor or image.shape[3] % factor:
+        if image.ndim != 4 or image.shape[1] != 3 or 0 in image.shape or any(n % factor for n in image.shape[2:]):
             raise UserError(
                 f"image of shape {tuple(image.shape)} cannot be encoded; it must be (B, 3, H, W) with H and W "
                 f"multiples of {factor}"

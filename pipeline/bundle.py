@@ -89,8 +89,12 @@ def load_bundle(url: str) -> Bundle:
     if not storage.exists(storage.join(url, "config.json")):
         raise UserError(f"no bundle at {url}: it has no config.json")
     raw = storage.read_json(storage.join(url, "config.json"))
-    if raw.get("format") != FORMAT:
-        raise UserError(f"{url}/config.json has format {raw.get('format')!r}; this version reads {FORMAT!r}")
+    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+        found = raw.get("format") if isinstance(raw, dict) else None
+        raise UserError(f"{url}/config.json has format {found!r}; this version reads {FORMAT!r}")
+    missing = [name for name in ("model", "files", "autoencoder_has_decoder") if name not in raw]
+    if missing:
+        raise UserError(f"{url}/config.json is damaged: the field {missing[0]} is missing")
     config = from_dict(ModelConfig, raw["model"], where=f"{url}/config.json: model")
     files: dict[str, str] = raw["files"]
     autoencoder = build_autoencoder(config, has_decoder=bool(raw["autoencoder_has_decoder"]))

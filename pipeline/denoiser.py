@@ -42,7 +42,7 @@ class Denoiser(nn.Module):
     def forward(self, z_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
         """z_t (B,C,h,w) scaled, t (B,) int64 in 0..T-1, condition (B,C,h,w) scaled → prediction (B,C,h,w): eps, x0 or
         v, as the model's schedule says. Raises `UserError` on wrong shapes or a missing condition."""
-        if z_t.ndim != 4 or z_t.shape[1] != self.latent_channels:
+        if z_t.ndim != 4 or z_t.shape[1] != self.latent_channels or 0 in z_t.shape:
             raise UserError(f"z_t has shape {tuple(z_t.shape)}; expected (B, {self.latent_channels}, h, w)")
         if (condition is None) != (self.condition_channels == 0):
             raise UserError("this denoiser needs a condition latent" if condition is None else "unexpected condition")
@@ -51,5 +51,8 @@ class Denoiser(nn.Module):
                 f"latent of {z_t.shape[2]}x{z_t.shape[3]} cells: sides must be multiples of {self.multiple}"
             )
         if condition is not None:
+            expected = (z_t.shape[0], self.condition_channels, *z_t.shape[2:])
+            if condition.shape != expected:
+                raise UserError(f"condition has shape {tuple(condition.shape)}; expected {expected}")
             z_t = torch.cat([z_t, condition], dim=1)
         return self.unet(z_t, t).sample

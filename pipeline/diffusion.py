@@ -22,8 +22,12 @@ class Schedule:
         )
         self.abar = torch.cumprod(1.0 - self.betas, dim=0)
 
-    def check_t(self, t: Tensor) -> None:
-        """`UserError` when a time step lies outside 0..T-1."""
+    def check_t(self, t: Tensor, batch: int | None = None) -> None:
+        """`UserError` when t does not hold whole numbers in 0..T-1, one for each of `batch` images if that is given."""
+        if t.is_floating_point() or t.dtype == torch.bool:
+            raise UserError(f"time steps must be whole numbers, got {t.dtype}")
+        if batch is not None and t.shape != (batch,):
+            raise UserError(f"t has shape {tuple(t.shape)}; expected one time step an image, ({batch},)")
         if t.numel() and (int(t.min()) < 0 or int(t.max()) >= self.config.num_steps):
             raise UserError(f"time step {int(t.min())}..{int(t.max())} is outside the schedule 0..{len(self.abar) - 1}")
 

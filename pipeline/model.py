@@ -17,7 +17,7 @@ from pipeline.config import ModelConfig
 from pipeline.decoder import ImplicitDecoder
 from pipeline.diffusion import Schedule
 from pipeline.errors import UserError
-from pipeline.geometry import Size, Window, check_size
+from pipeline.geometry import Size, Window, check_size, check_window
 from pipeline.images import to_pictures, to_tensor
 from pipeline.resize import resize, resize_nearest_released
 from pipeline.sampling import OnStep, Sampler, SeededNoise, ddim, dpm_solver
@@ -48,7 +48,7 @@ class LatentZoom:
     @torch.no_grad()
     def encode(self, image: Tensor) -> Tensor:
         """Image (B,3,H,W), H and W multiples of f → unscaled latent (B,C,h,w)."""
-        return self.autoencoder.encode(self._place(image))
+        return self.autoencoder.encode(self._place(finite(image, "image")))
 
     @torch.no_grad()
     def features(self, latent: Tensor) -> Tensor:
@@ -59,7 +59,8 @@ class LatentZoom:
     def render(self, features: Tensor, size: Size, window: Window | None = None, *, chunk: int | None = None) -> Tensor:
         """Features → image (B,3,*size), or the window (y0,x0,y1,x1) of it."""
         size = check_size(size)
-        height, width = size if window is None else (window[2] - window[0], window[3] - window[1])
+        y0, x0, y1, x1 = check_window(window, size)
+        height, width = y1 - y0, x1 - x0
         if height * width > MAX_PIXELS:
             raise UserError(f"an image of {height}x{width} pixels does not fit at once; decode it in windows")
         return self._decoder().render(features, size, window, chunk=chunk)
@@ -71,14 +72,16 @@ class LatentZoom:
     @torch.no_grad()
     def denoise(self, z_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
         """z_t (B,C,h,w) and condition scaled, t (B,) → eps_pred (B,C,h,w), whatever the model predicts itself."""
-        prediction = self._predict(z_t, t, condition)
+        prediction = self._predict(finite(z_t, "z_t"), t, condition)
         return self.schedule.to_eps(self._place(z_t), prediction, t.to(self.device))
 
     @torch.no_grad()
     def condition(self, image_lr: Tensor) -> Tensor:
         """SR condition: LR image (B,3,h_lr,w_lr) → resized to the HR size, encoded, scaled: (B,C,h,w). The HR size is
         the LR size × image_size / lr_size, rounded to a multiple the networks accept."""
-        size = self.high_resolution(tuple(image_lr.shape[-2:]))  # type: ignore[arg-type]
+        if image_lr.ndim != 4 or image_lr.shape[1] != 3 or 0 in image_lr.shape:
+            raise UserError(f"low-resolution image has shape {tuple(image_lr.shape)}; expected (B, 3, h, w)")
+        size = self.high_resolution((image_lr.shape[2], image_lr.shape[3]))
         image_lr = self._place(image_lr)
         if self.config.condition_resize == "nearest":
             enlarged = resize_nearest_released(image_lr, size)
@@ -120,13 +123,13 @@ class LatentZoom:
         seeds = [seed + i for i in range(num)] if isinstance(seed, int) else list(seed)
         if len(seeds) != num:
             raise UserError(f"{len(seeds)} seeds for {num} images")
-        if latent_size is None:
-            latent_size = (self.config.latent_size,) * 2 if condition is None else tuple(condition.shape[-2:])  # type: ignore[assignment]
-        assert latent_size is not None
+        given = noise if noise is not None else condition
+        if given is not None:
+            latent_size = (given.shape[-2], given.shape[-1])
+        latent_size = check_size(latent_size or (self.config.latent_size, self.config.latent_size))
         noises = SeededNoise(seeds, (self.config.autoencoder.latent_channels, *latent_size))
-        z = self._place(noise) if noise is not None else noises(self.device, self.dtype)
-        if condition is not None:
-            condition = self._place(condition)
+        z = noises(self.device, self.dtype) if noise is None else self._place(finite(noise, "noise"))
+        condition = None if condition is None else self._place(finite(condition, "condition"))
 
         def predict(z_t: Tensor, t: Tensor) -> Tensor:
             return self._predict(z_t, t, condition)
@@ -159,6 +162,8 @@ class LatentZoom:
         size = check_size(size)
         if num < 1:
             raise UserError(f"num = {num} is not allowed; use at least 1")
+        if batch_size < 1:
+            raise UserError(f"batch_size = {batch_size} is not allowed; use at least 1")
         pictures: list[Image.Image] = []
         for start in range(0, num, batch_size):
             seeds = [seed + i for i in range(start, min(start + batch_size, num))]
@@ -214,9 +219,16 @@ class LatentZoom:
     def _predict(self, z_t: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
         if self.denoiser is None:
             raise UserError("this bundle has no denoiser yet; train the stage `denoiser` first")
-        self.schedule.check_t(t)
+        self.schedule.check_t(t, batch=len(z_t))
         condition = self._place(condition) if condition is not None else None
         return self.denoiser(self._place(z_t), t.to(self.device), condition)
+
+
+def finite(tensor: Tensor, name: str) -> Tensor:
+    """The tensor itself; `UserError` when it holds NaN or infinite values."""
+    if not torch.isfinite(tensor).all():
+        raise UserError(f"{name} holds NaN or infinite values")
+    return tensor
 
 
 def target_size(size: Size, scale: float | None, target: Size | None) -> Size:

@@ -215,6 +215,11 @@ def test_eta_is_used(small: LatentZoom) -> None:
     assert relative_error(small.sample_latents(noise, num_steps=4, eta=1.0), plain) > 0.01
 
 
+def test_given_noise_decides_the_latent_s_size(small: LatentZoom) -> None:
+    """With eta > 0 too, where more noise of that size is drawn."""
+    assert small.sample_latents(torch.randn(2, 3, 4, 12), num_steps=3, eta=1.0).shape == (2, 3, 4, 12)
+
+
 def test_bad_input() -> None:
     schedule = schedule_of()
     with pytest.raises(UserError, match="eta = -1"):

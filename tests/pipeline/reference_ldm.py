@@ -111,6 +111,10 @@ class Decoder(nn.Module):
         self.conv_out = nn.Conv2d(previous, 3, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
+        return self.conv_out(F.silu(self.norm_out(self.features(z))))
+
+    def features(self, z: Tensor) -> Tensor:
+        """All but the output layers; with the up-sampling layers removed too, this is D_phi."""
         x = self.conv_in(z)
         x = self.mid.block_2(self.mid.attn_1(self.mid.block_1(x)))
         for level in reversed(self.up):
@@ -118,7 +122,7 @@ class Decoder(nn.Module):
                 x = block(x)
                 x = level.attn[j](x) if len(level.attn) else x
             x = level.upsample(x) if hasattr(level, "upsample") else x
-        return self.conv_out(F.silu(self.norm_out(x)))
+        return x
 
 
 class FirstStage(nn.Module):

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from reference_ldm import Decoder, Encoder
 from small_models import Released, relative_error
 from torch import Tensor
 
@@ -164,6 +165,29 @@ def test_implicit_decoder_attends_only_at_the_latent_size(released: Released, tm
         stage = first_stage(read_yaml(config))
         assert autoencoder_config(stage).attention_levels == encoder_levels
         assert decoder_config(stage).attention_levels == decoder_levels
+
+
+def test_attention_in_the_implicit_decoder_s_levels(released: Released, tmp_path: Path) -> None:
+    """With 8 in attn_resolutions both the encoder's last level and all of D_phi's levels attend."""
+    torch.manual_seed(0)
+    encoder, d_phi = Encoder([32, 32, 64], 1, [False, False, True], 3), Decoder([32, 32, 64], 1, [True] * 3, 3)
+    for level in d_phi.up:
+        level.__dict__["_modules"].pop("upsample", None)
+    del d_phi.norm_out, d_phi.conv_out
+    state = first_stage_of(released.weights)
+    state = {k: v for k, v in state.items() if not k.startswith(("encoder.0.", "decoder.decoder.1."))}
+    state |= {f"encoder.0.{k}": v for k, v in encoder.state_dict().items()}
+    state |= {f"decoder.decoder.1.{k}": v for k, v in d_phi.state_dict().items()}
+    config = changed_config(released, tmp_path, "first_stage_config.params.ddconfig.attn_resolutions", [8])
+    model = LatentZoom(import_checkpoint(write(tmp_path, state), config, "released"))
+    image, latent = released.vectors["image"], released.vectors["latent"]
+    one_by_one = {name: torch.nn.Conv2d(3, 3, 1) for name in ("encoder.1", "decoder.decoder.0")}
+    for name, conv in one_by_one.items():
+        conv.load_state_dict({"weight": state[f"{name}.weight"], "bias": state[f"{name}.bias"]})
+    with torch.no_grad():
+        assert relative_error(model.encode(image), one_by_one["encoder.1"](encoder(image))) < 1e-4
+        features = d_phi.features(one_by_one["decoder.decoder.0"](latent))
+    assert relative_error(model.features(latent), features) < 1e-4
 
 
 def test_lr_size(released: Released, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -31,14 +31,6 @@ def test_every_size_is_drawn_both_ends_included(kind: type[DecoderStage] | type[
     assert sorted(sizes) == [(n, n) for n in range(9, 14)] and min(sizes.values()) > 60
 
 
-def test_a_crop_is_anywhere_inside() -> None:
-    config = AlignStage(min_size=9, max_size=9, crop=7)
-    windows = {draw_target(config, MODEL, step).window for step in range(200)}
-    assert windows == {(y, x, y + 7, x + 7) for y in range(3) for x in range(3)}
-    whole = AlignStage(min_size=9, max_size=9, crop=20)
-    assert draw_target(whole, MODEL, 0).window == (0, 0, 9, 9)
-
-
 def test_truth_is_anti_aliased_and_cropped() -> None:
     image = torch.ones(1, 3, 63, 63) * (1 - 2 * (torch.arange(63) % 2))
     truth = Target((21, 21), (4, 5, 12, 16)).cut(image)

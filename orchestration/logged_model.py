@@ -1,4 +1,4 @@
-"""A bundle as an MLflow LoggedModel: safetensors and JSON, the models-from-code file, signature, example, pinned versions."""
+"""A bundle as an MLflow LoggedModel: safetensors, JSON, models-from-code file, signature, example, pinned versions."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def signature() -> Any:
     def optional(kind: DataType, name: str) -> ColSpec:
         return ColSpec(kind, name, required=False)
 
-    request = [
+    request: list[Any] = [
         ColSpec(DataType.string, "task"),
         optional(DataType.string, "image"),
         optional(DataType.long, "num"),
@@ -92,7 +92,7 @@ def signature() -> Any:
         optional(DataType.long, "seed"),
         optional(DataType.long, "steps"),
     ]
-    answer = [ColSpec(DataType.long, n) for n in ("request", "seed", "height", "width")]
+    answer: list[Any] = [ColSpec(DataType.long, n) for n in ("request", "seed", "height", "width")]
     return ModelSignature(Schema(request), Schema([*answer, ColSpec(DataType.string, "png")]))
 
 
@@ -112,5 +112,5 @@ def input_example(bundle: Bundle) -> Any:
 
 
 def requirements() -> list[str]:
-    """Exact versions of what the served model imports; local version labels such as "+cpu" are not on package indexes."""
+    """Exact versions of what the served model imports, less local labels such as "+cpu", which no index has."""
     return [f"{name}=={metadata.version(name).split('+')[0]}" for name in _REQUIREMENTS]

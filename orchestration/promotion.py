@@ -20,7 +20,7 @@ PRIMARY = {
 @dataclass(frozen=True, kw_only=True)
 class Rule:
     """Promote if the primary figure is lower with non-overlapping intervals at a majority of settings and higher with
-    non-overlapping intervals at none, and the guard (PSNR, in dB) is not worse than `guard_tolerance` at any setting."""
+    non-overlapping intervals at none, and the guard (PSNR, dB) is nowhere worse by more than `guard_tolerance`."""
 
     primary: str = "auto"
     guard: str = "psnr_rgb"
@@ -86,17 +86,18 @@ def check_comparable(champion: Mapping[str, Any], candidate: Mapping[str, Any]) 
         left, right = champion.get(key), candidate.get(key)
         if left != right:
             raise UserError(
-                f"the figures are not comparable: {words} is {left!r} for the champion and {right!r} for the candidate; "
-                "evaluate both with the same --data and options"
+                f"the figures are not comparable: {words} is {left!r} for the champion and {right!r} for the "
+                "candidate; evaluate both with the same --data and options"
             )
     if not candidate.get("data_digest"):
         raise UserError("the figures are not comparable: the reports name no data set digest; evaluate both again")
     ours, theirs = _by_key(candidate), _by_key(champion)
-    for key in sorted(set(ours) & set(theirs)):
-        if ours[key]["protocol"] != theirs[key]["protocol"]:
+    for figure in sorted(set(ours) & set(theirs)):
+        left, right = theirs[figure]["protocol"], ours[figure]["protocol"]
+        if left != right:
             raise UserError(
-                f"the figures are not comparable: protocol of {'/'.join(key)} is {theirs[key]['protocol']!r} for the "
-                f"champion and {ours[key]['protocol']!r} for the candidate"
+                f"the figures are not comparable: protocol of {'/'.join(figure)} is {left!r} for the champion and "
+                f"{right!r} for the candidate"
             )
 
 

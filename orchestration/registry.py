@@ -65,7 +65,7 @@ def register(
     """Register the bundle at `bundle_url` as a new version of `name` with alias `candidate`.
 
     run_id: the run that made it (a run named "register" is created when None). report: an evaluation report
-    (`Report.to_dict()`); its figures become metrics of run and model, linked to the data set, and `promote` weighs them.
+    (`Report.to_dict()`); its figures become metrics of run and model, linked to the data, and `promote` weighs them.
     dataset: (url, manifest digest) the model was trained on. Nothing is registered when the bundle is damaged.
     """
     uri = tracking.tracking_uri(tracking_uri)
@@ -285,7 +285,7 @@ def _cached(digest: str, location: str, store: str | None) -> Path:
                 raise UserError(f"{location}/config.json is damaged: it is not the one that was registered")
             verify_bundle(folder)
             try:
-                os.rename(folder, target)
+                folder.rename(target)
             except OSError:
                 if not target.is_dir():
                     raise

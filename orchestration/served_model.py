@@ -10,8 +10,9 @@ import base64
 import io
 from typing import Any
 
-import mlflow
+import mlflow.models
 import pandas as pd
+from mlflow.pyfunc.model import PythonModel
 from PIL import Image
 
 from pipeline.errors import UserError
@@ -21,7 +22,7 @@ MAX_PICTURES = 64
 MAX_INPUT_PIXELS = 1 << 24
 
 
-class ServedModel(mlflow.pyfunc.PythonModel):
+class ServedModel(PythonModel):
     """Loads the bundle among the model's artifacts once, then answers `generate` and `upscale` rows."""
 
     def load_context(self, context: Any) -> None:
@@ -33,12 +34,13 @@ class ServedModel(mlflow.pyfunc.PythonModel):
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         rows: list[dict[str, Any]] = []
         for index, request in enumerate(model_input.to_dict("records")):
-            given = {key: value for key, value in request.items() if not _missing(value)}
+            given = {str(key): value for key, value in request.items() if not _missing(value)}
             rows += [{"request": index, **row} for row in self._answer(given)]
         return pd.DataFrame(rows, columns=["request", "seed", "height", "width", "png"])
 
     def _answer(self, request: dict[str, Any]) -> list[dict[str, Any]]:
         task = request.get("task")
+        size: tuple[int, int] | None
         seed, steps = int(request.get("seed", 0)), int(request.get("steps", 20))
         if task == "generate":
             num = int(request.get("num", 1))

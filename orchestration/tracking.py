@@ -270,7 +270,7 @@ def user_errors(uri: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def as_default(uri: str) -> Iterator[None]:
-    """Make `uri` MLflow's global tracking URI for a moment: the SQLite registry resolves `models:/` sources through it."""
+    """Make `uri` MLflow's global tracking URI for a moment: SQLite registries resolve `models:/` sources by it."""
     import mlflow
 
     before = os.environ.get("MLFLOW_TRACKING_URI")  # MLflow keeps its global setting here as well

@@ -1,0 +1,222 @@
+"""Evaluation: chunks of samples, computed here or by Ray workers, resumable, reduced to a report."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from orchestration import registry, tracking
+from orchestration.evaluation_chunk import Arrays, ChunkWorker, concatenate
+from orchestration.evaluation_data import Pictures, open_pictures
+from orchestration.evaluation_networks import FEATURE_FIGURES
+from orchestration.evaluation_spec import EvaluationSpec
+from orchestration.report import Figure, Report
+from pipeline import storage
+from pipeline.errors import UserError
+from pipeline.metrics.bootstrap import mean_interval, set_interval
+from pipeline.metrics.gaussian import FeatureStatistics, frechet_distance
+from pipeline.metrics.kid import kid, polynomial_mmd
+from pipeline.metrics.manifold import manifold
+from pipeline.progress import Progress
+
+PSNR_TEXT = {
+    "rgb": "PSNR per 8-bit picture, RGB, no border",
+    "benchmark": "PSNR per 8-bit picture, BT.601 luma, border ceil(scale)",
+    "div2k": "PSNR per 8-bit picture, RGB, border ceil(scale) + 6",
+}
+
+
+def evaluate(
+    model: str,
+    data: str,
+    spec: EvaluationSpec,
+    *,
+    tracking_uri: str | None = None,
+    work_dir: str | None = None,
+    num_workers: int = 0,
+    device: str = "cpu",
+    progress: bool = True,
+) -> tuple[Report, Arrays]:
+    """Evaluate a bundle folder, URL or `models:/` URI on a shard set or folder; returns the report and the pictures.
+
+    work_dir: where finished chunks are kept, so that an interrupted evaluation goes on (none: nothing is kept).
+    num_workers: Ray workers; 0 computes in this process. Neither that number nor the batch size changes the figures.
+    Raises `UserError` for a damaged bundle, a data set encoded by another encoder, and too few samples.
+    """
+    started = time.monotonic()
+    bundle = registry.resolve(model, tracking_uri=tracking_uri)
+    config = registry.verify_bundle(bundle)
+    pictures = open_pictures(data, spec.split)
+    identity = str(config["autoencoder_identity"])
+    if pictures.encoder_identity not in (None, identity):
+        raise UserError(
+            f"{data} was encoded by autoencoder {str(pictures.encoder_identity)[:12]}, but the model's is "
+            f"{identity[:12]}; preprocess again with the model's autoencoder"
+        )
+    digest = registry.bundle_digest(bundle)
+    num = min(spec.num, pictures.num)
+    chunks = [(start, min(start + spec.chunk_size, num)) for start in range(0, num, spec.chunk_size)]
+    with tempfile.TemporaryDirectory(prefix="latentzoom-evaluate-") as scratch:
+        folder = storage.join(work_dir or scratch, "chunks", spec.fingerprint(digest, pictures.digest)[:16])
+        todo = [chunk for chunk in chunks if not storage.exists(_chunk_url(folder, chunk))]
+        done = sum(stop - start for start, stop in chunks if (start, stop) not in todo)
+        with Progress(f"evaluate {spec.task}", num, "samples", initial=done) if progress else _Silent() as bar:
+            for chunk, arrays in _compute(spec, str(bundle), pictures, todo, num_workers, device):
+                storage.write_bytes(_chunk_url(folder, chunk), _pack(arrays))
+                bar.update(chunk[1] - chunk[0])
+        arrays = concatenate([_unpack(storage.read_bytes(_chunk_url(folder, chunk))) for chunk in chunks])
+    figures, notes = reduce(spec, arrays)
+    if num < spec.num:
+        notes.append(f"{spec.num} samples were asked for; the data has {pictures.num}.")
+    report = Report(
+        task=spec.task,
+        model=model,
+        model_name=str(config["model"].get("name", "")),
+        bundle_digest=digest,
+        encoder_identity=identity,
+        data=storage.absolute(data),
+        data_digest=pictures.digest,
+        split=spec.split,
+        num=num,
+        seed=spec.seed,
+        sampler=spec.sampler_text(),
+        figures=tuple(figures),
+        notes=tuple(notes),
+        versions=tracking.versions(),
+        seconds=round(time.monotonic() - started, 1),
+    )
+    return report, {k: v for k, v in arrays.items() if k.startswith("picture|")}
+
+
+def reduce(spec: EvaluationSpec, arrays: Arrays) -> tuple[list[Figure], list[str]]:
+    """Arrays of all samples → figures with intervals, and notes about what could not be measured."""
+    from orchestration.evaluation_networks import describe
+
+    protocols, notes = describe(spec)
+    figures = []
+    for key, values in arrays.items():
+        kind, *parts = key.split("|")
+        if kind == "value":
+            figures.append(_mean_figure(parts[0], parts[1], parts[2], values, protocols, spec.seed))
+    for network in FEATURE_FIGURES:
+        for key in [k for k in arrays if k.startswith(f"feature|{network}|real|")]:
+            setting = key.rsplit("|", 1)[1]
+            real, fake = arrays[key], arrays[f"feature|{network}|fake|{setting}"]
+            more, why = _feature_figures(network, setting, real, fake, protocols[network], spec)
+            figures += more
+            notes += [n for n in why if n not in notes]
+    return figures, notes
+
+
+def _mean_figure(
+    name: str, method: str, setting: str, values: np.ndarray, protocols: dict[str, str], seed: int
+) -> Figure:
+    low, high = mean_interval(values, seed=seed)
+    if name.startswith("psnr_"):
+        protocol = PSNR_TEXT[name.removeprefix("psnr_")]
+    elif name == "ssim":
+        protocol = "SSIM per 8-bit picture, RGB, Gaussian window 11, sigma 1.5"
+    elif name == "selfssim":
+        protocol = "SSIM of one latent at two sizes, the larger shrunk (anti-aliased bicubic)"
+    else:
+        protocol = protocols[name]
+    value = float(values.astype(np.float64).mean())
+    return Figure(
+        name=name, method=method, setting=setting, value=value, low=low, high=high, protocol=protocol, num=len(values)
+    )
+
+
+def _feature_figures(
+    network: str, setting: str, real: np.ndarray, fake: np.ndarray, protocol: str, spec: EvaluationSpec
+) -> tuple[list[Figure], list[str]]:
+    wanted = FEATURE_FIGURES[network]
+    if network == "random_vgg":  # stands in only for what has no weights
+        wanted = tuple(w for w in wanted if not (spec.inception if w in ("fid", "kid") else spec.vgg16))
+    suffix = "_random_vgg" if network == "random_vgg" else ""
+    values: dict[str, tuple[float, float | None, float | None]] = {}
+    notes: list[str] = []
+    if "fid" in wanted:
+        try:
+            values["fid"] = (_fid(real, fake), *set_interval(_fid, real, fake, num_resamples=10, seed=spec.seed))
+        except UserError as error:
+            notes.append(f"fid{suffix} is left out: {error}")
+    if "kid" in wanted:
+        mean, _ = kid(real, fake, seed=spec.seed)
+        values["kid"] = (mean, *set_interval(_subset_mmd, real, fake, num_resamples=20, seed=spec.seed))
+    if "precision" in wanted:
+        try:
+            result = manifold(real, fake)
+            for name in ("precision", "recall", "density", "coverage"):
+                values[name] = (getattr(result, name), None, None)
+        except UserError as error:
+            notes.append(f"precision and recall{suffix} are left out: {error}")
+    return [
+        Figure(
+            name=name + suffix,
+            method="ours",
+            setting=setting,
+            value=value,
+            low=low,
+            high=high,
+            protocol=protocol,
+            num=len(fake),
+        )
+        for name, (value, low, high) in values.items()
+    ], notes
+
+
+def _fid(real: np.ndarray, fake: np.ndarray) -> float:
+    return frechet_distance(FeatureStatistics.of(real), FeatureStatistics.of(fake))
+
+
+def _subset_mmd(real: np.ndarray, fake: np.ndarray) -> float:
+    return polynomial_mmd(real[:5000], fake[:5000])
+
+
+def _compute(
+    spec: EvaluationSpec, bundle: str, pictures: Pictures, todo: list[tuple[int, int]], num_workers: int, device: str
+) -> Iterator[tuple[tuple[int, int], Arrays]]:
+    if not todo:
+        return
+    if num_workers > 0:
+        from orchestration.evaluation_ray import compute_on_ray
+
+        yield from compute_on_ray(spec, bundle, pictures, todo, num_workers, device)
+        return
+    worker = ChunkWorker(spec, bundle, pictures, device)
+    for chunk in todo:
+        yield chunk, worker.run(*chunk)
+
+
+def _chunk_url(folder: str, chunk: tuple[int, int]) -> str:
+    return storage.join(folder, f"{chunk[0]:08d}-{chunk[1]:08d}.npz")
+
+
+def _pack(arrays: Arrays) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+def _unpack(data: bytes) -> Arrays:
+    with np.load(io.BytesIO(data), allow_pickle=False) as file:
+        return {key: file[key] for key in file.files}
+
+
+class _Silent:
+    def update(self, num: int = 1, note: str = "") -> None: ...
+
+    def __enter__(self) -> _Silent:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+def default_work_dir(out: str) -> str:
+    """Chunks lie beside the report."""
+    return storage.absolute(str(Path(out)) if "://" not in out else out)

@@ -1,0 +1,112 @@
+"""The pictures a model is evaluated on: a shard set's split, or a folder of pictures, read by position."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from typing import Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pipeline import storage
+from pipeline.errors import UserError
+from pipeline.images import to_tensor, to_uint8
+from preprocess.loader import ShardLoader
+from preprocess.manifest import MANIFEST_NAME, load_manifest
+
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+_MAX_PIXELS = 1 << 28
+
+
+class Pictures(Protocol):
+    """digest: names the exact content. num: pictures there are. encoder_identity: None for plain pictures."""
+
+    digest: str
+    num: int
+    encoder_identity: str | None
+
+    def read(self, start: int, stop: int) -> list[Tensor]:
+        """Pictures start..stop-1, each uint8 (3,H,W)."""
+
+
+def open_pictures(url: str, split: str = "val") -> Pictures:
+    """A shard set (it has a manifest.json) or a folder of pictures."""
+    if storage.exists(storage.join(url, MANIFEST_NAME)):
+        return ShardPictures(url, split)
+    return FolderPictures(url)
+
+
+class ShardPictures:
+    """The pixels of one split of a shard set, in plan order. The digest is the manifest's."""
+
+    def __init__(self, url: str, split: str) -> None:
+        self.url, self.split = url, split
+        manifest = load_manifest(url)
+        if not manifest.splits.get(split):
+            raise UserError(f"{url} has no split {split!r}; it has {', '.join(manifest.splits) or 'none'}")
+        self.digest, self.num = manifest.digest, manifest.splits[split]
+        self.encoder_identity = manifest.autoencoder_identity
+
+    def read(self, start: int, stop: int) -> list[Tensor]:
+        loader = ShardLoader(
+            self.url,
+            split=self.split,
+            batch_size=stop - start,
+            flip=False,
+            latents=False,
+            shuffle=False,
+            num_epochs=1,
+            num_threads=1,
+        )
+        with loader:
+            loader.load_state_dict({**loader.state_dict(), "position": start})
+            pixels = next(iter(loader)).pixels
+        assert pixels is not None
+        return list(pixels)
+
+
+class FolderPictures:
+    """Every picture under a folder, sorted by name. The digest covers names and contents."""
+
+    encoder_identity: str | None = None
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.names = [n for n in storage.list_files(url) if n.lower().endswith(_SUFFIXES)]
+        self.num = len(self.names)
+        if not self.names:
+            raise UserError(f"no data at {url}: neither a shard set (manifest.json) nor a folder of pictures")
+        digest = hashlib.sha256()
+        for name in self.names:
+            digest.update(f"{name} {storage.sha256_file(storage.join(url, name))}\n".encode())
+        self.digest = digest.hexdigest()
+
+    def read(self, start: int, stop: int) -> list[Tensor]:
+        return [self._read_one(name) for name in self.names[start:stop]]
+
+    def _read_one(self, name: str) -> Tensor:
+        where = storage.join(self.url, name)
+        try:
+            picture = Image.open(io.BytesIO(storage.read_bytes(where)))
+            if picture.width * picture.height > _MAX_PIXELS:
+                raise UserError(f"{where} has {picture.height}x{picture.width} pixels; at most {_MAX_PIXELS}")
+            picture.load()
+        except (OSError, Image.DecompressionBombError) as error:
+            raise UserError(f"{where} is not a readable picture: {error}") from error
+        return to_uint8(to_tensor(picture))[0]
+
+
+def square(picture: Tensor, size: int) -> Tensor:
+    """uint8 (3,H,W) → centre square, anti-aliased to (3,size,size)."""
+    from pipeline.metrics.ssim import resize_pictures
+
+    side = min(picture.shape[-2:])
+    top, left = (picture.shape[-2] - side) // 2, (picture.shape[-1] - side) // 2
+    cropped = picture[:, top : top + side, left : left + side]
+    return resize_pictures(cropped[None], (size, size))[0] if side != size else cropped
+
+
+def stack(pictures: list[Tensor]) -> Tensor:
+    return torch.stack(pictures)

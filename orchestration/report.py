@@ -1,0 +1,102 @@
+"""What an evaluation says: figures with intervals, each naming its protocol, hung on one bundle and one data set."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline import storage
+
+PROTOCOL_VERSION = 1
+"""Raised when a change of code changes figures: reports of different versions are not comparable."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """One number. method: "ours" or a baseline ("nearest", "bicubic"). setting: an output size ("128x128"), a scale
+    ("x5.3") or a pair of sizes ("128x128-160x160"). low, high: 95 % bootstrap interval, None where there is none."""
+
+    name: str
+    method: str
+    setting: str
+    value: float
+    low: float | None
+    high: float | None
+    protocol: str
+    num: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """A whole evaluation. notes say what is missing and why."""
+
+    task: str
+    model: str
+    model_name: str
+    bundle_digest: str
+    encoder_identity: str
+    data: str
+    data_digest: str
+    split: str
+    num: int
+    seed: int
+    sampler: str
+    figures: tuple[Figure, ...]
+    protocol_version: int = PROTOCOL_VERSION
+    notes: tuple[str, ...] = ()
+    versions: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def get(self, name: str, setting: str, method: str = "ours") -> Figure | None:
+        """The figure with this name, setting and method, or None."""
+        wanted = (name, setting, method)
+        return next((f for f in self.figures if (f.name, f.setting, f.method) == wanted), None)
+
+    def metrics(self) -> dict[str, float]:
+        """{"psnr_rgb/x5.3": 24.1, "psnr_rgb/x5.3/bicubic": 23.0, ...}: names for MLflow."""
+        return {f"{f.name}/{f.setting}" + ("" if f.method == "ours" else f"/{f.method}"): f.value for f in self.figures}
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def to_json(self) -> dict[str, Any]:
+        """As `to_dict`, with values that JSON lacks (infinite PSNR of equal pictures) as text."""
+        result: dict[str, Any] = _json_safe(self.to_dict())
+        return result
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Report:
+        figures = tuple(
+            Figure(**{k: _number(v) if k in _NUMBERS else v for k, v in f.items()}) for f in data["figures"]
+        )
+        return cls(**{**data, "figures": figures, "notes": tuple(data.get("notes", ()))})
+
+
+_NUMBERS = ("value", "low", "high")
+
+
+def load_report(url: str) -> Report:
+    """Read a `report.json`."""
+    return Report.from_dict(storage.read_json(url))
+
+
+def _json_safe(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {k: _json_safe(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_json_safe(v) for v in value]
+    return value
+
+
+def _figure(fields: dict[str, Any]) -> Figure:
+    for key in _NUMBERS:
+        fields[key] = _number(fields[key])
+    return Figure(**fields)
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)

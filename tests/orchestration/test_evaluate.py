@@ -1,0 +1,126 @@
+"""Evaluation of a tiny model on a folder of pictures: what is measured, that batching and resuming change nothing."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_bundle import make_bundle
+
+from orchestration.evaluate import evaluate
+from orchestration.evaluation_spec import EvaluationSpec
+from orchestration.report import Report
+from pipeline.errors import UserError
+from pipeline.images import from_uint8, to_uint8
+from pipeline.metrics.psnr import psnr
+from pipeline.model import LatentZoom
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    generator = np.random.default_rng(0)
+    for i in range(5):
+        small = generator.integers(0, 256, (6, 6, 3), dtype=np.uint8)
+        Image.fromarray(small).resize((64, 64), Image.Resampling.BICUBIC).save(folder / f"{i}.png")
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bundles")
+    return {task: make_bundle(folder / task, task=task) for task in ("generation", "sr")}
+
+
+def values(report):
+    return {(f.name, f.method, f.setting): f.value for f in report.figures}
+
+
+def test_reconstruction_measures_our_decoder_and_both_baselines(data, bundles):
+    spec = EvaluationSpec(task="reconstruction", sizes=(32, 20), num=3)
+    report, pictures = evaluate(bundles["generation"], data, spec, progress=False)
+    figure = report.get("psnr_rgb", "32x32")
+    assert figure.num == 3 and figure.low <= figure.value <= figure.high and "RGB" in figure.protocol
+    assert {f.method for f in report.figures} == {"ours", "nearest", "bicubic"}
+
+    # by hand
+    model = LatentZoom.load(bundles["generation"])
+    total = 0.0
+    for i in range(3):
+        image = torch.from_numpy(np.asarray(Image.open(f"{data}/{i}.png")).copy()).permute(2, 0, 1)[None]
+        image = to_uint8(torch.nn.functional.interpolate(from_uint8(image), (32, 32), mode="bicubic", antialias=True))
+        total += float(psnr(to_uint8(model.decode(model.encode(from_uint8(image)), (32, 32))), image))
+    assert figure.value == pytest.approx(total / 3, abs=0.02)
+    assert pictures["picture|truth|32x32|0"].shape == (32, 32, 3)
+    assert Report.from_dict(report.to_json()) == report
+
+
+@pytest.mark.parametrize("task", ["generation", "sr"])
+def test_batch_size_and_chunks_do_not_change_figures(data, bundles, task):
+    options = {"sizes": (16, 32)} if task == "generation" else {"scales": (2.0, 3.3), "sr_mode": "fixed-input"}
+    one = EvaluationSpec(task=task, num_steps=2, **options)
+    two = EvaluationSpec(task=task, num_steps=2, batch_size=2, chunk_size=3, **options)
+    first, _ = evaluate(bundles[task], data, one, progress=False)
+    second, _ = evaluate(bundles[task], data, two, progress=False)
+    assert values(first).keys() == values(second).keys()
+    for key, value in values(first).items():
+        assert values(second)[key] == pytest.approx(value, rel=1e-3, abs=1e-3), key
+    assert first.num == 5 and any("50000 samples were asked for" in note for note in first.notes)
+
+
+def test_generation_without_weights_never_uses_the_standard_names(data, bundles):
+    spec = EvaluationSpec(task="generation", sizes=(16, 24), num_steps=2)
+    report, _ = evaluate(bundles["generation"], data, spec, progress=False)
+    names = {f.name for f in report.figures}
+    assert {"kid_random_vgg", "precision_random_vgg", "selfssim"} <= names
+    assert not names & {"fid", "kid", "precision", "recall", "lpips"}
+    assert any("at least 65 samples" in note and "got 5" in note for note in report.notes)
+    assert any("stand in" in note for note in report.notes)
+
+
+def test_an_interrupted_evaluation_continues(data, bundles, tmp_path, monkeypatch):
+    from orchestration import evaluate as module
+
+    spec = EvaluationSpec(task="sr", scales=(2.0,), chunk_size=2, num_steps=2, sr_mode="fixed-input")
+    expected, _ = evaluate(bundles["sr"], data, spec, progress=False)
+    original, seen = module.ChunkWorker.run, []
+
+    def run(self, start, stop):
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        seen.append(start)
+        return original(self, start, stop)
+
+    monkeypatch.setattr(module.ChunkWorker, "run", run)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(bundles["sr"], data, spec, work_dir=str(tmp_path), progress=False)
+    monkeypatch.setattr(module.ChunkWorker, "run", lambda self, a, b: seen.append(a) or original(self, a, b))
+    again, _ = evaluate(bundles["sr"], data, spec, work_dir=str(tmp_path), progress=False)
+    assert seen == [0, 2, 4] and values(again) == values(expected)
+
+
+def test_fixed_truth_handles_pictures_of_any_shape(bundles, tmp_path):
+    generator = np.random.default_rng(1)
+    for i, shape in enumerate([(50, 64), (64, 40)]):
+        Image.fromarray(generator.integers(0, 256, (*shape, 3), dtype=np.uint8)).save(tmp_path / f"{i}.png")
+    spec = EvaluationSpec(task="sr", scales=(2.5,), num_steps=1, protocols=("rgb", "benchmark"))
+    report, _ = evaluate(bundles["sr"], str(tmp_path), spec, progress=False)
+    assert report.get("psnr_benchmark", "x2.5").num == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"task": "sr", "scales": (9.0,), "sr_mode": "fixed-input"}, "needs a truth of 72 pixels"),
+        ({"task": "reconstruction", "sizes": (33,)}, "no truth"),
+    ],
+)
+def test_impossible_settings_are_refused(data, bundles, options, words):
+    with pytest.raises(UserError, match=words):
+        evaluate(bundles["sr"], data, EvaluationSpec(**options), progress=False)
+
+
+def test_missing_data_and_bad_options():
+    with pytest.raises(UserError, match="scales"):
+        EvaluationSpec(task="sr")
+    with pytest.raises(UserError, match="task"):
+        EvaluationSpec(task="x")

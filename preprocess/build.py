@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import UserError
-from pipeline.storage import join, sha256_bytes, write_bytes
+from pipeline.storage import join, sha256_bytes
 from preprocess.config import PreprocessConfig
 from preprocess.decoding import Crop, DecodedImage, decode_ahead
 from preprocess.encode import LatentEncoder, StoredEncoder
@@ -24,6 +24,7 @@ from preprocess.receipt import Receipt
 from preprocess.retry import RetryCounter, with_retries
 from preprocess.sample import Sample, member_suffixes
 from preprocess.sources.base import Source
+from preprocess.store import write_bytes
 
 
 @dataclass(slots=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import sys
 
 import tyro
@@ -39,7 +41,15 @@ def _dispatch(argv: list[str]) -> int:
 def parse(argv: list[str]) -> PreprocessConfig:
     """The configuration that a command line asks for."""
     kind, *rest = argv
-    config = tyro.cli(PreprocessConfig, prog=f"{_PROG} {kind}", args=rest, description=SOURCES[kind][1])
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed):
+            config = tyro.cli(PreprocessConfig, prog=f"{_PROG} {kind}", args=rest, description=SOURCES[kind][1])
+    except SystemExit as exit:
+        if isinstance(exit.__context__, UserError):  # a value that parses but is not allowed: one line is enough
+            raise exit.__context__ from None
+        sys.stderr.write(printed.getvalue())
+        raise
     return config.replace(source=kind)
 
 

@@ -6,13 +6,14 @@ import json
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.storage import join, sha256_bytes, write_bytes
+from pipeline.storage import join, sha256_bytes
 from preprocess.config import PreprocessConfig
 from preprocess.latent_stats import merge
 from preprocess.manifest import MANIFEST_NAME, Manifest, ShardEntry, parse_manifest
 from preprocess.plan import Plan, canonical_json
 from preprocess.receipt import Receipt, seal
 from preprocess.sample import SCHEMA_VERSION, member_suffixes
+from preprocess.store import write_bytes
 
 LEDGER_NAME = "rejects.jsonl"
 

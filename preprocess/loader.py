@@ -168,8 +168,8 @@ class ShardLoader:
                 if shard in self._readers:
                     return self._readers[shard]
             entry = self.entries[shard]
-            path = self._cache.path(entry)
-            reader = ShardReader(path, load_receipt(self.url, entry.name), entry, self.manifest)
+            with self._cache.open(entry) as file:
+                reader = ShardReader(file, load_receipt(self.url, entry.name), entry, self.manifest)
             with self._lock:
                 self._readers[shard] = reader
                 while len(self._readers) > _MAX_OPEN_SHARDS:

@@ -9,9 +9,10 @@ from typing import Any
 
 from pipeline.config import from_dict
 from pipeline.errors import UserError
-from pipeline.storage import exists, join, read_bytes, sha256_bytes
+from pipeline.storage import join, sha256_bytes
 from preprocess.plan import canonical_json
 from preprocess.sample import SCHEMA_VERSION, check_suffixes
+from preprocess.store import exists, read_bytes
 
 MANIFEST_NAME = "manifest.json"
 

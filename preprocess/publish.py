@@ -85,9 +85,9 @@ class ShardFile:
             raise UserError(f"{self.path} reads back differently from what was written; is the disk healthy?")
 
     def discard(self) -> None:
-        self.file.close()
-        with contextlib.suppress(FileNotFoundError):
-            self.path.unlink()
+        with contextlib.suppress(OSError):  # on a full disk, closing fails too
+            self.file.close()
+        self.path.unlink(missing_ok=True)
 
 
 def publish_shard(shard_file: ShardFile, receipt: Receipt, dest: str, attempts: int, counter: RetryCounter) -> Receipt:

@@ -12,9 +12,11 @@ from typing import Any
 import fsspec
 
 from pipeline.errors import UserError
-from pipeline.storage import filesystem, join, read_bytes, sha256_bytes, sha256_file
+from pipeline.storage import filesystem, join, sha256_bytes
 from preprocess.plan import canonical_json
+from preprocess.retry import with_retries
 from preprocess.sample import SCHEMA_VERSION
+from preprocess.store import ATTEMPTS, counter, exists, read_bytes, sha256_file
 
 Receipt = dict[str, Any]
 _FIELDS = frozenset(
@@ -40,8 +42,7 @@ def parse_receipt(data: bytes, where: str) -> Receipt:
         raise UserError(f"{where} is damaged or no shard receipt: fields are missing")
     if receipt["schema_version"] != SCHEMA_VERSION:
         raise UserError(f"{where} has schema version {receipt['schema_version']}; this program reads {SCHEMA_VERSION}")
-    body = {name: value for name, value in receipt.items() if name != "digest"}
-    if sha256_bytes(canonical_json(body)) != receipt["digest"]:
+    if seal(receipt) != data:
         raise UserError(f"{where} is damaged: its own checksum does not match")
     return receipt
 
@@ -57,7 +58,7 @@ def shard_trouble(dest: str, name: str, receipt: Receipt, recheck: str) -> str |
     fs, path = filesystem(url)
     fs.invalidate_cache()
     try:
-        size = int(fs.size(path) or 0)
+        size = int(with_retries(lambda: fs.size(path), f"looking at {url}", ATTEMPTS, counter) or 0)
     except FileNotFoundError:
         return f"{url} is missing"
     if size != receipt["bytes"]:
@@ -96,6 +97,7 @@ def _files(dest: str) -> set[str]:
     fs: fsspec.AbstractFileSystem
     fs, path = filesystem(dest)
     fs.invalidate_cache()
-    if not fs.exists(path):
+    if not exists(dest):
         return set()
-    return {str(name).rsplit("/", 1)[-1] for name in fs.ls(path, detail=False)}
+    names = with_retries(lambda: fs.ls(path, detail=False), f"listing {dest}", ATTEMPTS, counter)
+    return {str(name).rsplit("/", 1)[-1] for name in names}

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.storage import exists, join, read_bytes, read_json, write_bytes
+from pipeline.storage import join, sha256_bytes
 from preprocess.config import PreprocessConfig
-from preprocess.plan import Plan, listing_file
+from preprocess.manifest import MANIFEST_NAME, load_manifest
+from preprocess.plan import Plan, canonical_json, listing_file
+from preprocess.store import exists, read_bytes, write_bytes
 
 PLAN_NAME = "plan.json"
 LISTING_NAME = "sources.txt.gz"
@@ -20,10 +23,12 @@ def accept_or_refuse(config: PreprocessConfig, plan: Plan) -> None:
     """Continue only a run of the same plan; otherwise name what differs."""
     url = join(config.dest, PLAN_NAME)
     if not exists(url):
-        if exists(join(config.dest, "shard-000000.tar")):
+        if exists(join(config.dest, "shard-000000.tar")) and not _is_finished(config, plan):
             raise UserError(f"{config.dest} holds shards but no {PLAN_NAME}; choose an empty folder")
         return
-    earlier = read_json(url)
+    earlier = read_plan(config.dest)
+    if earlier is None:
+        return  # damaged: receipts carry the plan's hash too, so foreign shards are rebuilt, never mixed in
     differences = list(_differences(earlier, json.loads(json.dumps(plan.facts))))
     if differences:
         if any(name.startswith("source.") for name in differences):
@@ -32,6 +37,27 @@ def accept_or_refuse(config: PreprocessConfig, plan: Plan) -> None:
             f"{config.dest} was begun differently: {'; '.join(differences)}. Use the settings it was begun with, "
             "or another folder"
         )
+
+
+def _is_finished(config: PreprocessConfig, plan: Plan) -> bool:
+    """Whether the destination's manifest says that it holds this very plan."""
+    return exists(join(config.dest, MANIFEST_NAME)) and load_manifest(config.dest).plan == plan.hash
+
+
+def read_plan(dest: str) -> dict[str, Any] | None:
+    """The facts of the plan that `dest` was begun with; None when there is none, or it is damaged."""
+    url = join(dest, PLAN_NAME)
+    if not exists(url):
+        return None
+    try:
+        stored = json.loads(read_bytes(url))
+        return stored["facts"] if sha256_bytes(canonical_json(stored["facts"])) == stored["sha256"] else None
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def plan_file(plan: Plan) -> bytes:
+    return (json.dumps({"facts": plan.facts, "sha256": plan.hash}, indent=1, sort_keys=True) + "\n").encode()
 
 
 def _differences(earlier: Any, now: Any, name: str = "") -> Iterator[str]:
@@ -52,13 +78,18 @@ def _changed_images(config: PreprocessConfig, plan: Plan) -> str:
     url = join(config.dest, LISTING_NAME)
     if not exists(url):
         return "changed images unknown"
-    earlier = set(gzip.decompress(read_bytes(url)).decode().splitlines())
+    try:
+        earlier = set(gzip.decompress(read_bytes(url)).decode().splitlines())
+    except (OSError, EOFError, ValueError, zlib.error):
+        return "changed images unknown"
     changed = sorted({line.split("\t")[0] for line in earlier ^ set(plan.listing.decode().splitlines())})
     more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
     return f"changed images: {', '.join(changed[:3])}{more}"
 
 
 def write_plan(config: PreprocessConfig, plan: Plan) -> None:
-    if not exists(join(config.dest, PLAN_NAME)):
-        write_bytes(join(config.dest, LISTING_NAME), listing_file(plan))
-        write_bytes(join(config.dest, PLAN_NAME), (json.dumps(plan.facts, indent=1, sort_keys=True) + "\n").encode())
+    """Write the plan and the list of sources, or mend them; what is whole stays untouched."""
+    for name, content in ((LISTING_NAME, listing_file(plan)), (PLAN_NAME, plan_file(plan))):
+        url = join(config.dest, name)
+        if not exists(url) or read_bytes(url) != content:
+            write_bytes(url, content)

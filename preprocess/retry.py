@@ -12,6 +12,8 @@ import tenacity
 from pipeline.errors import UserError
 
 T = TypeVar("T")
+MAX_WAIT = 30.0
+"""Longest pause between two attempts, in seconds."""
 _LASTING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.EFBIG}
 _LASTING_TYPES = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
 _NETWORK_MODULES = ("botocore", "aiobotocore", "aiohttp", "urllib3", "requests", "gcsfs", "adlfs", "s3fs")
@@ -47,7 +49,7 @@ def with_retries(
     """Run `action` up to `attempts` times with growing, jittered pauses. Lasting errors are raised at once."""
     retrying = tenacity.Retrying(
         stop=tenacity.stop_after_attempt(attempts),
-        wait=tenacity.wait_random_exponential(multiplier=first_wait, max=30.0),
+        wait=tenacity.wait_random_exponential(multiplier=first_wait, max=MAX_WAIT),
         retry=tenacity.retry_if_exception(is_passing),
         before_sleep=lambda state: counter.add(),
         reraise=True,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 
 from pipeline.progress import Progress
-from pipeline.storage import absolute, exists, join, read_json
+from pipeline.storage import absolute, join
 from preprocess.build import Built, ShardBuilder
 from preprocess.config import PreprocessConfig
 from preprocess.encode import StoredEncoder, autoencoder_facts
@@ -22,9 +22,11 @@ from preprocess.plan_report import probe, report, samples_per_shard
 from preprocess.publish import remove_scratch
 from preprocess.receipt import Receipt, finished_receipts
 from preprocess.rejects import check_ceiling
-from preprocess.resume import PLAN_NAME, accept_or_refuse, write_plan
+from preprocess.resume import accept_or_refuse, read_plan, write_plan
+from preprocess.retry import RetryCounter, with_retries
 from preprocess.sources import open_source
 from preprocess.sources.base import Source
+from preprocess.store import exists, read_json
 from preprocess.tally import Tally
 
 
@@ -66,7 +68,7 @@ def preprocess(
     encoder = load_encoder(autoencoder if autoencoder is not None else config.autoencoder)
     config, source = resolve(config, source, encoder)
     facts = autoencoder_facts(encoder, config.size) if encoder else None
-    plan = make_plan(config, source, facts, library_versions(encoder is not None))
+    plan = plan_run(config, source, facts)
     accept_or_refuse(config, plan)
     remove_scratch(config.dest)
     write_plan(config, plan)
@@ -121,8 +123,7 @@ def resolve(
     config: PreprocessConfig, source: Source | None, encoder: StoredEncoder | None
 ) -> tuple[PreprocessConfig, Source]:
     """Fill in what was left open: from an earlier run of the same destination, or from this machine and a probe."""
-    url = join(config.dest, PLAN_NAME)
-    earlier = read_json(url) if exists(url) else {}
+    earlier = read_plan(config.dest) or {}
     cores = os.cpu_count() or 1
     threads = (earlier.get("encoder") or {}).get("threads") or min(4, cores)
     decode_threads = config.decode_threads or max(1, cores // max(1, config.workers))
@@ -139,13 +140,24 @@ def resolve(
     return config, source
 
 
+def plan_run(config: PreprocessConfig, source: Source, facts: dict[str, Any] | None) -> Plan:
+    """The plan; listing the source is tried again when its store fails for a passing reason."""
+    versions = library_versions(facts is not None)
+    return with_retries(
+        lambda: make_plan(config, source, facts, versions),
+        f"listing {config.source_url}",
+        config.retries,
+        RetryCounter(),
+    )
+
+
 def plan_text(config: PreprocessConfig) -> str:
     """What a run would do, from the plan and a short probe. Writes nothing."""
     config = config.replace(dest=absolute(config.dest))
     encoder = load_encoder(config.autoencoder)
     config, source = resolve(config, None, encoder)
     facts = autoencoder_facts(encoder, config.size) if encoder else None
-    plan = make_plan(config, source, facts, library_versions(encoder is not None))
+    plan = plan_run(config, source, facts)
     images = sorted({planned.image for shard in plan.shards for planned in shard.images})
     return report(config, plan, probe(config, source, encoder, images))
 

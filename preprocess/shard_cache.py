@@ -8,6 +8,7 @@ import os
 import tempfile
 import threading
 from pathlib import Path
+from typing import BinaryIO
 
 from pipeline.errors import UserError
 from pipeline.storage import filesystem, is_local, join
@@ -34,24 +35,24 @@ class ShardCache:
         self._checked: set[str] = set()
         self._lock = threading.Lock()
 
-    def path(self, entry: ShardEntry) -> Path:
-        """A local file with the content that the manifest promises. Damage raises `UserError` naming the shard."""
+    def open(self, entry: ShardEntry) -> BinaryIO:
+        """An open local file with the content that the manifest promises, which stays readable when the cache drops it.
+        Damage raises `UserError` naming the shard."""
         if self.local:
             path = Path(filesystem(join(self.url, entry.name + ".tar"))[1])
             self._check(path, entry)
-            return path
+            return path.open("rb")
         path = self.folder / f"{entry.sha256}.tar"
-        if path.exists():
-            with contextlib.suppress(UserError, FileNotFoundError):
-                self._check(path, entry)
-                os.utime(path)
-                return path
-            path.unlink(missing_ok=True)
-        with_retries(lambda: self._download(entry, path), f"reading {entry.name}.tar", self.retries, self.counter)
+        with contextlib.suppress(UserError, FileNotFoundError):  # damaged or dropped by another process: fetch again
+            self._check(path, entry)
+            os.utime(path)
+            return path.open("rb")
+        what = f"reading {entry.name}.tar"
+        file: BinaryIO = with_retries(lambda: self._download(entry, path), what, self.retries, self.counter)
         with self._lock:
             self._checked.add(entry.name)
             self._evict(path)
-        return path
+        return file
 
     def _check(self, path: Path, entry: ShardEntry) -> None:
         if entry.name in self._checked:
@@ -66,7 +67,7 @@ class ShardCache:
         with self._lock:
             self._checked.add(entry.name)
 
-    def _download(self, entry: ShardEntry, path: Path) -> None:
+    def _download(self, entry: ShardEntry, path: Path) -> BinaryIO:
         self.folder.mkdir(parents=True, exist_ok=True)
         fs, remote = filesystem(join(self.url, entry.name + ".tar"))
         digest = hashlib.sha256()
@@ -78,7 +79,9 @@ class ShardCache:
                     target.write(chunk)
             if digest.hexdigest() != entry.sha256:
                 raise UserError(f"{self.url}/{entry.name}.tar is damaged (checksum); run preprocess again")
+            file = Path(temporary).open("rb")  # opened before others can drop it
             Path(temporary).replace(path)
+            return file
         finally:
             Path(temporary).unlink(missing_ok=True)
 

@@ -6,7 +6,7 @@ Legend: S stored channels, h/w latent grid, H/W pixels.
 from __future__ import annotations
 
 import mmap
-from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from preprocess.sample import npy_header
 class ShardReader:
     """Random access to a checked shard through a memory map. Safe for several threads."""
 
-    def __init__(self, path: Path, receipt: Receipt, entry: ShardEntry, manifest: Manifest) -> None:
+    def __init__(self, file: BinaryIO, receipt: Receipt, entry: ShardEntry, manifest: Manifest) -> None:
         self.name = entry.name
         if receipt["sha256"] != entry.sha256 or receipt["suffixes"] != manifest.suffixes:
             raise UserError(f"{entry.name}.json does not belong to this manifest; run preprocess again")
@@ -32,8 +32,7 @@ class ShardReader:
             self.shape = tuple(manifest.latent_shape)
             self.dtype = np.dtype(manifest.dtype)
             self.header = npy_header(manifest.dtype, self.shape)
-        with open(path, "rb") as file:
-            self.data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self.data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
     def member(self, position: int, suffix: str) -> memoryview:
         """Content of one member."""

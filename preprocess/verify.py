@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import tarfile
 import tempfile
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,11 +16,15 @@ import tyro
 
 from pipeline.errors import UserError
 from pipeline.progress import Progress
-from pipeline.storage import exists, filesystem, is_local, join, list_files, read_bytes, sha256_bytes, sha256_file
+from pipeline.storage import filesystem, is_local, join, sha256_bytes
 from preprocess.finish import LEDGER_NAME
 from preprocess.manifest import Manifest, ShardEntry, load_manifest
+from preprocess.plan import canonical_json
 from preprocess.receipt import Receipt, parse_receipt
+from preprocess.resume import LISTING_NAME, PLAN_NAME, read_plan
+from preprocess.retry import with_retries
 from preprocess.sample import key
+from preprocess.store import ATTEMPTS, counter, exists, list_files, read_bytes, sha256_file
 from preprocess.ustar import read_index
 
 
@@ -44,7 +50,7 @@ def verify(dest: tyro.conf.Positional[str], num_threads: int = 4) -> Report:
             report.damage += damage
             report.num_samples += num_samples
             progress.update()
-    report.damage += _check_ledger(dest, manifest, report)
+    report.damage += _check_ledger(dest, manifest, report) + _check_plan(dest, manifest)
     listed = {entry.name for entry in manifest.shards}
     for name in list_files(dest):
         stem, _, suffix = name.partition(".")
@@ -108,8 +114,22 @@ def _local_copy(url: str) -> tuple[Path, bool]:
         return Path(path), False
     handle, name = tempfile.mkstemp(prefix="latentzoom-verify-")
     os.close(handle)
-    fs.get_file(path, name)
+    with_retries(lambda: fs.get_file(path, name), f"reading {url}", ATTEMPTS, counter)
     return Path(name), True
+
+
+def _check_plan(dest: str, manifest: Manifest) -> list[str]:
+    facts = read_plan(dest)
+    damage = []
+    if facts is None or sha256_bytes(canonical_json(facts)) != manifest.plan:
+        damage.append(f"{PLAN_NAME}: is missing, damaged or of another plan")
+    try:
+        listing = sha256_bytes(gzip.decompress(read_bytes(join(dest, LISTING_NAME))))
+    except (UserError, OSError, EOFError, zlib.error):
+        listing = ""
+    if listing != manifest.source["listing_sha256"]:
+        damage.append(f"{LISTING_NAME}: is missing or damaged")
+    return damage
 
 
 def _check_ledger(dest: str, manifest: Manifest, report: Report) -> list[str]:

@@ -60,6 +60,7 @@ class WorkerPool:
         self.chunk = max(1, min(_MAX_CHUNK, len(todo) // (2 * max(1, self.num_workers))))
         self.num_lost = 0
         self.num_started = 0
+        self.num_failed_starts = 0
         self.attempts: dict[str, int] = {}
         self.busy: dict[Any, _Worker] = {}  # Ray reference to wait for → worker
 
@@ -128,7 +129,8 @@ class WorkerPool:
                 raise UserError(
                     f"{name} lost {_MAX_ATTEMPTS} workers; are they short of memory? The last: {_first_line(error)}"
                 ) from error
-        if not names and self.num_lost >= _MAX_ATTEMPTS * self.num_workers:
+        self.num_failed_starts += worker.stream is None
+        if self.num_failed_starts >= _MAX_ATTEMPTS:
             raise UserError(f"workers do not start: {_first_line(error)}") from error
         print(f"preprocess: {worker.name} died; redoing {', '.join(names) or 'nothing'}", file=sys.stderr)
         self.todo.extendleft(reversed(worker.shards.values()))

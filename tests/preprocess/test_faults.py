@@ -1,0 +1,199 @@
+"""Kills, damage and full disks: never a half shard, always named, always mended by running again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import UserError
+from preprocess.cli import main
+from preprocess.loader import ShardLoader
+from preprocess.run import preprocess
+from preprocess.ustar import read_index
+from preprocess.verify import verify
+from tests.preprocess.conftest import make_pictures, read_tree
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_killed_at_20_random_moments_the_bytes_are_the_same(tmp_path):
+    make_pictures(tmp_path / "pictures", 20)
+    program = Path(__file__).with_name("killer.py")
+    result = subprocess.run(
+        [sys.executable, str(program), str(tmp_path / "pictures"), str(tmp_path)],
+        capture_output=True, text=True, cwd=ROOT, env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("killed 20, finished ")
+
+
+@pytest.fixture
+def shards(config, autoencoder):
+    """A finished set of three shards, and the path of the middle one."""
+    preprocess(config.replace(lr_sizes=(4,)), autoencoder=autoencoder)
+    return Path(config.dest)
+
+
+def _boundaries(path: Path) -> list[int]:
+    """Every offset at which a member's header starts, and the end of the last member."""
+    index = read_index(path)
+    ends = [offset + length + -length % 512 for _, offset, length in index]
+    return [offset - 512 for _, offset, _ in index] + ends[-1:]
+
+
+def test_a_cut_at_every_member_boundary_is_found(shards):
+    path = shards / "shard-000001.tar"
+    whole = path.read_bytes()
+    boundaries = _boundaries(path)
+    assert len(boundaries) == 5 * 6 + 1
+    for boundary in boundaries:
+        path.write_bytes(whole[:boundary])
+        assert verify(str(shards)).damaged_files == ["shard-000001.tar"]
+        with pytest.raises((ValueError, tarfile.TarError)):
+            read_index(path)
+
+
+def test_a_flipped_byte_in_every_member_is_found_by_verify_and_loader(shards):
+    path = shards / "shard-000001.tar"
+    whole = path.read_bytes()
+    for _, offset, length in read_index(path):
+        path.write_bytes(whole[: offset + length // 2] + bytes([whole[offset + length // 2] ^ 1]) +
+                         whole[offset + length // 2 + 1 :])  # fmt: skip
+        assert verify(str(shards)).damaged_files == ["shard-000001.tar"]
+    with (
+        ShardLoader(str(shards), batch_size=11) as loader,
+        pytest.raises(UserError, match="shard-000001.tar is damaged"),
+    ):
+        next(iter(loader))
+
+
+@pytest.mark.parametrize(
+    "name", ["shard-000001.tar", "shard-000002.json", "rejects.jsonl", "sources.txt.gz", "plan.json"]
+)
+@pytest.mark.parametrize("damage", ["flip", "cut", "missing"])
+def test_a_rerun_rebuilds_exactly_what_is_damaged(shards, config, autoencoder, name, damage, capfd):
+    config = config.replace(lr_sizes=(4,))
+    tree = read_tree(shards)
+    times = {p.name: p.stat().st_mtime_ns for p in shards.glob("shard-*.tar")}
+    path, data = shards / name, (shards / name).read_bytes()
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(data[:-1] if damage == "cut" else bytes([*data[: len(data) // 2], 1, *data[len(data) // 2 :]]))
+    preprocess(config, autoencoder=autoencoder)
+    assert read_tree(shards) == tree
+    rebuilt = {p.name for p in shards.glob("shard-*.tar") if p.stat().st_mtime_ns != times[p.name]}
+    assert rebuilt == ({Path(name).with_suffix(".tar").name} if name.startswith("shard") else set())
+
+
+def test_verify_prints_each_damaged_file_and_its_exit_code_says_so(shards, capsys):
+    assert main(["verify", str(shards)]) == 0
+    (shards / "shard-000000.tar").unlink()
+    receipt = shards / "shard-000002.json"
+    receipt.write_text(receipt.read_text().replace('"num_samples":1', '"num_samples":2'))
+    (shards / "shard-000077.tar").write_bytes(b"")
+    assert main(["verify", str(shards)]) == 1
+    lines = capsys.readouterr().out
+    for named in ("shard-000000.tar: is missing", "shard-000002.json: ", "shard-000077.tar: is not in the manifest"):
+        assert f"damaged: {named}" in lines
+    (shards / "manifest.json").unlink()
+    assert main(["verify", str(shards)]) == 2
+
+
+def test_a_full_disk_is_one_line_and_leaves_whole_shards_only(tmp_path):
+    """On a file system of 300 KB made for the test, in a name space of its own."""
+    probe = ["unshare", "-rm", "sh", "-c", 'mount -t tmpfs -o size=300k tmpfs "$0"']
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if not shutil.which("unshare") or subprocess.run([*probe, str(disk)], capture_output=True).returncode:
+        pytest.skip("this system lets nobody mount a small file system")
+    make_pictures(tmp_path / "pictures", 60, 80, 80)
+    script = (
+        'mount -t tmpfs -o size=300k tmpfs "$1" && '
+        '"$0" -m preprocess folder "$2" "$1/out" --size 64 --samples-per-shard 8; code=$?; '
+        'cp -r "$1/out" "$3"; exit $code'
+    )
+    result = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", script, sys.executable, str(disk), str(tmp_path / "pictures"),
+         str(tmp_path / "out")],
+        capture_output=True, text=True, cwd=ROOT,
+    )  # fmt: skip
+    assert result.returncode == 2, result.stderr
+    message = result.stderr.splitlines()[-1]
+    assert message.startswith("latentzoom: error: no space left while writing to") and "run again" in message
+    tars = sorted(path.name for path in (tmp_path / "out").glob("shard-*.tar"))
+    assert 1 <= len(tars) < 8
+    for name in tars:
+        read_index(tmp_path / "out" / name)
+    assert not [path for path in (tmp_path / "out").iterdir() if path.name.startswith((".", "latentzoom-"))]
+    assert (
+        main(["folder", str(tmp_path / "pictures"), str(tmp_path / "out"), "--size", "64", "--samples-per-shard", "8"])
+        == 0
+    )
+    assert verify(str(tmp_path / "out")).num_samples == 60
+
+
+def test_shards_without_a_plan_are_not_overwritten(config):
+    Path(config.dest).mkdir()
+    (Path(config.dest) / "shard-000000.tar").write_bytes(b"mine")
+    with pytest.raises(UserError, match="holds shards but no plan.json"):
+        preprocess(config)
+
+
+def test_not_finite_latents_are_an_error_that_names_sample_and_way_out(config, autoencoder):
+    class Exploding:
+        config = autoencoder.config
+
+        def identity(self):
+            return "x"
+
+        def moments(self, image):
+            return autoencoder.moments(image) * 1e6
+
+    with pytest.raises(UserError, match=r"png: .*latent.npy is not finite in float16; try --dtype float32"):
+        preprocess(config, autoencoder=Exploding())
+    assert not list(Path(config.dest).glob("shard-*"))
+
+
+def test_command_line_errors_are_one_line(capsys, pictures, tmp_path):
+    for argv, named in (
+        (["nonsense"], "unknown source 'nonsense'"),
+        (["folder", str(tmp_path / "none"), str(tmp_path / "out")], "is not a folder"),
+        (["folder", str(pictures), str(tmp_path / "out"), "--size", "3"], "--size = 3 is not allowed"),
+        (["folder", str(pictures), str(tmp_path / "out"), "--lr-sizes", "999"], "--lr-sizes = 999"),
+        (["verify", str(tmp_path)], "holds no manifest.json"),
+    ):
+        assert main(argv) == 2
+        error = capsys.readouterr().err.strip()
+        assert error.startswith("latentzoom: error: ") and named in error and "\n" not in error
+
+
+def test_plan_prints_and_writes_nothing(capsys, pictures, tmp_path):
+    before = read_tree(tmp_path)
+    argv = [
+        "folder",
+        str(pictures),
+        str(tmp_path / "out"),
+        "--size",
+        "16",
+        "--shard-bytes",
+        "8000",
+        "--batch-size",
+        "2",
+    ]
+    assert main([*argv, "--plan"]) == 0
+    text = capsys.readouterr().out
+    assert "11 images" in text and "samples    11 of 16x16 (train 11)" in text and "time       about" in text
+    assert read_tree(tmp_path) == before
+    assert main(argv) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert f"shards     {summary['num_shards']} of" in text and summary["num_shards"] > 2
+    sizes = [path.stat().st_size for path in (tmp_path / "out").glob("*.tar")]
+    assert max(sizes) < 8000 + 10240
+    assert main(argv) == 0 and json.loads(capsys.readouterr().out)["num_shards_kept"] == summary["num_shards"]

@@ -1,0 +1,112 @@
+"""Shards on S3. The endpoint is moto's simulator, behind a proxy that fails 10 % of the requests."""
+
+from __future__ import annotations
+
+import json
+import urllib.request
+from itertools import islice
+from pathlib import Path
+
+import fsspec
+import pytest
+import s3fs
+from moto.server import ThreadedMotoServer
+
+from pipeline.errors import UserError
+from preprocess.loader import ShardLoader
+from preprocess.run import preprocess
+from preprocess.verify import verify
+from tests.preprocess.conftest import read_tree
+from tests.preprocess.s3_proxy import FaultyProxy
+
+
+@pytest.fixture
+def proxy(monkeypatch):
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    proxy = FaultyProxy(*server.get_host_and_port(), rate=0.0)
+    for name, value in (
+        ("AWS_ENDPOINT_URL", proxy.url),
+        ("AWS_ACCESS_KEY_ID", "test"),
+        ("AWS_SECRET_ACCESS_KEY", "test"),
+        ("AWS_DEFAULT_REGION", "us-east-1"),
+    ):
+        monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()
+    urllib.request.urlopen(urllib.request.Request(f"{proxy.url}/moto-api/reset", method="POST")).read()
+    fsspec.filesystem("s3").mkdir("bucket")
+    yield proxy
+    s3fs.S3FileSystem.clear_instance_cache()
+    proxy.close()
+    server.stop()
+
+
+def _remote_tree(url: str) -> dict[str, bytes]:
+    fs = fsspec.filesystem("s3")
+    fs.invalidate_cache()
+    root = url.removeprefix("s3://")
+    return {path[len(root) + 1 :]: fs.cat_file(path) for path in fs.find(root)}
+
+
+def test_an_endpoint_that_fails_a_tenth_of_its_requests_gives_the_same_bytes(proxy, config, pictures, tmp_path):
+    config = config.replace(crops_per_image=4, crop_fraction=(0.4, 1.0))
+    preprocess(config)
+    local = read_tree(Path(config.dest))
+    fs = fsspec.filesystem("s3")
+    for path in sorted(pictures.iterdir()):
+        fs.pipe_file(f"bucket/in/{path.name}", path.read_bytes())
+    proxy.rate = 0.1
+    remote = config.replace(source_url="s3://bucket/in", dest="s3://bucket/out", retries=10)
+    summary = preprocess(remote)
+    assert summary.num_samples == 44
+    report = verify("s3://bucket/out")
+    assert not report.damage and report.num_samples == 44
+    with ShardLoader("s3://bucket/out", batch_size=11, cache_dir=str(tmp_path / "cache")) as loader:
+        ids = [batch.ids for batch in islice(loader, 4)]
+    proxy.rate = 0.0
+    assert _remote_tree("s3://bucket/out") == local
+    with ShardLoader(config.dest, batch_size=11) as loader:
+        assert [batch.ids for batch in islice(loader, 4)] == ids
+    assert proxy.num_failures >= 5, f"{proxy.num_failures} of {proxy.num_requests} failed: nothing was tested"
+
+
+def test_an_endpoint_that_stays_broken_is_one_line(proxy, config, monkeypatch):
+    monkeypatch.setattr("preprocess.retry.MAX_WAIT", 0.01)
+    monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    s3fs.S3FileSystem.clear_instance_cache()
+    proxy.rate = 1.0
+    with pytest.raises(UserError, match="s3://bucket/out.* failed 6 times") as error:
+        preprocess(config.replace(dest="s3://bucket/out", retries=2))
+    assert "\n" not in str(error.value)
+
+
+def test_damage_on_s3_is_rebuilt_and_the_cache_stays_in_its_bounds(proxy, config, tmp_path):
+    config = config.replace(dest="s3://bucket/out")
+    preprocess(config)
+    before = _remote_tree(config.dest)
+    fs = fsspec.filesystem("s3")
+    fs.pipe_file("bucket/out/shard-000001.tar", before["shard-000001.tar"][:-1] + b"x")
+    assert verify(config.dest).damaged_files == ["shard-000001.tar"]
+    with ShardLoader(config.dest, batch_size=11, cache_dir=str(tmp_path / "cache")) as loader:
+        with pytest.raises(UserError, match="shard-000001.tar is damaged"):
+            next(iter(loader))
+    assert preprocess(config).num_shards_kept == 2
+    assert _remote_tree(config.dest) == before
+    largest = max(entry["bytes"] for entry in json.loads(before["manifest.json"])["shards"])
+    options = {"batch_size": 11, "cache_dir": str(tmp_path / "small"), "cache_bytes": largest}
+    with ShardLoader(config.dest, **options) as loader:
+        assert sorted(next(iter(loader)).ids) == [f"{n:03d}.png" for n in range(11)]
+    assert sum(path.stat().st_size for path in (tmp_path / "small").iterdir()) <= largest
+
+
+def test_a_damaged_cached_shard_is_fetched_again(proxy, config, tmp_path):
+    config = config.replace(dest="s3://bucket/out")
+    preprocess(config)
+    options = {"batch_size": 11, "cache_dir": str(tmp_path / "cache"), "shuffle": False}
+    with ShardLoader(config.dest, **options) as loader:
+        expected = next(iter(loader))
+    for path in (tmp_path / "cache").iterdir():
+        path.write_bytes(path.read_bytes()[:-600])
+    with ShardLoader(config.dest, **options) as loader:
+        assert next(iter(loader)).pixels.equal(expected.pixels)

@@ -1,0 +1,53 @@
+"""Ray actors make the same bytes as one process, also when one is killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+from ray import cloudpickle
+
+from pipeline.errors import UserError
+from preprocess.run import preprocess
+from preprocess.sources.folder import FolderSource
+from tests.preprocess.conftest import read_tree
+
+pytestmark = pytest.mark.slow
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this file
+
+
+class DeadlySource(FolderSource):
+    """Kills the process that first reads a certain image, once."""
+
+    def __init__(self, url: str, flag: str) -> None:
+        super().__init__(url)
+        self.flag = Path(flag)
+
+    def read(self, image: str) -> bytes:
+        if image == "005.png" and not self.flag.exists():
+            self.flag.write_text("killed")
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().read(image)
+
+
+def test_one_and_three_workers_one_killed_make_the_bytes_of_none(config, pictures, autoencoder, tmp_path):
+    config = config.replace(crops_per_image=3, crop_fraction=(0.4, 1.0), lr_sizes=(4,))
+    preprocess(config, autoencoder=autoencoder)
+    expected = read_tree(Path(config.dest))
+    one = config.replace(dest=str(tmp_path / "one"), workers=1, cpus_per_worker=0.5)
+    assert preprocess(one, autoencoder=autoencoder).workers_lost == 0
+    assert read_tree(tmp_path / "one") == expected
+    three = config.replace(dest=str(tmp_path / "three"), workers=3, cpus_per_worker=0.5)
+    source = DeadlySource(str(pictures), str(tmp_path / "flag"))
+    summary = preprocess(three, autoencoder=autoencoder, source=source)
+    assert (summary.workers_lost, summary.num_samples) == (1, 33)
+    assert read_tree(tmp_path / "three") == expected
+
+
+def test_a_bad_image_in_a_worker_is_the_same_one_line(config, pictures):
+    (pictures / "zz.png").write_bytes(b"junk")
+    with pytest.raises(UserError, match=r"^zz.png cannot be used \(not_an_image"):
+        preprocess(config.replace(workers=1))

@@ -107,7 +107,12 @@ class DecoderConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DenoiserConfig:
-    """LDM U-Net eps_theta. attention_factors: down-sampling factors (1, 2, 4, ...) at which blocks attend."""
+    """LDM U-Net eps_theta. attention_factors: down-sampling factors (1, 2, 4, ...) at which blocks attend.
+
+    Attention has heads of head_channels units, or, where num_heads > 0, that many heads at every level. scale_shift:
+    the time embedding scales and shifts the norm instead of being added. resample "resnet": levels are joined by
+    residual blocks instead of convolutions. The last three exist for checkpoints that were trained so.
+    """
 
     base_width: int = 224
     width_mult: tuple[int, ...] = (1, 2, 3, 4)
@@ -116,9 +121,18 @@ class DenoiserConfig:
     head_channels: int = 32
     norm_groups: int = 32
     dropout: float = 0.0
+    num_heads: int = 0
+    scale_shift: bool = False
+    resample: Literal["conv", "resnet"] = "conv"
 
     def __post_init__(self) -> None:
         _require(0.0 <= self.dropout < 1.0, "denoiser.dropout", self.dropout, "0 <= dropout < 1")
+        _require(
+            self.num_heads >= 0 and (not self.num_heads or self.base_width % self.num_heads == 0),
+            "denoiser.num_heads",
+            self.num_heads,
+            f"0 or a divisor of base_width = {self.base_width}",
+        )
         for width in self.widths:
             _require(
                 width > 0 and width % self.norm_groups == 0,
@@ -127,7 +141,7 @@ class DenoiserConfig:
                 f"a multiple of norm_groups = {self.norm_groups}",
             )
             _require(
-                width % self.head_channels == 0 or not self.attention_factors,
+                self.num_heads > 0 or width % self.head_channels == 0 or not self.attention_factors,
                 "denoiser.head_channels",
                 self.head_channels,
                 f"a divisor of every width {self.widths}",
@@ -136,6 +150,10 @@ class DenoiserConfig:
     @property
     def widths(self) -> tuple[int, ...]:
         return tuple(self.base_width * m for m in self.width_mult)
+
+    def heads(self, width: int) -> int:
+        """Attention heads of a block of `width` channels."""
+        return self.num_heads or width // self.head_channels
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from diffusers.models.attention_processor import Attention
 from diffusers.models.unets.unet_2d import UNet2DModel
 from torch import Tensor, nn
 
@@ -18,21 +19,34 @@ class Denoiser(nn.Module):
         self.config = config
         self.latent_channels, self.condition_channels = latent_channels, condition_channels
         attends = [2**level in config.attention_factors for level in range(len(config.width_mult))]
+        plain_down, plain_up = (
+            ("DownBlock2D", "UpBlock2D")
+            if config.resample == "conv"
+            else ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D")
+        )
         self.unet = UNet2DModel(
             in_channels=latent_channels + condition_channels,
             out_channels=latent_channels,
             block_out_channels=config.widths,
             layers_per_block=config.num_res_blocks,
-            down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attends),
-            up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)),
-            attention_head_dim=config.head_channels,
+            down_block_types=tuple("AttnDownBlock2D" if a else plain_down for a in attends),
+            up_block_types=tuple("AttnUpBlock2D" if a else plain_up for a in reversed(attends)),
+            downsample_type=config.resample,
+            upsample_type=config.resample,
+            resnet_time_scale_shift="scale_shift" if config.scale_shift else "default",
+            attention_head_dim=config.base_width // config.num_heads if config.num_heads else config.head_channels,
             norm_num_groups=config.norm_groups,
+            attn_norm_num_groups=config.norm_groups,
             norm_eps=1e-5,
             downsample_padding=1,
             flip_sin_to_cos=True,
             freq_shift=0,
             dropout=config.dropout,
         )
+        if config.num_heads:  # the U-Net above knows one head width only; heads are counted when attention runs
+            for module in self.unet.modules():
+                if isinstance(module, Attention):
+                    module.heads = config.num_heads
 
     @property
     def multiple(self) -> int:

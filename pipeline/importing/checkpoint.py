@@ -8,6 +8,7 @@ imported.
 
 from __future__ import annotations
 
+import math
 import pickle
 import zipfile
 from collections import OrderedDict
@@ -142,9 +143,10 @@ class _StorageType:
 
 
 def _view(flat: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
-    """A copy of the tensor that lies in `flat` at `offset`; raises when it would reach outside."""
+    """A copy of the tensor that lies in `flat` at `offset`; raises when it would reach outside, or be larger."""
     last = offset + sum((n - 1) * s for n, s in zip(size, stride))
-    if offset < 0 or min((*size, *stride), default=0) < 0 or (0 not in size and last >= flat.numel()):
+    outside = 0 not in size and (last >= flat.numel() or math.prod(size) > flat.numel())
+    if offset < 0 or min((*size, *stride), default=0) < 0 or outside:
         raise UserError("a tensor reaches outside its storage")
     return torch.as_strided(flat, size, stride, offset).clone()
 

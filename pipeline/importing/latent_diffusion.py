@@ -201,7 +201,7 @@ def _fill_denoiser(denoiser: Denoiser, tensors: Mapping[str, Tensor], weights: W
         ema[name] = Source(ema_name(key), source.part)
     if weights == "ema" and not any(key.startswith("model_ema.diffusion_model") for key in tensors):
         raise UserError(f"{where} has no EMA weights; import its raw weights with --raw")
-    transfer(denoiser, ema if weights == "ema" else raw, tensors, where, head_channels=config.head_channels)
+    transfer(denoiser, ema if weights == "ema" else raw, tensors, where, heads=config.heads)
     return {source.key for table in (raw, ema) for source in table.values()}
 
 

@@ -29,6 +29,7 @@ _UNET_RESNET = {
     "conv2": "out_layers.3",
     "conv_shortcut": "skip_connection",
 }
+_DOWN = {"conv": "op"}
 _UNET_OUTER = {
     "conv_in": "input_blocks.0.0",
     "time_embedding.linear_1": "time_embed.0",
@@ -68,12 +69,12 @@ def unet_source(name: str, num_res_blocks: int, up_attends: tuple[bool, ...]) ->
         else:
             block = f"output_blocks.{int(level) * per_level + int(index)}.{int(kind == 'attentions')}"
         return Source(f"{block}.{_rename(rest, _UNET_RESNET)}") if kind == "resnets" else _unet_attention(block, rest)
-    if match := re.fullmatch(r"down_blocks\.(\d+)\.downsamplers\.0\.conv\.(.+)", name):
-        return Source(f"input_blocks.{(int(match[1]) + 1) * per_level}.0.op.{match[2]}")
-    if match := re.fullmatch(r"up_blocks\.(\d+)\.upsamplers\.0\.conv\.(.+)", name):
+    if match := re.fullmatch(r"down_blocks\.(\d+)\.downsamplers\.0\.(.+)", name):
+        return Source(f"input_blocks.{(int(match[1]) + 1) * per_level}.0.{_rename(match[2], _UNET_RESNET | _DOWN)}")
+    if match := re.fullmatch(r"up_blocks\.(\d+)\.upsamplers\.0\.(.+)", name):
         level = int(match[1])
-        position = 2 if up_attends[level] else 1
-        return Source(f"output_blocks.{level * per_level + num_res_blocks}.{position}.conv.{match[2]}")
+        block = f"output_blocks.{level * per_level + num_res_blocks}.{2 if up_attends[level] else 1}"
+        return Source(f"{block}.{_rename(match[2], _UNET_RESNET)}")
     return Source(_rename(name, _UNET_OUTER))
 
 

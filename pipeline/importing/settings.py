@@ -130,16 +130,17 @@ def denoiser_config(params: Section) -> DenoiserConfig:
     unet = params.section("unet_config").section("params")
     for name, supported in _UNET_ONLY.items():
         unet.require(name, supported)
-    width_mult, base = unet.integers("channel_mult"), unet.value("model_channels", int)
+    width_mult = unet.integers("channel_mult")
     _require_unit_start(unet, "channel_mult", width_mult)
-    factors = unet.integers("attention_resolutions")
     return DenoiserConfig(
-        base_width=base,
+        base_width=unet.value("model_channels", int),
         width_mult=width_mult,
         num_res_blocks=unet.value("num_res_blocks", int),
-        attention_factors=factors,
-        head_channels=_head_channels(unet, [base * m for m in width_mult], factors),
+        attention_factors=unet.integers("attention_resolutions"),
         dropout=unet.value("dropout", float, 0.0),
+        scale_shift=unet.value("use_scale_shift_norm", bool, False),
+        resample="resnet" if unet.value("resblock_updown", bool, False) else "conv",
+        **_attention_heads(unet),
     )
 
 
@@ -164,16 +165,14 @@ def base_and_mult(widths: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
     return base, tuple(width // base for width in widths)
 
 
-def _head_channels(unet: Section, widths: list[int], factors: tuple[int, ...]) -> int:
-    """`num_head_channels`, or what `num_heads` comes to where that is the same at every attending level."""
-    channels = unet.value("num_head_channels", int, -1)
-    if channels != -1:
-        return channels
-    heads = unet.value("num_heads", int, -1)
-    attending = {width for level, width in enumerate(widths) if 2**level in factors} | {widths[-1]}
-    if heads < 1 or len(attending) > 1 or widths[-1] % heads:
-        raise UserError(f"{unet.where}: num_head_channels is missing and num_heads = {heads} does not fix it")
-    return widths[-1] // heads
+def _attention_heads(unet: Section) -> dict[str, int]:
+    """Either a head's width or the number of heads, as fields of DenoiserConfig."""
+    channels, heads = unet.value("num_head_channels", int, -1), unet.value("num_heads", int, -1)
+    if channels > 0:
+        return {"head_channels": channels}
+    if heads < 1:
+        raise UserError(f"{unet.where} needs num_head_channels or num_heads")
+    return {"num_heads": heads}
 
 
 def _require_unit_start(section: Section, name: str, width_mult: tuple[int, ...]) -> None:
@@ -194,8 +193,6 @@ _UNET_ONLY: dict[str, Any] = {
     "dims": 2,
     "conv_resample": True,
     "num_classes": None,
-    "use_scale_shift_norm": False,
-    "resblock_updown": False,
     "use_new_attention_order": False,
     "use_spatial_transformer": False,
     "context_dim": None,

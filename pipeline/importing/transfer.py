@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from torch import Tensor, nn
 
@@ -19,17 +19,17 @@ def transfer(
     tensors: Mapping[str, Tensor],
     where: str,
     *,
-    head_channels: int = 0,
+    heads: Callable[[int], int] | None = None,
 ) -> None:
     """Fill `module`: `sources` tells for each of its parameters which tensor to take. Raises `UserError` naming the
-    tensors (by the checkpoint's own names) that are missing or ill-shaped. head_channels: width of one attention head,
-    where query, key and value lie in one tensor."""
+    tensors (by the checkpoint's own names) that are missing or ill-shaped. heads: width → number
+    of attention heads, needed where query, key and value lie in one tensor."""
     expected = module.state_dict()
     assert set(sources) == set(expected), sorted(set(sources) ^ set(expected))
     check_keys({source.key for source in sources.values()}, tensors, where)
     values = {}
     for name, source in sources.items():
-        values[name] = _shaped(tensors[source.key], source, expected[name], head_channels, where)
+        values[name] = _shaped(tensors[source.key], source, expected[name], heads, where)
     load_strict(module, values, where)
     module.eval().requires_grad_(False)
 
@@ -50,14 +50,16 @@ def _refuse(verb: str, names: list[str], where: str, hint: str) -> None:
         raise UserError(f"{where} {verb} {', '.join(names[:_SHOWN])}{more}; {hint}")
 
 
-def _shaped(tensor: Tensor, source: Source, target: Tensor, head_channels: int, where: str) -> Tensor:
+def _shaped(tensor: Tensor, source: Source, target: Tensor, heads: Callable[[int], int] | None, where: str) -> Tensor:
     """The part of `tensor` meant by `source`, with the target's shape: 1×1 convolutions become linear layers."""
     if source.part is not None:
-        if tensor.ndim == 0 or tensor.shape[0] != 3 * target.shape[0] or target.shape[0] % head_channels:
-            raise UserError(f"{where}: {source.key} is {tuple(tensor.shape)}, expected {3 * target.shape[0]} rows")
-        # Rows are grouped head by head: (heads, 3, head_channels).
-        grouped = tensor.reshape(-1, 3, head_channels, *tensor.shape[1:])
-        tensor = grouped[:, source.part].reshape(target.shape[0], *tensor.shape[1:])
+        assert heads is not None
+        width = target.shape[0]
+        if tensor.ndim == 0 or tensor.shape[0] != 3 * width:
+            raise UserError(f"{where}: {source.key} is {tuple(tensor.shape)}, expected {3 * width} rows")
+        # Rows are grouped head by head: (heads, 3, width of a head).
+        grouped = tensor.reshape(heads(width), 3, -1, *tensor.shape[1:])
+        tensor = grouped[:, source.part].reshape(width, *tensor.shape[1:])
     if _trimmed(tensor) != _trimmed(target):
         raise UserError(f"{where}: {source.key} is {tuple(tensor.shape)}, expected {tuple(target.shape)}")
     return tensor.reshape(target.shape).to(target.dtype)

@@ -152,18 +152,32 @@ class FirstStage(nn.Module):
 
 
 class UNetResnet(nn.Module):
-    def __init__(self, cin: int, cout: int, emb: int) -> None:
+    """scale_shift: the embedding scales and shifts the second norm. resample "up" or "down": both paths change size."""
+
+    def __init__(self, cin: int, cout: int, emb: int, scale_shift: bool = False, resample: str = "") -> None:
         super().__init__()
+        self.scale_shift, self.resample = scale_shift, resample
         self.in_layers = nn.Sequential(nn.GroupNorm(32, cin), nn.SiLU(), nn.Conv2d(cin, cout, 3, padding=1))
-        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb, cout))
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb, 2 * cout if scale_shift else cout))
         self.out_layers = nn.Sequential(
             nn.GroupNorm(32, cout), nn.SiLU(), nn.Identity(), nn.Conv2d(cout, cout, 3, padding=1)
         )
         self.skip_connection = nn.Conv2d(cin, cout, 1) if cin != cout else nn.Identity()
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        hidden = self.in_layers(x) + self.emb_layers(emb)[:, :, None, None]
-        return self.skip_connection(x) + self.out_layers(hidden)
+        hidden = self.in_layers[2](self._resized(self.in_layers[:2](x)))
+        shift = self.emb_layers(emb)[:, :, None, None]
+        if self.scale_shift:
+            scale, shift = shift.chunk(2, dim=1)
+            hidden = self.out_layers[1:](self.out_layers[0](hidden) * (1 + scale) + shift)
+        else:
+            hidden = self.out_layers(hidden + shift)
+        return self.skip_connection(self._resized(x)) + hidden
+
+    def _resized(self, x: Tensor) -> Tensor:
+        if self.resample == "down":
+            return F.avg_pool2d(x, 2)
+        return F.interpolate(x, scale_factor=2.0, mode="nearest") if self.resample == "up" else x
 
 
 class UNetAttention(nn.Module):
@@ -205,38 +219,56 @@ class UNetUp(nn.Module):
 
 
 class UNet(nn.Module):
+    """head_channels or num_heads; `fancy` has scale-shift norms and residual blocks between the levels."""
+
     def __init__(
-        self, channels: int, base: int, mult: list[int], num_res_blocks: int, factors: list[int], head_channels: int
+        self,
+        channels: int,
+        base: int,
+        mult: list[int],
+        num_res_blocks: int,
+        factors: list[int],
+        *,
+        head_channels: int = 0,
+        num_heads: int = 0,
+        fancy: bool = False,
     ) -> None:
         super().__init__()
+
+        def resnet(cin: int, cout: int, resample: str = "") -> UNetResnet:
+            return UNetResnet(cin, cout, emb, scale_shift=fancy, resample=resample)
+
+        def attend(width: int) -> UNetAttention:
+            return UNetAttention(width, num_heads or width // head_channels)
+
         self.base, emb = base, 4 * base
         self.time_embed = nn.Sequential(nn.Linear(base, emb), nn.SiLU(), nn.Linear(emb, emb))
         self.input_blocks = nn.ModuleList([nn.ModuleList([nn.Conv2d(channels, base, 3, padding=1)])])
         widths, current = [base], base
         for i, m in enumerate(mult):
             for _ in range(num_res_blocks):
-                layers: list[nn.Module] = [UNetResnet(current, base * m, emb)]
+                layers: list[nn.Module] = [resnet(current, base * m)]
                 current = base * m
                 if 2**i in factors:
-                    layers.append(UNetAttention(current, current // head_channels))
+                    layers.append(attend(current))
                 self.input_blocks.append(nn.ModuleList(layers))
                 widths.append(current)
             if i + 1 < len(mult):
-                self.input_blocks.append(nn.ModuleList([UNetDown(current)]))
+                self.input_blocks.append(
+                    nn.ModuleList([resnet(current, current, "down") if fancy else UNetDown(current)])
+                )
                 widths.append(current)
-        attention = UNetAttention(current, current // head_channels)
-        self.middle_block = nn.ModuleList(
-            [UNetResnet(current, current, emb), attention, UNetResnet(current, current, emb)]
-        )
+        attention = attend(current)
+        self.middle_block = nn.ModuleList([resnet(current, current), attention, resnet(current, current)])
         self.output_blocks = nn.ModuleList()
         for i in reversed(range(len(mult))):
             for j in range(num_res_blocks + 1):
-                layers = [UNetResnet(current + widths.pop(), base * mult[i], emb)]
+                layers = [resnet(current + widths.pop(), base * mult[i])]
                 current = base * mult[i]
                 if 2**i in factors:
-                    layers.append(UNetAttention(current, current // head_channels))
+                    layers.append(attend(current))
                 if i > 0 and j == num_res_blocks:
-                    layers.append(UNetUp(current))
+                    layers.append(resnet(current, current, "up") if fancy else UNetUp(current))
                 self.output_blocks.append(nn.ModuleList(layers))
         self.out = nn.Sequential(nn.GroupNorm(32, current), nn.SiLU(), nn.Conv2d(current, channels, 3, padding=1))
 

@@ -12,7 +12,7 @@ from reference_ldm import FirstStage, UNet
 from small_models import relative_error
 from torch import Tensor, nn
 
-from pipeline.bundle import load_bundle
+from pipeline.bundle import load_bundle, save_bundle
 from pipeline.errors import UserError
 from pipeline.importing.latent_diffusion import import_checkpoint
 from pipeline.model import LatentZoom
@@ -82,7 +82,7 @@ def spread(module: M) -> M:
 
 def unet() -> UNet:
     torch.manual_seed(4)
-    return spread(UNet(4, 32, [1, 2, 3], 2, [1, 4], 16))
+    return spread(UNet(4, 32, [1, 2, 3], 2, [1, 4], head_channels=16))
 
 
 def whole_checkpoint(ema_shift: float = 0.01) -> dict[str, Tensor]:
@@ -144,16 +144,19 @@ def test_partial_bundle_can_be_saved_and_sampled(tmp_path: Path) -> None:
         model.generate()
 
 
-def test_num_heads_where_it_fixes_the_head_width(tmp_path: Path) -> None:
-    unet_params = {**UNET, "attention_resolutions": [4], "num_heads": 6}
-    del unet_params["num_head_channels"]
-    params = whole_params(unet_config={"params": unet_params})
+@pytest.mark.parametrize("factors", [[1, 2, 4], [2], []])
+def test_heads_counted_scale_shift_and_residual_resampling(factors: list[int], tmp_path: Path) -> None:
+    """The other kind of U-Net in the family (its KL-f8 churches model): each level's heads are as many, not as wide."""
+    options = {"num_heads": 4, "use_scale_shift_norm": True, "resblock_updown": True, "attention_resolutions": factors}
+    unet_params = {key: value for key, value in UNET.items() if key != "num_head_channels"} | options
     torch.manual_seed(4)
-    reference = spread(UNet(4, 32, [1, 2, 3], 2, [4], 16))
+    reference = spread(UNet(4, 32, [1, 2, 3], 2, factors, num_heads=4, fancy=True))
     state = {k: v for k, v in whole_checkpoint().items() if "diffusion_model" not in k}
     state |= {f"model.diffusion_model.{k}": v for k, v in reference.state_dict().items()}
-    model = LatentZoom(import_checkpoint(*write(tmp_path, params, state), "ldm", weights="raw"))
-    z_t, t = torch.randn(2, 4, 8, 8), torch.tensor([3, 900])
+    paths = write(tmp_path, whole_params(unet_config={"params": unet_params}), state)
+    save_bundle(str(tmp_path / "bundle"), import_checkpoint(*paths, "ldm", weights="raw"))
+    model = LatentZoom.load(str(tmp_path / "bundle"))
+    z_t, t = torch.randn(2, 4, 8, 12), torch.tensor([3, 900])
     assert relative_error(model.denoise(z_t, t), reference(z_t, t)) < AGREES
 
 
@@ -164,9 +167,10 @@ def test_num_heads_where_it_fixes_the_head_width(tmp_path: Path) -> None:
         ("dd", {"ch_mult": [2, 2, 2]}, "ch_mult"),
         ("dd", {"ch": "32"}, "ddconfig.ch must be int"),
         ("dd", {"z_channels": 3}, "embed_dim = 4"),
-        ("unet", {"use_scale_shift_norm": True}, "use_scale_shift_norm"),
+        ("unet", {"use_new_attention_order": True}, "use_new_attention_order"),
         ("unet", {"use_spatial_transformer": True}, "use_spatial_transformer"),
-        ("unet", {"num_head_channels": -1, "num_heads": 8}, "num_head_channels"),
+        ("unet", {"num_head_channels": -1}, "needs num_head_channels or num_heads"),
+        ("unet", {"num_head_channels": -1, "num_heads": 5}, "num_heads = 5"),
         ("params", {"conditioning_key": "crossattn"}, "only unconditional"),
         ("params", {"beta_schedule": "cosine"}, "beta_schedule"),
         ("params", {"parameterization": "score"}, "parameterization"),

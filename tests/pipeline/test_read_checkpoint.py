@@ -200,6 +200,13 @@ def test_tensor_that_reaches_outside_its_storage(tmp_path: Path) -> None:
         read_checkpoint(rewrite(path, enlarge))
 
 
+def test_tensor_larger_than_its_storage(tmp_path: Path) -> None:
+    """A stride of 0 repeats one number: a file of a few bytes could ask for any amount of memory."""
+    path = save(tmp_path / "a.ckpt", {"weight": torch.ones(1).expand(1 << 40)})
+    with pytest.raises(UserError, match="outside its storage"):
+        read_checkpoint(path)
+
+
 def test_damage_is_named(tmp_path: Path) -> None:
     path = tmp_path / "a.ckpt"
     save(path, {"weight": torch.ones(400)})

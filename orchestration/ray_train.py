@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import math
 import os
 from collections.abc import Callable
 from typing import Any, TextIO, cast
@@ -61,13 +62,15 @@ def launch(
     cpus_per_worker: float | None = None,
     reporter_spec: dict[str, Any] | None = None,
     max_failures: int = 3,
+    resize_interval_s: float = 60.0,
 ) -> TrainResult:
     """Train one stage on Ray workers with DeepSpeed and wait for it.
 
     num_workers: a number, or (least, most) for an elastic run. reporter_spec: arguments of
     `orchestration.mlflow_reporter.MlflowReporter`, built on the main worker; None reports to the run folder only.
     max_failures: how often workers are started again after a crash; each time training continues from the newest
-    checkpoint. Raises `UserError` for what the training code refuses.
+    checkpoint. resize_interval_s: how often an elastic run looks for machines that came (or came back).
+    Raises `UserError` for what the training code refuses.
     """
     import ray
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -75,6 +78,7 @@ def launch(
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     least, most = (num_workers, num_workers) if isinstance(num_workers, int) else num_workers
+    _check_batch(preset.stage(stage).global_batch, least, most)
     started = start_ray(num_cpus=None if os.environ.get("RAY_ADDRESS") else max(most, os.cpu_count() or 1))
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     use_gpu = gpus_per_worker > 0
@@ -103,6 +107,7 @@ def launch(
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=least if least == most else (least, most),
+            elastic_resize_monitor_interval_s=resize_interval_s,
             use_gpu=use_gpu,
             resources_per_worker={"CPU": cpus, **({"GPU": gpus_per_worker} if use_gpu else {})},
         ),
@@ -183,6 +188,16 @@ def _preemption_notice() -> bool:
     import ray.train
 
     return ray.train.get_preemption_info() is not None
+
+
+def _check_batch(global_batch: int, least: int, most: int) -> None:
+    """Every number of workers that the run may have must share the global batch evenly."""
+    for num in range(least, most + 1):
+        if global_batch % num:
+            raise UserError(
+                f"global_batch = {global_batch} cannot be shared by {num} workers; use a multiple of "
+                f"{math.lcm(*range(least, most + 1))} for --workers {least}:{most}"
+            )
 
 
 def _check_capacity(resources: dict[str, float], workers: int, cpus: float, gpus: float) -> None:

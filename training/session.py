@@ -252,6 +252,7 @@ class Session:
             "images_per_s": self.config.global_batch * len(window.ids) / elapsed,
             "data_wait_percent": 100.0 * window.waited / elapsed,
             "peak_memory_mb": peak_memory_mb(self.world.device),
+            "workers": float(self.world.size),
         }
         if self._peak_flops:
             done = self._flops_per_step * len(window.ids) / elapsed

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
+from typing import Any
 
 from pipeline.progress import Progress
 from pipeline.storage import absolute, join
@@ -143,12 +144,8 @@ def resolve(
 def plan_run(config: PreprocessConfig, source: Source, facts: dict[str, Any] | None) -> Plan:
     """The plan; listing the source is tried again when its store fails for a passing reason."""
     versions = library_versions(facts is not None)
-    return with_retries(
-        lambda: make_plan(config, source, facts, versions),
-        f"listing {config.source_url}",
-        config.retries,
-        RetryCounter(),
-    )
+    what = f"listing {config.source_url}"
+    return with_retries(lambda: make_plan(config, source, facts, versions), what, config.retries, RetryCounter())
 
 
 def plan_text(config: PreprocessConfig) -> str:

@@ -79,7 +79,7 @@ class ShardCache:
                     target.write(chunk)
             if digest.hexdigest() != entry.sha256:
                 raise UserError(f"{self.url}/{entry.name}.tar is damaged (checksum); run preprocess again")
-            file = Path(temporary).open("rb")  # opened before others can drop it
+            file = Path(temporary).open("rb")  # noqa: SIM115 - opened before others can drop it
             Path(temporary).replace(path)
             return file
         finally:

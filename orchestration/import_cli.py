@@ -37,7 +37,7 @@ def released(
         name: the model's name; default: the file's.
     """
     bundle = import_checkpoint(ckpt, config, "released", weights="raw" if raw else "ema", lr_size=lr_size, name=name)
-    if bundle.config.task == "sr" and lr_size is None:
+    if bundle.config.task == "sr" and bundle.denoiser is not None and lr_size is None:
         print(f"note: taking {bundle.config.lr_size} as the LR size (the latent's); if it differs, give --lr-size")
     return _saved(bundle, out)
 

@@ -27,7 +27,8 @@ class Lpips(nn.Module):
 
     def __init__(self, net: Literal["vgg16", "alexnet"] = "alexnet") -> None:
         super().__init__()
-        self.features, self.taps = convolutions(net)
+        features, self.taps = convolutions(net)
+        self.features = nn.Sequential(*list(features)[: max(self.taps) + 1])
         self.heads = nn.ParameterList([nn.Parameter(torch.zeros(channels)) for channels in self.taps.values()])
 
     def forward(self, images: Tensor, targets: Tensor) -> Tensor:

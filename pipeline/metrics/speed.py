@@ -1,0 +1,59 @@
+"""Time and peak memory of a computation."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import torch
+
+from pipeline.errors import UserError
+
+_RESET = Path("/proc/self/clear_refs")
+
+
+def measure(run: Callable[[], object], *, device: torch.device | str = "cpu", num: int = 3) -> tuple[float, int | None]:
+    """(median seconds, peak bytes) of `num` runs after one to warm up.
+
+    Memory is what the device allocator held at most on CUDA. On the CPU it is how far the process's resident memory
+    rose above where it stood before, as Linux keeps its peak; None on systems that do not.
+    """
+    if num < 1:
+        raise UserError(f"num = {num} is not allowed; use at least 1")
+    is_cuda = torch.device(device).type == "cuda"
+    before = _reset_peak(device, is_cuda)
+    run()
+    seconds = []
+    for _ in range(num):
+        if is_cuda:
+            torch.cuda.synchronize(device)
+        start = time.perf_counter()
+        run()
+        if is_cuda:
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds), _peak(device, is_cuda, before)
+
+
+def _reset_peak(device: torch.device | str, is_cuda: bool) -> int | None:
+    if is_cuda:
+        torch.cuda.reset_peak_memory_stats(device)
+        return 0
+    try:
+        _RESET.write_text("5")  # sets the peak back to the present size, see proc(5)
+    except OSError:
+        return None
+    return int(psutil.Process().memory_info().rss)
+
+
+def _peak(device: torch.device | str, is_cuda: bool, before: int | None) -> int | None:
+    if is_cuda:
+        return int(torch.cuda.max_memory_allocated(device))
+    if before is None:
+        return None
+    status = Path("/proc/self/status").read_text()
+    peak = next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:"))
+    return max(0, peak - before)

@@ -1,0 +1,179 @@
+"""Metrics against independent packages (scikit-image, SciPy, prdc, torchmetrics) on random and adversarial inputs."""
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from pipeline.errors import UserError
+from pipeline.metrics.bootstrap import mean_interval, set_interval
+from pipeline.metrics.gaussian import FeatureStatistics, frechet_distance
+from pipeline.metrics.kid import kid, polynomial_mmd
+from pipeline.metrics.manifold import kth_neighbour, manifold
+from pipeline.metrics.psnr import psnr
+from pipeline.metrics.speed import measure
+from pipeline.metrics.ssim import resize_pictures, self_ssim, self_ssim_pairs, ssim
+
+
+def pictures(seed, shape=(2, 3, 24, 37)):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+
+
+def adversarial():
+    black, white = torch.zeros(2, 3, 24, 37, dtype=torch.uint8), torch.full((2, 3, 24, 37), 255, dtype=torch.uint8)
+    almost = black.clone()
+    almost[:, 0, 0, 0] = 1
+    return [(pictures(0), pictures(1)), (black, white), (black, almost), (pictures(2), 255 - pictures(2))]
+
+
+def hwc(image):
+    return image.permute(1, 2, 0).numpy()
+
+
+@pytest.mark.parametrize("case", range(4))
+def test_psnr_and_ssim_equal_scikit_image(case):
+    x, y = adversarial()[case]
+    for i in range(2):
+        expected = peak_signal_noise_ratio(hwc(x[i]), hwc(y[i]), data_range=255)
+        assert float(psnr(x, y)[i]) == pytest.approx(expected, abs=1e-9)
+        expected = structural_similarity(
+            hwc(x[i]), hwc(y[i]), channel_axis=2, data_range=255, gaussian_weights=True, sigma=1.5,
+            use_sample_covariance=False,
+        )  # fmt: skip
+        assert float(ssim(x, y)[i]) == pytest.approx(expected, abs=1e-7)
+
+
+def test_psnr_protocols():
+    x, y = pictures(0), pictures(1)
+    inside = np.s_[3:-3, 3:-3]
+    luma = [(hwc(p) / 255.0 @ np.array([65.738, 129.057, 25.064]) / 256)[inside] for p in (x[0], y[0])]
+    expected = -10 * np.log10(np.mean((luma[0] - luma[1]) ** 2))
+    assert float(psnr(x, y, "benchmark", 2.5)[0]) == pytest.approx(expected, abs=1e-9)
+    inside = np.s_[8:-8, 8:-8]
+    expected = peak_signal_noise_ratio(hwc(x[0])[inside], hwc(y[0])[inside], data_range=255)
+    assert float(psnr(x, y, "div2k", 2.0)[0]) == pytest.approx(expected, abs=1e-9)
+    assert psnr(x, x).tolist() == [float("inf")] * 2
+    with pytest.raises(UserError, match="leaves nothing"):
+        psnr(x, y, "div2k", 8.0)
+    with pytest.raises(UserError, match="uint8"):
+        psnr(x.float(), y.float())
+    with pytest.raises(UserError, match="cannot compare"):
+        psnr(x, y[..., :-1])
+    with pytest.raises(UserError, match="not known"):
+        psnr(x, y, "other")
+
+
+def test_self_ssim_is_one_for_a_picture_and_its_shrunken_self_and_symmetric():
+    x = pictures(3, (2, 3, 40, 60))
+    small = resize_pictures(x, (20, 30))
+    assert self_ssim(x, small).tolist() == pytest.approx([1.0, 1.0])
+    other = pictures(4, (2, 3, 20, 30))
+    assert torch.equal(self_ssim(x, other), self_ssim(other, x)) and float(self_ssim(x, other).max()) < 0.5
+    pairs = [(a, b) for a, b, _ in self_ssim_pairs({"a": x, "b": small, "c": other})]
+    assert pairs == [("a", "b"), ("a", "c"), ("b", "c")]
+
+
+def features(seed, num, dim=12, kind="normal"):
+    generator = np.random.default_rng(seed)
+    if kind == "normal":
+        return generator.normal(size=(num, dim)) @ generator.normal(size=(dim, dim)) + generator.normal(size=dim)
+    if kind == "degenerate":  # rank one: most directions have no variance at all
+        return generator.normal(size=(num, 1)) @ generator.normal(size=(1, dim))
+    return np.round(generator.normal(size=(num, dim)))  # many ties
+
+
+def scipy_fid(x, y):
+    c1, c2 = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
+    d = x.mean(0) - y.mean(0)
+    return d @ d + np.trace(c1 + c2 - 2 * scipy.linalg.sqrtm(c1 @ c2).real)
+
+
+@pytest.mark.parametrize("kind", ["normal", "degenerate", "ties"])
+def test_fid_equals_the_matrix_square_root_and_merges(kind):
+    x, y = features(0, 200, kind=kind), features(1, 150, kind=kind)
+    whole = frechet_distance(FeatureStatistics.of(x), FeatureStatistics.of(y))
+    assert whole == pytest.approx(scipy_fid(x, y), rel=1e-5, abs=1e-5)
+    parts = FeatureStatistics.empty(12)
+    for part in (x[:3], x[3:3], x[3:120], x[120:]):
+        parts = parts.merge(FeatureStatistics.of(part))
+    assert parts.num == 200 and np.allclose(parts.covariance(), np.cov(x, rowvar=False))
+    assert frechet_distance(parts, FeatureStatistics.of(y)) == pytest.approx(whole, rel=1e-9, abs=1e-9)
+    assert frechet_distance(parts, parts) == pytest.approx(0.0, abs=1e-6)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=6), st.integers(0, 10))
+def test_statistics_do_not_depend_on_how_samples_are_split(sizes, seed):
+    x = features(seed, sum(sizes), dim=5)
+    merged = FeatureStatistics.empty(5)
+    for part in np.split(x, np.cumsum(sizes)[:-1]):
+        merged = FeatureStatistics.of(part).merge(merged)
+    whole = FeatureStatistics.of(x)
+    assert merged.num == whole.num
+    assert np.allclose(merged.mean, whole.mean) and np.allclose(merged.scatter, whole.scatter)
+
+
+def test_too_few_samples_are_named_with_the_number_needed():
+    few = FeatureStatistics.of(features(0, 12))
+    with pytest.raises(UserError, match="12 features needs at least 13 samples .* got 12"):
+        frechet_distance(few, few)
+    with pytest.raises(UserError, match="needs at least 4 samples"):
+        manifold(features(0, 3), features(1, 9))
+    with pytest.raises(UserError, match="at least 2"):
+        kid(features(0, 1), features(1, 9))
+    with pytest.raises(UserError, match="not finite"):
+        FeatureStatistics.of(np.array([[1.0, np.nan]]))
+
+
+def test_kid_equals_the_sum_over_pairs():
+    x, y = features(0, 9, 4), features(1, 7, 4)
+
+    def k(a, b):
+        return (a @ b / 4 + 1) ** 3
+
+    within_x = np.mean([k(x[i], x[j]) for i in range(9) for j in range(9) if i != j])
+    within_y = np.mean([k(y[i], y[j]) for i in range(7) for j in range(7) if i != j])
+    across = np.mean([k(a, b) for a in x for b in y])
+    assert polynomial_mmd(x, y) == pytest.approx(within_x + within_y - 2 * across)
+    mean, spread = kid(features(0, 400), features(0, 400)[::-1], num_subsets=30, subset_size=50)
+    assert abs(mean) < 4 * spread  # the same distribution: zero on average
+    assert kid(x, y, seed=3) == kid(x, y, seed=3)
+
+
+@pytest.mark.parametrize("kind", ["normal", "ties"])
+@pytest.mark.parametrize("block", [7, 2048])
+def test_manifold_equals_prdc(kind, block):
+    prdc = pytest.importorskip("prdc")
+    x, y = features(0, 60, kind=kind), features(0, 60, kind=kind)[:45] + features(5, 45, kind=kind) * 0.6
+    expected = prdc.compute_prdc(x, y, nearest_k=3)
+    ours = manifold(x, y, k=3, block=block)
+    for name, value in expected.items():
+        assert getattr(ours, name) == pytest.approx(float(value)), name
+
+
+def test_kth_neighbour_of_repeated_samples_is_zero():
+    assert kth_neighbour(np.ones((6, 3)), 3).tolist() == [0.0] * 6
+
+
+def test_bootstrap_interval_covers_the_mean_as_often_as_it_says():
+    generator = np.random.default_rng(0)
+    hits = 0
+    for trial in range(200):
+        low, high = mean_interval(generator.normal(5.0, 2.0, size=60), num_resamples=300, seed=trial)
+        hits += low <= 5.0 <= high
+    assert 0.89 <= hits / 200 <= 0.99
+    assert mean_interval(np.array([3.0])) == (3.0, 3.0)
+    low, high = set_interval(polynomial_mmd, features(0, 50), features(1, 50))
+    assert low < polynomial_mmd(features(0, 50), features(1, 50)) < high
+
+
+def test_peak_memory_sees_a_large_allocation():
+    def run():
+        torch.ones(64 << 20).sum()
+
+    seconds, peak = measure(run, num=3)
+    assert seconds > 0 and peak == pytest.approx(256 << 20, rel=0.1)

@@ -6,7 +6,6 @@ import io
 import tempfile
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 
@@ -14,7 +13,7 @@ from orchestration import registry, tracking
 from orchestration.evaluation_chunk import Arrays, ChunkWorker, concatenate
 from orchestration.evaluation_data import Pictures, open_pictures
 from orchestration.evaluation_networks import FEATURE_FIGURES
-from orchestration.evaluation_spec import EvaluationSpec
+from orchestration.evaluation_spec import EvaluationSpec, spec_to_dict
 from orchestration.report import Figure, Report
 from pipeline import storage
 from pipeline.errors import UserError
@@ -89,6 +88,7 @@ def evaluate(
         notes=tuple(notes),
         versions=tracking.versions(),
         seconds=round(time.monotonic() - started, 1),
+        spec=spec_to_dict(spec),
     )
     return report, {k: v for k, v in arrays.items() if k.startswith("picture|")}
 
@@ -215,8 +215,3 @@ class _Silent:
         return self
 
     def __exit__(self, *_: object) -> None: ...
-
-
-def default_work_dir(out: str) -> str:
-    """Chunks lie beside the report."""
-    return storage.absolute(str(Path(out)) if "://" not in out else out)

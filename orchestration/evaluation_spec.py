@@ -7,9 +7,10 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from orchestration.report import PROTOCOL_VERSION
+from pipeline.config import to_dict
 from pipeline.errors import UserError
 from pipeline.metrics.psnr import PROTOCOLS, Protocol
 
@@ -71,6 +72,11 @@ class EvaluationSpec:
 
     def sampler_text(self) -> str:
         return f"{self.sampler}, {self.num_steps} steps, eta {self.eta:g}"
+
+
+def spec_to_dict(spec: EvaluationSpec) -> dict[str, Any]:
+    """Plain JSON types; `from_dict(EvaluationSpec, ...)` reads it back."""
+    return to_dict(spec)
 
 
 def size_name(size: tuple[int, int]) -> str:

@@ -132,7 +132,7 @@ def promote(
     """
     uri = tracking.tracking_uri(tracking_uri)
     client = tracking.client(uri)
-    new = _require_version(name, candidate, uri)
+    new = require_version(name, candidate, uri)
     old = get_version(name, CHAMPION, tracking_uri=uri)
     if old is not None and old.version == new.version:
         return Decision(promote=False, rule="", reasons=(f"version {new.version} is the champion already",))
@@ -157,11 +157,11 @@ def rollback(name: str, *, tracking_uri: str | None = None) -> Version:
     """Give `champion` back to the version that had it before. Returns that version."""
     uri = tracking.tracking_uri(tracking_uri)
     client = tracking.client(uri)
-    current = _require_version(name, CHAMPION, uri)
+    current = require_version(name, CHAMPION, uri)
     previous = current.tags.get(_TAG + "previous_champion", "")
     if not previous:
         raise UserError(f"{current.uri} was the first champion of {name}; there is nothing to go back to")
-    target = _require_version(name, previous, uri)
+    target = require_version(name, previous, uri)
     with tracking.user_errors(uri):
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         client.set_model_version_tag(name, current.version, _TAG + "rolled_back", now)
@@ -182,7 +182,7 @@ def resolve(uri: str, *, tracking_uri: str | None = None) -> Path:
         return _cached(storage.sha256_bytes(storage.read_bytes(storage.join(uri, "config.json"))), uri, None)
     name, which = parse_model_uri(uri)
     store = tracking.tracking_uri(tracking_uri)
-    version = _require_version(name, which, store)
+    version = require_version(name, which, store)
     digest = version.tags.get(_TAG + "bundle_digest", "")
     if not digest:
         raise UserError(f"{version.uri} holds no bundle; it was not registered by `latentzoom register`")
@@ -245,7 +245,8 @@ def stored_report(version: Version, *, tracking_uri: str) -> dict[str, Any] | No
     return report
 
 
-def _require_version(name: str, which: str, uri: str) -> Version:
+def require_version(name: str, which: str, uri: str) -> Version:
+    """Version by number or alias; `UserError` when there is none."""
     version = get_version(name, which, tracking_uri=uri)
     if version is None:
         kind = "version" if which.isdigit() else "alias"

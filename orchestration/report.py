@@ -30,7 +30,7 @@ class Figure:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """A whole evaluation. notes say what is missing and why."""
+    """A whole evaluation. notes say what is missing and why. spec: the options."""
 
     task: str
     model: str
@@ -48,6 +48,7 @@ class Report:
     notes: tuple[str, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
+    spec: dict[str, Any] = field(default_factory=dict)
 
     def get(self, name: str, setting: str, method: str = "ours") -> Figure | None:
         """The figure with this name, setting and method, or None."""
@@ -68,9 +69,7 @@ class Report:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Report:
-        figures = tuple(
-            Figure(**{k: _number(v) if k in _NUMBERS else v for k, v in f.items()}) for f in data["figures"]
-        )
+        figures = tuple(_figure(dict(f)) for f in data["figures"])
         return cls(**{**data, "figures": figures, "notes": tuple(data.get("notes", ()))})
 
 

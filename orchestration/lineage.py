@@ -1,0 +1,90 @@
+"""Where a registered model comes from: code, environment, data, encoder, stages, figures and decisions."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+from orchestration import registry, tracking
+
+_TAG = "latentzoom."
+
+
+def lineage(uri: str, *, tracking_uri: str | None = None) -> dict[str, str]:
+    """Field → value for a `models:/` URI, in reading order. A field that nobody recorded says so; none is empty."""
+    store = tracking.tracking_uri(tracking_uri)
+    name, which = registry.parse_model_uri(uri)
+    version = registry.require_version(name, which, store)
+    client = tracking.client(store)
+    with tracking.user_errors(store):
+        found = client.get_model_version(name, version.version)
+        run = client.get_run(version.run_id)
+        model = client.get_logged_model(version.model_id)
+        aliases = dict(client.get_registered_model(name).aliases)
+    tags = version.tags
+    report = registry.stored_report(version, tracking_uri=store)
+    fields = {
+        "model": f"{version.uri} of {store}",
+        "aliases": ", ".join(a for a, v in aliases.items() if str(v) == version.version) or "none",
+        "registered": _time(found.creation_timestamp),
+        "logged model": f"{model.model_id} ({model.artifact_location})",
+        "bundle sha256": tags.get(_TAG + "bundle_digest", ""),
+        "bundle source": tags.get(_TAG + "bundle_source", ""),
+        "run": f"{run.info.run_name} {run.info.run_id} ({run.info.status}, {_time(run.info.start_time)})",
+        "child runs": _children(store, run.info.experiment_id, run.info.run_id),
+        "git commit": tags.get(_TAG + "git_commit", ""),
+        "lock sha256": tags.get(_TAG + "lock_sha256", ""),
+        "versions": _plain(tags.get(_TAG + "versions")),
+        "config": tags.get(_TAG + "config", ""),
+        "encoder sha256": tags.get(_TAG + "encoder_identity", ""),
+        "stages": _plain(json.dumps(json.loads(tags.get(_TAG + "meta", "{}")).get("stages", {}))),
+        "training data": _data(
+            tags.get(_TAG + "dataset_url"), tags.get(_TAG + "dataset_digest"), "register with --data"
+        ),
+        "evaluation data": _data(report["data"], report["data_digest"], "")
+        if report
+        else _data(None, None, "--report"),
+        "figures": _figures(report),
+        "promotion": _plain(tags.get(_TAG + "promotion")) if _TAG + "promotion" in tags else "not judged yet",
+        "champion before": _before(tags),
+        "rolled back": tags.get(_TAG + "rolled_back") or "never",
+        "description": (found.description or "").strip().splitlines()[0] if (found.description or "").strip() else "",
+    }
+    return {key: value or "not recorded" for key, value in fields.items()}
+
+
+def _before(tags: dict[str, str]) -> str:
+    if _TAG + "previous_champion" not in tags:
+        return "was never champion"
+    before = tags[_TAG + "previous_champion"]
+    return f"version {before}" if before else "none, it was the first"
+
+
+def _children(store: str, experiment: str, run_id: str) -> str:
+    with tracking.user_errors(store):
+        runs = tracking.client(store).search_runs([experiment], f"tags.`mlflow.parentRunId` = '{run_id}'")
+    return ", ".join(f"{r.info.run_name} {r.info.run_id}" for r in reversed(runs)) or "none"
+
+
+def _data(url: str | None, digest: str | None, hint: str) -> str:
+    return f"{url} (sha256 {digest})" if url and digest else f"not recorded; {hint}"
+
+
+def _figures(report: dict[str, Any] | None) -> str:
+    if report is None:
+        return "none; register with --report"
+    ours = [f for f in report["figures"] if f["method"] == "ours"]
+    return ", ".join(f"{f['name']} at {f['setting']} {float(f['value']):.4g}" for f in ours)
+
+
+def _plain(text: str | None) -> str:
+    """JSON object → "key value, key value"."""
+    if not text:
+        return ""
+    values = json.loads(text)
+    return ", ".join(f"{k} {v}" for k, v in values.items()) if values else ""
+
+
+def _time(milliseconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(milliseconds / 1000))

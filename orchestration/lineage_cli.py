@@ -1,0 +1,35 @@
+"""`latentzoom lineage`: where a registered model comes from."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """Print code, environment, data, encoder, stages, figures and decisions behind a version."""
+
+    model: Annotated[str, tyro.conf.Positional]
+    """models:/NAME@alias or models:/NAME/VERSION."""
+    as_json: bool = False
+    """Print JSON."""
+    tracking_uri: str = ""
+    """Default MLFLOW_TRACKING_URI, else ./mlflow.db."""
+
+
+def main(argv: list[str]) -> int:
+    arguments = tyro.cli(Arguments, prog="latentzoom lineage", args=argv)
+    from orchestration.lineage import lineage
+
+    fields = lineage(arguments.model, tracking_uri=arguments.tracking_uri or None)
+    if arguments.as_json:
+        print(json.dumps(fields, indent=1))
+    else:
+        width = max(len(key) for key in fields)
+        for key, value in fields.items():
+            print(f"{key:{width}}  {value}")
+    return 0

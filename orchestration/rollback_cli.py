@@ -1,0 +1,27 @@
+"""`latentzoom rollback`: the alias `champion` goes back to the version that had it before."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """Undo the last promotion."""
+
+    name: Annotated[str, tyro.conf.Positional]
+    """Registered model."""
+    tracking_uri: str = ""
+    """Default MLFLOW_TRACKING_URI, else ./mlflow.db."""
+
+
+def main(argv: list[str]) -> int:
+    arguments = tyro.cli(Arguments, prog="latentzoom rollback", args=argv)
+    from orchestration import registry
+
+    version = registry.rollback(arguments.name, tracking_uri=arguments.tracking_uri or None)
+    print(f"champion is {version.uri} again")
+    return 0

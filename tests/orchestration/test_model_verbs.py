@@ -1,0 +1,98 @@
+"""evaluate → register → promote → lineage → rollback through the `latentzoom` command."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_bundle import make_bundle
+
+from orchestration import registry, tracking
+from orchestration.cli import main
+from orchestration.report import load_report
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch, cache):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    generator = np.random.default_rng(0)
+    (tmp_path / "photos").mkdir()
+    for i in range(3):
+        small = generator.integers(0, 256, (6, 6, 3), dtype=np.uint8)
+        Image.fromarray(small).resize((40, 40), Image.Resampling.BICUBIC).save(tmp_path / "photos" / f"{i}.png")
+    return tmp_path
+
+
+SR = ["--task", "sr", "--scales", "2,4", "--sr-mode", "fixed-input", "--steps", "1", "--data", "photos"]
+
+
+def test_the_whole_life_of_a_model(work, capsys):
+    make_bundle(work / "one", seed=1, task="sr")
+    make_bundle(work / "two", seed=2, task="sr")
+    assert main(["evaluate", "--model", "one", *SR, "--out", "e1"]) == 0
+    out = capsys.readouterr().out
+    assert "lpips_random_vgg" in out and "stands in" in out
+    assert {p.name for p in (work / "e1").iterdir()} >= {
+        "report.json", "report.md", "report.html", "strip-x2.png", "plot-psnr_rgb.png"
+    }  # fmt: skip
+    assert load_report("e1/report.json").get("psnr_rgb", "x4").num == 3
+
+    assert main(["register", "one", "faces", "--report", "e1/report.json"]) == 0
+    assert main(["promote", "faces"]) == 0
+    assert main(["register", "two", "faces"]) == 0
+    capsys.readouterr()
+    status = main(["promote", "faces"])  # evaluates the candidate with the options of the champion's report
+    out = capsys.readouterr().out
+    assert "lpips_random_vgg at x4" in out and (status == 0) == out.strip().endswith("\npromoted")
+
+    registry.promote("faces", candidate="2", champion_report=_report(0.9), candidate_report=_report(0.1))
+    assert main(["lineage", "models:/faces@champion", "--as-json"]) == 0
+    out = capsys.readouterr().out
+    fields = json.loads(out[out.index("{") :])
+    assert all(str(value).strip() for value in fields.values())
+    assert fields["encoder sha256"] and fields["champion before"] == "version 1" and "candidate" in fields["aliases"]
+    assert main(["rollback", "faces"]) == 0
+    assert "models:/faces/1" in capsys.readouterr().out
+
+
+def _report(value):
+    figure = {"name": "lpips", "method": "ours", "setting": "x2", "value": value, "low": value, "high": value,
+              "protocol": "p", "num": 1}  # fmt: skip
+    return {"task": "sr", "data_digest": "d", "protocol_version": 1, "num": 1, "seed": 0, "sampler": "s",
+            "figures": [figure]}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["evaluate", "--model", "nowhere", *SR], "no bundle at"),
+        (["evaluate", "--model", "models:/x@champion", *SR], "no alias 'champion' of model 'x'"),
+        (["evaluate", "--model", "one", "--task", "sr", "--data", "photos"], "needs --scales"),
+        (["evaluate", "--model", "one", "--task", "sr", "--data", "photos", "--scales", "2;3"], "list of numbers"),
+        (["evaluate", "--model", "one", "--task", "sr", "--data", "nowhere", "--scales", "2"], "no data at"),
+        (["evaluate", "--model", "one", *SR, "--inception", "none.pth", "--task", "generation"], "none.pth"),
+        (["register", "nowhere", "m"], "no bundle at"),
+        (["promote", "nobody"], "no alias 'candidate'"),
+        (["rollback", "nobody"], "no alias 'champion'"),
+        (["lineage", "models:/nobody@champion"], "no alias 'champion'"),
+        (["lineage", "nobody"], "not a model URI"),
+        (["register", "one", "m", "--tracking-uri", "./mlruns"], "no registry"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(work, capsys, arguments, words):
+    make_bundle(work / "one", task="sr")
+    assert main(arguments) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("latentzoom: error: ") and words in error
+
+
+def test_figures_go_to_a_run_linked_to_the_data(work):
+    make_bundle(work / "one", task="sr")
+    uri = tracking.tracking_uri()
+    run_id = tracking.start_run(uri, "judge")
+    assert main(["evaluate", "--model", "one", *SR, "--out", "e", "--run-id", run_id]) == 0
+    run = tracking.get_run(uri, run_id)
+    assert run.data.metrics["psnr_rgb/x2"] > 0 and "psnr_rgb/x2/bicubic" in run.data.metrics
+    assert run.inputs.dataset_inputs[0].dataset.name == "photos"
+    assert "evaluation/report.html" in [f.path for f in tracking.client(uri).list_artifacts(run_id, "evaluation")]

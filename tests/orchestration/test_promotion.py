@@ -1,0 +1,96 @@
+"""The promotion rule as a pure function: what moves the alias, what does not, and what is refused."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestration.promotion import Rule, decide
+from pipeline.errors import UserError
+
+
+def figure(name, setting, value, half=0.01, **changes):
+    interval = {"low": None, "high": None} if half is None else {"low": value - half, "high": value + half}
+    base = {"name": name, "method": "ours", "setting": setting, "value": value, "protocol": "p", "num": 9}
+    return base | interval | changes
+
+
+def report(lpips, psnr=(25.0, 24.0), half=0.01, **changes):
+    figures = [figure("lpips", f"x{i}", v, half) for i, v in enumerate(lpips)]
+    figures += [figure("psnr_rgb", f"x{i}", v, 0.2) for i, v in enumerate(psnr)]
+    base = {"task": "sr", "data_digest": "d", "protocol_version": 1, "num": 9, "seed": 0, "sampler": "s"}
+    return base | {"figures": figures} | changes
+
+
+def test_the_first_model_is_promoted():
+    assert decide(None, report((0.5,))).promote
+
+
+@pytest.mark.parametrize(
+    ("champion", "candidate", "expected"),
+    [
+        (report((0.5, 0.6)), report((0.4, 0.5)), True),
+        (report((0.5, 0.6)), report((0.495, 0.595)), False),  # intervals overlap
+        (report((0.5, 0.6)), report((0.5, 0.6)), False),  # the same model
+        (report((0.5, 0.6)), report((0.4, 0.7)), False),  # worse at one scale
+        (report((0.5, 0.6, 0.7)), report((0.4, 0.5, 0.7)), True),  # two of three better, none worse
+        (report((0.5, 0.6)), report((0.4, 0.6)), False),  # one of two is no majority
+        (report((0.5, 0.6)), report((0.4, 0.5), psnr=(24.95, 24.0)), True),  # 0.05 dB is allowed
+        (report((0.5, 0.6)), report((0.4, 0.5), psnr=(24.85, 24.0)), False),  # 0.15 dB is not
+        (report((0.5, 0.6)), report((0.4, 0.5), psnr=(30.0, 23.0)), False),  # a gain elsewhere makes up for nothing
+    ],
+)
+def test_the_rule(champion, candidate, expected):
+    assert decide(champion, candidate).promote is expected
+
+
+def test_the_tolerance_is_a_parameter():
+    candidate = report((0.4, 0.5), psnr=(24.5, 24.0))
+    assert decide(report((0.5, 0.6)), candidate, Rule(guard_tolerance=1.0)).promote
+    assert not decide(report((0.5, 0.6)), candidate).promote
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"task": "generation"}, "task"),
+        ({"data_digest": "e"}, "data set digest"),
+        ({"protocol_version": 2}, "protocol version"),
+        ({"num": 8}, "number of samples"),
+        ({"seed": 1}, "seed"),
+        ({"sampler": "t"}, "sampler"),
+    ],
+)
+def test_figures_that_do_not_compare_are_refused(changes, words):
+    with pytest.raises(UserError, match=f"not comparable: {words}"):
+        decide(report((0.5,)), report((0.1,), **changes))
+
+
+def test_other_protocols_settings_and_names_are_refused():
+    base = report((0.5,), psnr=())
+    with pytest.raises(UserError, match="protocol of lpips/x0"):
+        decide(base, base | {"figures": [figure("lpips", "x0", 0.1, protocol="q")]})
+    with pytest.raises(UserError, match="other sizes or scales"):
+        decide(base, base | {"figures": [figure("lpips", "x9", 0.1)]})
+    with pytest.raises(UserError, match="both reports need one of"):
+        decide(base, base | {"figures": [figure("lpips_random_vgg", "x0", 0.1)]})
+    with pytest.raises(UserError, match="no interval"):
+        decide(base, base | {"figures": [figure("lpips", "x0", 0.1, half=None)]})
+    with pytest.raises(UserError, match="no data set digest"):
+        decide(base | {"data_digest": ""}, base | {"data_digest": ""})
+
+
+def test_a_figure_that_is_not_a_number_never_promotes():
+    with pytest.raises(UserError, match="not a number"):
+        decide(None, report((float("nan"),)))
+
+
+def test_baselines_do_not_count():
+    candidate = report((0.5, 0.6))
+    candidate["figures"] += [figure("lpips", "x0", 0.0, method="bicubic"), figure("lpips", "x1", 0.0, method="bicubic")]
+    assert not decide(report((0.5, 0.6)), candidate).promote
+
+
+@given(st.lists(st.floats(0.01, 1.0), min_size=1, max_size=4), st.lists(st.floats(0.01, 1.0), min_size=4, max_size=4))
+def test_two_models_never_both_beat_each_other(first, second):
+    one, two = report(tuple(first), psnr=()), report(tuple(second[: len(first)]), psnr=())
+    assert not (decide(one, two).promote and decide(two, one).promote)

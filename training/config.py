@@ -145,6 +145,8 @@ class DenoiserStage(StageConfig):
 class AlignStage(StageConfig):
     """Alignment stage 2, paper eqs. (7)-(9): lambda_dm · L_dm + lambda_recon · L_recon.
 
+    context_cells: latent cells around the rendered window that D_phi sees. 0: the whole latent, which is exact; 8 or
+        more is close and much cheaper (its normalisation then sees the cells of the neighbourhood only).
     weight_clip: upper bound of w(t) = abar/(1-abar), which reaches 1e4 at t = 0 (as min-SNR does); 0 is no bound.
     """
 
@@ -156,12 +158,13 @@ class AlignStage(StageConfig):
     min_size: int = 0
     max_size: int = 0
     crop: int = 0
+    context_cells: int = 0
     sample_latents: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_sizes(self.min_size, self.max_size, self.crop)
-        for name in ("lambda_dm", "lambda_recon", "weight_clip"):
+        for name in ("lambda_dm", "lambda_recon", "weight_clip", "context_cells"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "a number of at least 0")
 
 

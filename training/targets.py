@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.config import ModelConfig
+from pipeline.decoder import ImplicitDecoder
 from pipeline.errors import UserError
 from pipeline.resize import resize
 from training.config import AlignStage, DecoderStage
@@ -25,6 +27,30 @@ class Target:
         """The truth: image (B,3,H,W) resized with anti-aliasing, then the window → (B,3,y1-y0,x1-x0)."""
         y0, x0, y1, x1 = self.window
         return resize(image, self.size)[:, :, y0:y1, x0:x1]
+
+
+def render_target(decoder: ImplicitDecoder, latent: Tensor, target: Target, context_cells: int = 0) -> Tensor:
+    """The target's window of ND(latent; size): unscaled latent (B,C,h,w) → (B,3,y1-y0,x1-x0), with gradient.
+
+    context_cells > 0: D_phi sees only the cells under the window and that many around them. Geometry stays exact; what
+    D_phi would have taken from further away is missing.
+    """
+    if context_cells <= 0:
+        return decoder(latent, target.size, target.window)
+    h, w = latent.shape[-2:]
+    y0, x0, y1, x1 = target.window
+    top, bottom = _cells(y0, y1, target.size[0], h, context_cells)
+    left, right = _cells(x0, x1, target.size[1], w, context_cells)
+    features = decoder.features(latent[:, :, top:bottom, left:right])
+    features = F.pad(features, (left, w - right, top, h - bottom))
+    return decoder.render(features, target.size, target.window)
+
+
+def _cells(start: int, stop: int, num_pixels: int, num_cells: int, context: int) -> tuple[int, int]:
+    """Cells under the pixels start..stop-1, their neighbours that the ensemble reads, and `context` more."""
+    first = start * num_cells // num_pixels - 1 - context
+    last = -(-stop * num_cells // num_pixels) + 1 + context
+    return max(0, first), min(num_cells, last)
 
 
 def size_range(config: DecoderStage | AlignStage, model: ModelConfig) -> tuple[int, int]:

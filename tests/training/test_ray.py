@@ -165,14 +165,19 @@ def test_two_one_two_workers_continue_as_one_run(shop: Shop, two_cpus: None, tmp
     """Masters, moments and averages go through two re-splits; the sample order is that of an unchanged run."""
     zero = f"zero_stage={zero_stage}"
     whole = start(shop, tmp_path / "whole", zero, "steps=9")
-    start(shop, tmp_path / "changed", zero, "steps=3")
+    three = start(shop, tmp_path / "changed", zero, "steps=3")
+    averages = weights(tmp_path / "changed")
+    (tmp_path / "changed/result.json").unlink()
+    again = start(shop, tmp_path / "changed", zero, "steps=3", num_workers=1)  # loads, and has nothing left to do
+    assert again.resumed_from == three.steps and weights(tmp_path / "changed") == averages
     start(shop, tmp_path / "changed", zero, "steps=6", num_workers=1)
     last = start(shop, tmp_path / "changed", zero, "steps=9")
     assert last.resumed_from == 6 and last.sample_order == whole.sample_order
     before, after = losses(tmp_path / "whole"), losses(tmp_path / "changed")
     assert after.keys() == before.keys()
     assert all(after[step] == pytest.approx(before[step], rel=1e-5) for step in before)
-    assert distance(whole.bundle, last.bundle) < 1e-5
+    # Sums of two halves round differently from whole sums; without the moments the distance would be near lr · steps.
+    assert distance(whole.bundle, last.bundle) < 1e-4
 
 
 def test_tracking_server_that_is_down_stops_nothing(shop: Shop, two_cpus: None, tmp_path: Path) -> None:
@@ -203,7 +208,7 @@ def test_elastic_run_shrinks_with_the_cluster_and_grows_back(
     from ray.cluster_utils import Cluster
 
     ray.shutdown()
-    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "30")
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     second = cluster.add_node(num_cpus=1)
     monkeypatch.setenv("RAY_ADDRESS", cluster.address)
@@ -214,15 +219,19 @@ def test_elastic_run_shrinks_with_the_cluster_and_grows_back(
         cluster.remove_node(second)
         _wait_for_workers(file, 1)
         cluster.add_node(num_cpus=1)
+        _wait_for_workers(file, 2)
+        seen.extend(sizes(file))
+        cluster.shutdown()  # all has been seen: end the run
 
+    seen: list[int] = []
     director = threading.Thread(target=scenario, daemon=True)
     try:
         start_ray()
         director.start()
-        result = start(
+        start(
             shop,
             tmp_path / "run",
-            "steps=4000",
+            "steps=1000000",
             "checkpoint_every=20",
             "log_every=10",
             num_workers=(1, 2),
@@ -230,11 +239,12 @@ def test_elastic_run_shrinks_with_the_cluster_and_grows_back(
             max_failures=5,
             reporter_spec=None,
         )
+    except Exception as error:
+        assert seen, error
     finally:
         ray.shutdown()
         cluster.shutdown()
-    assert result.steps == 4000
-    assert sizes(file) == [2, 1, 2]
+    assert seen == [2, 1, 2]
 
 
 def _wait_for_workers(file: Path, num: int) -> None:

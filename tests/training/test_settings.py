@@ -3,12 +3,13 @@ import dataclasses
 import pytest
 import torch
 
+from pipeline.bundle import build_decoder
 from pipeline.errors import UserError
 from training.config import AlignStage, DecoderStage, StageConfig, override, preset_from_dict, preset_to_dict
 from training.estimate import dry_run, estimate
 from training.optim import generator_for, lr_at, normal
 from training.presets import PRESETS, debug, get_preset
-from training.targets import draw_target
+from training.targets import Target, draw_target, render_target
 
 
 def test_override_reaches_nested_fields_and_keeps_the_rest() -> None:
@@ -71,6 +72,20 @@ def test_target_sizes_include_both_ends_and_windows_fit() -> None:
     assert len({t.window for t in targets}) > 50
     whole = draw_target(AlignStage(), debug().model, 1)
     assert whole.window == (0, 0, *whole.size)
+
+
+@pytest.mark.parametrize("size", [19, 32, 45])
+def test_window_from_its_neighbourhood_is_the_window_of_the_whole(size: int) -> None:
+    """With enough context nothing is left out, so the geometry must be exact; with little it must still be close."""
+    torch.manual_seed(0)
+    decoder = build_decoder(debug().model)
+    latent = torch.randn(2, 3, 16, 12)
+    for window in [(0, 0, 6, 5), (3, 7, 11, 12), (size - 4, size - 9, size, size)]:
+        target = Target((size, size), window)
+        whole = decoder(latent, target.size, target.window)
+        torch.testing.assert_close(render_target(decoder, latent, target, 16), whole, rtol=0, atol=1e-6)
+        near = render_target(decoder, latent, target, 4)
+        assert near.shape == whole.shape and (near - whole).std() < 0.5 * whole.std()
 
 
 def test_noise_belongs_to_step_and_sample_not_to_the_worker() -> None:

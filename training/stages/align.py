@@ -18,7 +18,7 @@ from training.losses import alignment_loss, diffusion_weight
 from training.session import Session
 from training.stages.denoiser import draw_noise, scaled_latents, trained_denoiser
 from training.stages.parts import Trained, trained
-from training.targets import draw_target
+from training.targets import draw_target, render_target
 
 
 def train(context: Context) -> Trained:
@@ -48,7 +48,7 @@ def train(context: Context) -> Trained:
             z_t = schedule.add_noise(z0, eps.to(z0), t)
             z0_pred = schedule.to_x0(z_t, engine(z_t, t, condition), t)
             # ND(z0_pred; s) with gradient through it, eq. (6)
-            rendered = decoder(z0_pred / model.scale_factor, target.size, target.window)
+            rendered = render_target(decoder, z0_pred / model.scale_factor, target, config.context_cells)
             truth = target.cut(micro.pixels)
             # eqs. (7)-(9), weighted sample by sample
             weight = diffusion_weight(schedule.snr(t), config.loss, config.weight_clip)

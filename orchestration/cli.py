@@ -18,6 +18,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "lineage": ("orchestration.lineage_cli", "where a registered model comes from"),
     "generate": ("orchestration.generate_cli", "draw new images at any height × width"),
     "upscale": ("orchestration.upscale_cli", "enlarge images by any factor"),
+    "pipeline": ("orchestration.pipeline_cli", "images → promoted model as one resumable job"),
     "import": ("orchestration.import_cli", "existing weights → a bundle"),
 }
 

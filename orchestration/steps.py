@@ -7,12 +7,14 @@ last, under `WORK/steps/NAME.json`; a step whose key has changed is stale and ru
 from __future__ import annotations
 
 import json
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from pipeline import storage
+from pipeline.errors import UserError
 
 Result = dict[str, Any]
 State = Literal["done", "stale", "missing"]
@@ -21,7 +23,8 @@ State = Literal["done", "stale", "missing"]
 @dataclass(frozen=True, kw_only=True)
 class Step:
     """One step. settings: what decides its outcome, beside the steps named in `after`. run: (results so far by name) →
-    its own result, plain JSON. A step must continue or redo half-done work of its own when it is run again."""
+    its own result, plain JSON. A step must continue or redo half-done work of its own when it is run again.
+    A result may name URLs under "outputs": the step counts as done only while they exist."""
 
     name: str
     settings: Any
@@ -40,34 +43,62 @@ class Status:
     result: Result | None
 
 
+def step_keys(steps: Sequence[Step]) -> dict[str, str]:
+    """The key of every step, by name."""
+    keys: dict[str, str] = {}
+    for step in steps:
+        content = [step.settings, [keys[name] for name in step.after]]
+        keys[step.name] = storage.sha256_bytes(json.dumps(content, sort_keys=True, default=str).encode())
+    return keys
+
+
 def statuses(work: str, steps: Sequence[Step]) -> list[Status]:
     """For each step whether it is done, stale or missing, and why."""
-    found: dict[str, Status] = {}
+    keys = step_keys(steps)
+    found = []
     for step in steps:
-        keys = [found[name].key for name in step.after]
-        key = storage.sha256_bytes(json.dumps([step.settings, keys], sort_keys=True, default=str).encode())
         url = _url(work, step.name)
         stored = storage.read_json(url) if storage.exists(url) else None
-        state, reason = _judge(stored, key, step, keys)
-        found[step.name] = Status(
-            name=step.name,
-            key=key,
-            state=state,
-            reason=reason,
-            result=stored["result"] if stored and state == "done" else None,
-        )
-    return list(found.values())
+        state, reason = _judge(stored, step, keys)
+        result = stored["result"] if stored and state == "done" else None
+        found.append(Status(name=step.name, key=keys[step.name], state=state, reason=reason, result=result))
+    return found
 
 
-def _judge(stored: dict[str, Any] | None, key: str, step: Step, keys: list[str]) -> tuple[State, str]:
+def _judge(stored: dict[str, Any] | None, step: Step, keys: dict[str, str]) -> tuple[State, str]:
     if stored is None:
         return "missing", "has not finished yet"
-    if stored["key"] == key:
-        return "done", ""
-    changed = [name for name, old, new in zip(step.after, stored["after_keys"], keys) if old != new]
+    if stored["key"] == keys[step.name]:
+        gone = [url for url in stored["result"].get("outputs", ()) if not storage.exists(url)]
+        return ("missing", f"its result {gone[0]} is gone") if gone else ("done", "")
+    before = dict(zip(stored.get("after", step.after), stored["after_keys"]))
+    changed = [name for name in step.after if before.get(name) != keys[name]]
     if changed:
         return "stale", f"{', '.join(changed)} changed"
+    if "settings" in stored:
+        changed = list(differences(stored["settings"], json.loads(json.dumps(step.settings, default=str))))
+        if changed:
+            more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+            return "stale", f"{'; '.join(changed[:3])}{more}"
     return "stale", "its settings changed"
+
+
+def differences(earlier: Any, now: Any, name: str = "") -> Iterator[str]:
+    """What differs between two plain JSON values: "lr was 0.1, now 0.2"."""
+    if earlier == now:
+        return
+    if isinstance(earlier, dict) and isinstance(now, dict):
+        for key in sorted(earlier.keys() | now.keys()):
+            yield from differences(earlier.get(key), now.get(key), f"{name}.{key}" if name else key)
+    elif earlier is None:
+        yield f"{name} is now {_short(now)}"
+    else:
+        yield f"{name or 'settings'} was {_short(earlier)}, now {_short(now)}"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else text[:37] + "..."
 
 
 def run_steps(
@@ -75,8 +106,14 @@ def run_steps(
     steps: Sequence[Step],
     *,
     announce: Callable[[Status, int, int], None] = lambda status, index, num: None,
+    retries: int = 0,
+    check: Callable[[], None] = lambda: None,
 ) -> dict[str, Result]:
-    """Run what is not done, in order. Results carry `seconds`, summed over interrupted attempts."""
+    """Run what is not done, in order. Results carry `seconds`, summed over interrupted attempts.
+
+    retries: further attempts of a step that fails for a reason that a user cannot mend; it continues where it was.
+    check: called before every step and before its result is written; may raise to stop the chain.
+    """
     results: dict[str, Result] = {}
     known = statuses(work, steps)
     for index, (step, status) in enumerate(zip(steps, known), start=1):
@@ -85,19 +122,36 @@ def run_steps(
             assert status.result is not None
             results[step.name] = status.result
             continue
-        start = time.monotonic()
-        before = _spent(work, step.name, status.key)
-        try:
-            result = step.run(results)
-        except BaseException:
-            seconds = before + time.monotonic() - start
-            storage.write_json(_attempt_url(work, step.name), {"key": status.key, "seconds": seconds})
-            raise
-        result = {**result, "seconds": round(before + time.monotonic() - start, 1)}
+        check()
+        result = _attempts(work, step, status.key, results, retries)
+        check()
         keys = [other.key for name in step.after for other in known if other.name == name]
-        storage.write_json(_url(work, step.name), {"key": status.key, "after_keys": keys, "result": result})
+        record = {
+            "key": status.key,
+            "after": list(step.after),
+            "after_keys": keys,
+            "settings": json.loads(json.dumps(step.settings, default=str)),
+            "result": result,
+        }
+        storage.write_json(_url(work, step.name), record)
         results[step.name] = result
     return results
+
+
+def _attempts(work: str, step: Step, key: str, results: dict[str, Result], retries: int) -> Result:
+    for attempt in range(retries + 1):
+        start = time.monotonic()
+        before = _spent(work, step.name, key)
+        try:
+            result = step.run(results)
+            return {**result, "seconds": round(before + time.monotonic() - start, 1)}
+        except BaseException as error:
+            seconds = before + time.monotonic() - start
+            storage.write_json(_attempt_url(work, step.name), {"key": key, "seconds": seconds})
+            if attempt == retries or isinstance(error, UserError) or not isinstance(error, Exception):
+                raise
+            print(f"{step.name} failed ({type(error).__name__}: {error}); trying again", file=sys.stderr, flush=True)
+    raise AssertionError("unreachable")
 
 
 def _spent(work: str, name: str, key: str) -> float:

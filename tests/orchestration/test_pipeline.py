@@ -1,0 +1,131 @@
+"""`latentzoom pipeline`: plan, kill, continue, redo, refuse. Tiny images, the `debug` preset, no Ray."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from orchestration import registry
+from orchestration.cli import main
+from pipeline import storage
+
+FAST = [
+    "--preprocess=val_fraction=0.3",
+    "--preprocess=samples_per_shard=16",
+    "--preprocess=encode_threads=1",
+    "--evaluate=num=6",
+    "--evaluate=num_steps=2",
+    "--evaluate=sizes=[16,32]",
+]
+
+
+@pytest.fixture
+def images(tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number in range(48):
+        coarse = np.random.default_rng(number).integers(0, 255, (5, 5, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize((40, 40), Image.Resampling.BICUBIC).save(folder / f"{number:03d}.png")
+    return folder
+
+
+def command(images: Path, work: Path | str, *more: str) -> list[str]:
+    return [
+        "pipeline", "--preset", "debug", "--source", "folder", "--source-url", str(images), "--workdir", str(work),
+        "--local", "--device", "cpu", *FAST, *more,
+    ]  # fmt: skip
+
+
+def states(text: str) -> dict[str, str]:
+    return {line.split()[0]: line.split()[1] for line in text.splitlines()[1:-1]}
+
+
+def test_the_dry_run_names_every_step_and_writes_nothing(images, tmp_path, capsys):
+    assert main(command(images, tmp_path / "work", "--dry-run")) == 0
+    text = capsys.readouterr().out
+    assert list(states(text)) == [
+        "pixels", "autoencoder", "latents", "decoder", "denoiser", "align", "evaluate", "register", "promote",
+    ]  # fmt: skip
+    assert set(states(text).values()) == {"missing"}
+    assert not (tmp_path / "work").exists()
+    assert main(command(images, tmp_path / "work", "--dry-run", "--until", "decoder")) == 0
+    assert list(states(capsys.readouterr().out))[-1] == "decoder"
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--until", "cook"], "no step 'cook'"),
+        (["--from", "align", "--until", "decoder"], "comes after"),
+        (["--preprocess=dest=x"], "set by the pipeline"),
+        (["--preprocess=colour=x"], "no setting 'colour'"),
+        (["--set=align.speed=9"], "no setting 'align.speed'"),
+        (["--autoencoder", "nowhere"], "no bundle"),
+        (["--workdir", "memory://work"], "name the tracking server"),
+    ],
+)
+def test_mistakes_get_one_line_before_anything_runs(images, tmp_path, capsys, monkeypatch, more, message):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert main(command(images, tmp_path / "work", *more)) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.slow
+def test_a_killed_job_continues_and_a_finished_one_is_left_alone(images, tmp_path, capsys, cache):
+    work = tmp_path / "work"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    job = subprocess.Popen(
+        [sys.executable, "-m", "orchestration.cli", *command(images, work)],
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment,
+    )  # fmt: skip
+    assert job.stdout is not None
+    for line in job.stdout:
+        if " decoder: " in line:  # announced as it starts
+            job.kill()
+            break
+    job.wait()
+    first = {p.name: p.read_bytes() for p in (work / "steps").glob("*.json")}
+    assert {"pixels.json", "autoencoder.json", "latents.json"} <= set(first) and "promote.json" not in first
+
+    assert main(command(images, work)) == 0
+    text = capsys.readouterr().out
+    assert "pixels: done before" in text and "latents: done before" in text and "promoted" in text
+    assert all((work / "steps" / name).read_bytes() == content for name, content in first.items())
+    uri = f"sqlite:///{work / 'mlflow.db'}"
+    champion = registry.get_version("debug", "champion", tracking_uri=uri)
+    assert champion is not None and champion.version == "1"
+    assert champion.tags["latentzoom.dataset_url"].startswith(str(work))
+
+    assert main(command(images, work)) == 0
+    assert capsys.readouterr().out.count("done before") == 9
+    assert main(command(images, work, "--dry-run", "--set=align.lr=0.01")) == 0
+    text = capsys.readouterr().out
+    assert states(text)["denoiser"] == "done" and states(text)["align"] == "stale"
+    assert "align.lr was 0.001, now 0.01" in text and "align changed" in text
+
+
+@pytest.mark.slow
+def test_a_given_autoencoder_replaces_stage_0_and_from_redoes(images, tmp_path, capsys, cache):
+    work, first = tmp_path / "work", tmp_path / "first"
+    assert main(command(images, first, "--until", "autoencoder")) == 0
+    bundle = storage.read_json(str(first / "steps/autoencoder.json"))["result"]["bundle"]
+    given = command(images, work, "--autoencoder", bundle, "--name", "given")
+    assert main(given) == 0
+    capsys.readouterr()
+    assert main([*given, "--dry-run"]) == 0
+    assert list(states(capsys.readouterr().out))[0] == "latents"
+    assert main([*given, "--from", "register"]) == 0
+    text = capsys.readouterr().out
+    assert "evaluate: done before" in text and "register: stale: times asked for anew is now 1" in text
+    second = registry.get_version("given", "candidate", tracking_uri=f"sqlite:///{work / 'mlflow.db'}")
+    assert second is not None and second.version == "2"
+    assert main(given) == 0  # the request is closed: nothing left to do
+    assert capsys.readouterr().out.count("done before") == 7

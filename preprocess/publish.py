@@ -6,8 +6,10 @@ Runs in a thread of its own beside the encoder; a bounded queue holds the encode
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import queue
+import sys
 import tempfile
 import threading
 import time
@@ -191,6 +193,26 @@ def scratch_dir(dest: str) -> str | None:
     path = Path(filesystem(dest)[1])
     path.mkdir(parents=True, exist_ok=True)
     return str(path)
+
+
+@contextlib.contextmanager
+def sole_run(dest: str) -> Iterator[None]:
+    """Keep a second run out of a local destination. The lock is the folder's own: no file, and a kill releases it."""
+    folder = scratch_dir(dest)
+    if folder is None:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"another run is writing to {dest}; wait for it, or choose another folder") from error
+        except OSError as error:  # some network file systems have no locks
+            print(f"preprocess: cannot lock {dest} ({error.strerror}); start no second run there", file=sys.stderr)
+        yield
+    finally:
+        os.close(handle)
 
 
 def remove_scratch(dest: str) -> None:

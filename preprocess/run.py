@@ -20,7 +20,7 @@ from preprocess.encode import StoredEncoder, autoencoder_facts
 from preprocess.finish import finish
 from preprocess.plan import Plan, ShardPlan, make_plan
 from preprocess.plan_report import probe, report, samples_per_shard
-from preprocess.publish import remove_scratch
+from preprocess.publish import remove_scratch, sole_run
 from preprocess.receipt import Receipt, finished_receipts
 from preprocess.rejects import check_ceiling
 from preprocess.resume import accept_or_refuse, read_plan, write_plan
@@ -71,15 +71,16 @@ def preprocess(
     facts = autoencoder_facts(encoder, config.size) if encoder else None
     plan = plan_run(config, source, facts)
     accept_or_refuse(config, plan)
-    remove_scratch(config.dest)
-    write_plan(config, plan)
-    done, troubles = finished_receipts(config.dest, [s.name for s in plan.shards], plan.hash, config.recheck)
-    for trouble in troubles:
-        print(f"rebuilding: {trouble}", file=sys.stderr)
-    todo = [shard for shard in plan.shards if shard.name not in done]
-    builder = ShardBuilder(config, source, encoder, facts, plan.hash)
-    tally = _build(config, plan, todo, dict(done), builder)
-    manifest = finish(config, plan, facts, tally.receipts)
+    with sole_run(config.dest):
+        remove_scratch(config.dest)
+        write_plan(config, plan)
+        done, troubles = finished_receipts(config.dest, [s.name for s in plan.shards], plan.hash, config.recheck)
+        for trouble in troubles:
+            print(f"rebuilding: {trouble}", file=sys.stderr)
+        todo = [shard for shard in plan.shards if shard.name not in done]
+        builder = ShardBuilder(config, source, encoder, facts, plan.hash)
+        tally = _build(config, plan, todo, dict(done), builder)
+        manifest = finish(config, plan, facts, tally.receipts)
     seconds = time.monotonic() - start
     num_built = sum(tally.receipts[s.name]["num_samples"] for s in todo)
     return Summary(

@@ -19,6 +19,9 @@ VERBS: dict[str, tuple[str, str]] = {
     "generate": ("orchestration.generate_cli", "draw new images at any height × width"),
     "upscale": ("orchestration.upscale_cli", "enlarge images by any factor"),
     "pipeline": ("orchestration.pipeline_cli", "images → promoted model as one resumable job"),
+    "submit": ("orchestration.submit_cli", "any of these verbs as a job of a Ray cluster"),
+    "jobs": ("orchestration.jobs_cli", "a cluster's jobs, their state and logs"),
+    "stop": ("orchestration.stop_cli", "stop a job"),
     "import": ("orchestration.import_cli", "existing weights → a bundle"),
 }
 

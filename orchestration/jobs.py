@@ -1,0 +1,195 @@
+"""Ray jobs over HTTP: submit, follow, list, stop. Token authentication throughout; the driver reserves no GPU."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from orchestration.redact import redact
+from pipeline.errors import UserError
+from pipeline.progress import format_seconds
+
+if TYPE_CHECKING:
+    from ray.dashboard.modules.job.pydantic_models import JobDetails
+    from ray.job_submission import JobSubmissionClient
+
+DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+EXCLUDED = [".git/", ".venv/", "build/", "dist/", "demo/", "tests/", "shards/", "runs/", "made/", "**/__pycache__/"]
+"""Not sent with the working folder: the cluster's image has the environment, and data travels by URL."""
+_SECRET = ("PASSWORD", "PASSWD", "SECRET", "TOKEN", "CREDENTIAL", "API_KEY", "ACCESS_KEY")
+STOPPED = 130
+
+
+def default_address(address: str = "") -> str:
+    """`address`, else RAY_API_SERVER_ADDRESS, else this machine's head."""
+    return address or os.environ.get("RAY_API_SERVER_ADDRESS") or DEFAULT_ADDRESS
+
+
+def token() -> str:
+    """The token for the cluster, found where Ray looks: RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token."""
+    if text := os.environ.get("RAY_AUTH_TOKEN", "").strip():
+        return text
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
+
+
+def connect(address: str) -> JobSubmissionClient:
+    """A client for the head at `address` (http://HOST:8265). Raises `UserError` when it does not answer or refuses."""
+    if not address.startswith(("http://", "https://")):
+        raise UserError(f"--address {address} is not an HTTP address; use http://HEAD:8265")
+    from ray.job_submission import JobSubmissionClient
+
+    with user_errors(address):
+        secret = token()
+        return JobSubmissionClient(address, headers={"Authorization": f"Bearer {secret}"} if secret else None)
+
+
+@contextlib.contextmanager
+def user_errors(address: str) -> Iterator[None]:
+    """Turn what the job server says into one clear line."""
+    import requests
+    from ray.exceptions import AuthenticationError
+
+    try:
+        yield
+    except AuthenticationError as error:
+        known = "refuses this token" if token() else "wants a token, and none was found"
+        raise UserError(
+            f"the cluster at {address} {known}; put the head's token into RAY_AUTH_TOKEN or ~/.ray/auth_token "
+            "(`ray get-auth-token` on the head prints it)"
+        ) from error
+    except (ConnectionError, requests.exceptions.RequestException) as error:
+        raise UserError(
+            f"no Ray head answers at {address}; is it running, and is the port forwarded? "
+            "(kubectl port-forward service/latentzoom-head-svc 8265)"
+        ) from error
+    except RuntimeError as error:
+        raise UserError(f"the cluster at {address}: {_first_line(error)}") from error
+
+
+def environment(assignments: Sequence[str]) -> dict[str, str]:
+    """`--env NAME` (this shell's value) and `--env NAME=VALUE`. Secrets are refused: a job's environment is shown to
+    everyone who may see the job."""
+    values = {}
+    for text in assignments:
+        name, sign, value = text.partition("=")
+        if any(word in name.upper() for word in _SECRET):
+            raise UserError(
+                f"--env {name} sounds like a secret, and a job's environment is shown in the dashboard; "
+                "put it into the cluster's own environment (infra/: Kubernetes secret `latentzoom`)"
+            )
+        if not sign and name not in os.environ:
+            raise UserError(f"--env {name}: this shell has no such variable; give NAME=VALUE")
+        values[name] = value if sign else os.environ[name]
+    return values
+
+
+def check_command(command: Sequence[str]) -> None:
+    """Refuse commands that carry a secret: they are shown in the dashboard and in logs."""
+    for word in command:
+        if redact(word) != word:
+            raise UserError(
+                f"{redact(word)!r} carries a secret, and a job's command is shown in the dashboard; "
+                "put it into the cluster's own environment"
+            )
+
+
+def runtime_env(working_dir: str, env_vars: dict[str, str]) -> dict[str, Any]:
+    """Code and environment of driver and workers. Nothing is installed at start: the image has the packages."""
+    environment: dict[str, Any] = {}
+    if working_dir:
+        environment |= {"working_dir": str(Path(working_dir).resolve()), "excludes": EXCLUDED}
+    if env_vars:
+        environment["env_vars"] = env_vars
+    return environment
+
+
+def ray_command(address: str, environment: dict[str, Any], command: Sequence[str], detach: bool) -> str:
+    """The `ray job submit` line that does the same."""
+    words = ["ray", "job", "submit", "--address", address]
+    rest = {k: v for k, v in environment.items() if k != "working_dir"}
+    if "working_dir" in environment:
+        here = Path(environment["working_dir"]) == Path.cwd()
+        words += ["--working-dir", "." if here else environment["working_dir"]]
+    if rest:
+        words += ["--runtime-env-json", json.dumps(rest)]
+    words += ["--no-wait"] if detach else []
+    return shlex.join([*words, "--", *command])
+
+
+def follow(client: JobSubmissionClient, address: str, job: str, out: TextIO | None = None) -> JobDetails:
+    """Print a job's log until it ends; returns its details. A dropped connection is taken up again where it was."""
+    out = out or sys.stdout
+    seen = 0
+    while True:
+        with user_errors(address):
+            try:
+                seen = asyncio.run(_tail(client, job, seen, out))
+            except (OSError, RuntimeError, _client_error()) as error:
+                print(f"connection to {address} lost ({_first_line(error)}); trying again", file=sys.stderr)
+                time.sleep(2)
+            details = client.get_job_info(job)
+        if details.status.is_terminal():
+            return details
+        time.sleep(0.5)
+
+
+def _client_error() -> type[Exception]:
+    import aiohttp
+
+    return aiohttp.ClientError
+
+
+async def _tail(client: JobSubmissionClient, job: str, seen: int, out: TextIO) -> int:
+    """Print what lies after the first `seen` characters of the log, which always comes from its start."""
+    position = 0
+    async for text in client.tail_job_logs(job):
+        fresh = text[max(0, seen - position) :]
+        position += len(text)
+        if fresh:
+            out.write(fresh)
+            out.flush()
+        seen = max(seen, position)
+    return seen
+
+
+def exit_status(details: JobDetails) -> int:
+    """0 for success, the driver's own exit status, 130 for a job that was stopped, else 1."""
+    if details.status.value == "SUCCEEDED":
+        return 0
+    if details.status.value == "STOPPED":
+        return STOPPED
+    code = details.driver_exit_code
+    if not code:
+        return 1
+    return code if code > 0 else 128 - code
+
+
+def table(jobs: Sequence[JobDetails]) -> str:
+    """One line a job, newest first."""
+    rows = [("job", "state", "exit", "started", "took", "command")]
+    for job in sorted(jobs, key=lambda j: -(j.start_time or 0)):
+        start, end = (job.start_time or 0) / 1000, (job.end_time or 0) / 1000
+        code = "" if job.driver_exit_code is None else str(job.driver_exit_code)
+        began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(start)) if start else ""
+        took = format_seconds((end or time.time()) - start) if start else ""
+        name = job.submission_id or job.job_id or ""
+        rows.append((name, job.status.value, code, began, took, redact(job.entrypoint)))
+    widths = [max(len(row[i]) for row in rows) for i in range(5)]
+    return "\n".join("  ".join([*(row[i].ljust(widths[i]) for i in range(5)), row[5]]).rstrip() for row in rows)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__

@@ -1,0 +1,110 @@
+"""A real Ray head: free ports on the loopback, token authentication, its own folder, killed by process id."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+BIN = Path(sys.executable).parent
+
+
+@dataclass(frozen=True)
+class Head:
+    """address: of the job server. gcs: what `ray start --address` joins. environment: for processes that may use it."""
+
+    address: str
+    gcs: str
+    token: str
+    environment: dict[str, str]
+
+
+def free_ports(num: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(num)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def status(url: str, token: str = "", data: bytes | None = None) -> int:
+    """HTTP status of a request to the head."""
+    request = urllib.request.Request(url, data=data, headers={"Authorization": f"Bearer {token}"} if token else {})
+    try:
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+@contextlib.contextmanager
+def ray_head(num_cpus: int = 2) -> Iterator[Head]:
+    """Start a head and wait until it takes jobs; kill all of its processes at the end."""
+    folder = Path(tempfile.mkdtemp(prefix="lz-", dir="/tmp"))  # socket paths must be short
+    token = secrets.token_hex(16)
+    (folder / "token").write_text(token)
+    gcs, dashboard, agent, client, metrics = free_ports(5)
+    environment = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_AUTH_TOKEN")}
+    environment |= {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
+        "PATH": f"{BIN}:{os.environ.get('PATH', '')}",
+        "OMP_NUM_THREADS": "1",
+        "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    }
+    command = [
+        str(BIN / "ray"), "start", "--head", "--block", "--disable-usage-stats", "--node-ip-address=127.0.0.1",
+        f"--port={gcs}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
+        f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}",
+        f"--metrics-export-port={metrics}", f"--num-cpus={num_cpus}", f"--temp-dir={folder}/ray",
+        "--object-store-memory=100000000",
+    ]  # fmt: skip
+    log = open(folder / "log", "w+")  # noqa: SIM115
+    process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+    address = f"http://127.0.0.1:{dashboard}"
+    try:
+        wait_for_jobs_server(process, address, token, Path(folder / "log"))
+        yield Head(address, f"127.0.0.1:{gcs}", token, environment)
+    finally:
+        kill_tree(process)
+        log.close()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def wait_for_jobs_server(process: subprocess.Popen, address: str, token: str, log: Path) -> None:
+    """Poll until the head lists jobs: the agent that runs them comes up last."""
+    while True:
+        if process.poll() is not None:
+            raise AssertionError(f"ray start failed: {log.read_text()[-3000:]}")
+        try:
+            if status(f"{address}/api/jobs/", token) == 200:
+                return
+        except OSError:
+            pass
+        time.sleep(0.3)
+
+
+def kill_tree(process: subprocess.Popen) -> None:
+    """Kill a process and everything it started."""
+    try:
+        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    except psutil.NoSuchProcess:
+        family = []
+    for each in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            each.kill()
+    process.wait()
+    psutil.wait_procs(family)

@@ -1,0 +1,129 @@
+"""Jobs on a real Ray head with token authentication, through `latentzoom submit`, `jobs` and `stop`."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+
+import numpy as np
+import pytest
+from PIL import Image
+from ray_head import BIN, Head, ray_head, status
+
+from orchestration import jobs
+from orchestration.cli import main
+from orchestration.submit_cli import own_source
+from pipeline.errors import UserError
+
+
+class Details:
+    """What the job server says of a job, as far as exit statuses go."""
+
+    def __init__(self, state: str, code: int | None):
+        self.status, self.driver_exit_code = type("Status", (), {"value": state}), code
+
+
+@pytest.mark.parametrize(
+    ("state", "code", "expected"),
+    [("SUCCEEDED", 0, 0), ("FAILED", 3, 3), ("FAILED", None, 1), ("FAILED", -9, 137), ("STOPPED", None, 130)],
+)
+def test_exit_statuses_are_passed_on(state, code, expected):
+    assert jobs.exit_status(Details(state, code)) == expected
+
+
+def test_secrets_are_refused_before_anything_is_sent(capsys, monkeypatch):
+    monkeypatch.setenv("DB_PASSWORD", "hunter2")
+    with pytest.raises(UserError, match="sounds like a secret"):
+        jobs.environment(["DB_PASSWORD"])
+    assert jobs.environment(["LR=1"]) == {"LR": "1"}
+    arguments = ["preprocess", "folder", "s3://key:hunter2@host/in", "s3://out", "--address", "http://127.0.0.1:1"]
+    assert main(["submit", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert "carries a secret" in error and "hunter2" not in error
+
+
+def test_mistakes_get_one_line(capsys):
+    assert main(["submit", "--address", "http://127.0.0.1:1"]) == 2
+    assert main(["submit", "demo", "--address", "http://127.0.0.1:1"]) == 2
+    assert main(["submit", "train", "--address", "ray://127.0.0.1:1"]) == 2
+    assert main(["jobs", "--address", "http://127.0.0.1:1"]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 4 and all(line.startswith("latentzoom: error: ") for line in errors)
+    assert "no Ray head answers at http://127.0.0.1:1" in errors[-1]
+
+
+def test_only_the_source_folder_is_sent(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert own_source() == ""
+    environment = jobs.runtime_env(str(tmp_path), {"A": "b c"})
+    line = jobs.ray_command("http://h:8265", environment, ["latentzoom", "train", "align"], detach=True)
+    words = shlex.split(line)
+    assert words[:7] == ["ray", "job", "submit", "--address", "http://h:8265", "--working-dir", "."]
+    assert words[-5:] == ["--no-wait", "--", "latentzoom", "train", "align"]
+    sent = json.loads(words[words.index("--runtime-env-json") + 1])
+    assert sent["env_vars"] == {"A": "b c"} and ".venv/" in sent["excludes"] and "pip" not in sent
+
+
+@pytest.fixture(scope="module")
+def head():
+    with ray_head() as head:
+        yield head
+
+
+@pytest.fixture
+def at(head: Head, monkeypatch) -> list[str]:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", head.token)
+    return ["--address", head.address]
+
+
+@pytest.mark.slow
+def test_without_the_token_nothing_is_taken(head: Head, monkeypatch, capsys, tmp_path):
+    request = json.dumps({"entrypoint": "touch /tmp/never"}).encode()
+    assert status(f"{head.address}/api/jobs/", data=request) == 401
+    assert status(f"{head.address}/api/jobs/") == 401
+    assert status(f"{head.address}/api/jobs/", token="wrong") == 403
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "none"))
+    assert main(["submit", "--version", "--address", head.address]) == 2
+    assert "wants a token, and none was found" in capsys.readouterr().err
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "wrong")
+    assert main(["submit", "--version", "--address", head.address]) == 2
+    assert "refuses this token" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_real_job_makes_shards_and_its_exit_status_comes_back(head: Head, at, tmp_path, capfd):
+    images, shards = tmp_path / "images", tmp_path / "shards"
+    images.mkdir()
+    for number in range(4):
+        Image.fromarray(np.full((20, 20, 3), 40 * number, np.uint8)).save(images / f"{number}.png")
+    assert main(["submit", "preprocess", "folder", str(images), str(shards), "--size", "16", *at]) == 0
+    captured = capfd.readouterr()
+    assert '"num_samples": 4' in captured.out and "ray job submit --address" in captured.out
+    assert json.loads((shards / "manifest.json").read_text())["num_samples"] == 4
+    assert main(["submit", "preprocess", "folder", str(tmp_path / "none"), str(shards), *at]) == 2
+    captured = capfd.readouterr()
+    assert "latentzoom: error" in captured.out and "exit status 2" in captured.err
+    assert main(["jobs", *at]) == 0
+    assert "SUCCEEDED" in (text := capfd.readouterr().out) and "FAILED" in text
+    line = next(line for line in captured.out.splitlines() if line.startswith("ray job submit"))
+    words = shlex.split(line)
+    words[0] = str(BIN / "ray")
+    again = [*words[: words.index("--") + 1], "latentzoom", "--version"]
+    result = subprocess.run(again, env=head.environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0 and "latentzoom 0." in result.stdout + result.stderr
+
+
+@pytest.mark.slow
+def test_a_detached_job_is_stopped_and_a_second_of_its_name_refused(head: Head, at, capfd):
+    client = jobs.connect(head.address)
+    client.submit_job(entrypoint="sleep 600", submission_id="long")
+    assert main(["submit", "--version", "--submission-id", "long", *at]) == 2
+    assert "long" in capfd.readouterr().err
+    assert main(["stop", "long", *at]) == 0
+    assert "long STOPPED" in capfd.readouterr().out
+    assert main(["jobs", "long", "--follow", *at]) == jobs.STOPPED
+    assert main(["submit", "--version", "--detach", "--submission-id", "short", *at]) == 0
+    assert main(["jobs", "short", "--follow", *at]) == 0
+    assert "latentzoom 0." in capfd.readouterr().out

@@ -48,6 +48,8 @@ class LatentEncoder:
 
     def __init__(self, autoencoder: StoredEncoder, config: PreprocessConfig) -> None:
         self.config = config
+        if config.device.startswith("cuda") and not torch.cuda.is_available():
+            raise UserError(f"--device {config.device}: no CUDA device here; use --device cpu")
         self.device = torch.device(config.device)
         self.autoencoder = autoencoder
         if isinstance(autoencoder, torch.nn.Module):

@@ -1,8 +1,6 @@
-"""Images that cannot become samples: why, and how many are too many."""
+"""Images that cannot become samples, and why."""
 
 from __future__ import annotations
-
-from pipeline.errors import UserError
 
 
 class Reject(Exception):
@@ -12,12 +10,3 @@ class Reject(Exception):
         super().__init__(f"{reason}: {detail}" if detail else reason)
         self.reason = reason
         self.detail = detail
-
-
-def check_ceiling(rejected: int, num_images: int, max_fraction: float, example: dict[str, str]) -> None:
-    """Stop the run when rejected images pass the ceiling."""
-    if rejected > max_fraction * num_images:
-        raise UserError(
-            f"{rejected} of {num_images} images rejected, more than --max-reject-fraction {max_fraction:g}; "
-            f"the last: {example['image']} ({example['reason']} {example['detail']}); look at the source or raise it"
-        )

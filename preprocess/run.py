@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
+from pipeline.errors import UserError
 from pipeline.progress import Progress
 from pipeline.storage import absolute, join
+from preprocess import store
 from preprocess.build import Built, ShardBuilder
 from preprocess.config import PreprocessConfig
 from preprocess.encode import StoredEncoder, autoencoder_facts
@@ -22,7 +24,6 @@ from preprocess.plan import Plan, ShardPlan, make_plan
 from preprocess.plan_report import probe, report, samples_per_shard
 from preprocess.publish import remove_scratch, sole_run
 from preprocess.receipt import Receipt, finished_receipts
-from preprocess.rejects import check_ceiling
 from preprocess.resume import accept_or_refuse, read_plan, write_plan
 from preprocess.retry import RetryCounter, with_retries
 from preprocess.sources import open_source
@@ -64,8 +65,8 @@ def preprocess(
     source: for programs with a source of their own; `config.source` is then only its name.
     Raises `UserError` for what a user can mend; whatever was finished stays.
     """
-    start = time.monotonic()
-    config = config.replace(dest=absolute(config.dest))
+    start, retries_before = time.monotonic(), store.counter.count
+    config = config.replace(dest=absolute(config.dest), source_url=absolute(config.source_url))
     encoder = load_encoder(autoencoder if autoencoder is not None else config.autoencoder)
     config, source = resolve(config, source, encoder)
     facts = autoencoder_facts(encoder, config.size) if encoder else None
@@ -95,7 +96,7 @@ def preprocess(
         samples_per_second=round(num_built / max(seconds, 1e-9), 2),
         encode_busy=round(tally.encode_busy(), 4),
         limited_by=tally.limited_by(encoder is not None),
-        retries=tally.seconds.retries,
+        retries=tally.seconds.retries + store.counter.count - retries_before,
         workers_lost=tally.workers_lost,
         scale_factor=manifest.scale_factor,
         manifest_digest=manifest.digest,
@@ -151,7 +152,7 @@ def plan_run(config: PreprocessConfig, source: Source, facts: dict[str, Any] | N
 
 def plan_text(config: PreprocessConfig) -> str:
     """What a run would do, from the plan and a short probe. Writes nothing."""
-    config = config.replace(dest=absolute(config.dest))
+    config = config.replace(dest=absolute(config.dest), source_url=absolute(config.source_url))
     encoder = load_encoder(config.autoencoder)
     config, source = resolve(config, None, encoder)
     facts = autoencoder_facts(encoder, config.size) if encoder else None
@@ -160,25 +161,32 @@ def plan_text(config: PreprocessConfig) -> str:
     return report(config, plan, probe(config, source, encoder, images))
 
 
+def check_rejects(config: PreprocessConfig, plan: Plan, tally: Tally) -> None:
+    """Stop when too many images are rejected, in this run or an earlier one; with policy "fail" one is too many."""
+    allowed = 0.0 if config.policy == "fail" else config.max_reject_fraction
+    if len(tally.rejects) > allowed * plan.num_images:
+        last = list(tally.rejects.values())[-1]
+        raise UserError(
+            f"{len(tally.rejects)} of {plan.num_images} images rejected, more than --max-reject-fraction {allowed:g} "
+            f"(policy {config.policy}); the last: {last['image']} ({last['reason']} {last['detail']}); "
+            "look at the source, or allow more"
+        )
+
+
 def _build(
     config: PreprocessConfig, plan: Plan, todo: list[ShardPlan], receipts: dict[str, Receipt], builder: ShardBuilder
 ) -> Tally:
     tally = Tally(receipts)
+    check_rejects(config, plan, tally)
     num_done = sum(shard.num_samples for shard in plan.shards) - sum(shard.num_samples for shard in todo)
     with Progress("preprocess", plan.num_samples, "images", initial=num_done) as progress:
         for name, built in _run_builders(config, todo, builder, tally):
             tally.by_builder[name] = built.seconds
             if built.receipt is not None:
-                tally.receipts[built.receipt["name"]] = built.receipt
-                if built.receipt["rejects"]:
-                    check_ceiling(
-                        tally.num_rejected_images(),
-                        plan.num_images,
-                        config.max_reject_fraction,
-                        built.receipt["rejects"][-1],
-                    )
+                tally.add(built.receipt)
+                check_rejects(config, plan, tally)
             note = f"encoder busy {tally.encode_busy():.0%}" if builder.autoencoder else ""
-            rejected = tally.num_rejected_images()
+            rejected = len(tally.rejects)
             progress.update(built.num_samples, note + (f"  rejected {rejected}" if rejected else ""))
     return tally
 

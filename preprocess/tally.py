@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from preprocess.build import StageSeconds
 from preprocess.receipt import Receipt
 
@@ -10,7 +12,10 @@ class Tally:
     """What the builders have reported so far."""
 
     def __init__(self, receipts: dict[str, Receipt]) -> None:
-        self.receipts = receipts
+        self.receipts: dict[str, Receipt] = {}
+        self.rejects: dict[str, dict[str, Any]] = {}  # image → reject; an image may lie in two shards
+        for receipt in receipts.values():
+            self.add(receipt)
         self.by_builder: dict[str, StageSeconds] = {}
         self.workers_lost = 0
 
@@ -21,8 +26,9 @@ class Tally:
             total = total.plus(seconds)
         return total
 
-    def num_rejected_images(self) -> int:
-        return len({r["image"] for receipt in self.receipts.values() for r in receipt["rejects"]})
+    def add(self, receipt: Receipt) -> None:
+        self.receipts[receipt["name"]] = receipt
+        self.rejects.update({reject["image"]: reject for reject in receipt["rejects"]})
 
     def encode_busy(self) -> float:
         seconds = self.seconds

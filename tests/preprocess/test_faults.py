@@ -11,9 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.bundle import Bundle, save_bundle
+from pipeline.config import ModelConfig
 from pipeline.errors import UserError
 from preprocess.cli import main
 from preprocess.loader import ShardLoader
+from preprocess.manifest import load_manifest
+from preprocess.publish import sole_run
 from preprocess.run import preprocess
 from preprocess.ustar import read_index
 from preprocess.verify import verify
@@ -144,6 +148,30 @@ def test_shards_without_a_plan_are_not_overwritten(config):
     (Path(config.dest) / "shard-000000.tar").write_bytes(b"mine")
     with pytest.raises(UserError, match="holds shards but no plan.json"):
         preprocess(config)
+
+
+def test_a_second_run_into_the_same_destination_is_refused(config):
+    with sole_run(config.dest), pytest.raises(UserError, match="another run is writing to"):
+        preprocess(config)
+    assert preprocess(config).num_samples == 11
+
+
+def test_rejects_of_an_earlier_run_still_count(config, pictures):
+    (pictures / "000.png").write_bytes(b"junk")
+    lenient = config.replace(policy="skip", max_reject_fraction=0.5)
+    assert preprocess(lenient).num_rejected == 1
+    for strict in (lenient.replace(max_reject_fraction=0.01), lenient.replace(policy="fail")):
+        with pytest.raises(UserError, match="1 of 11 images rejected"):
+            preprocess(strict)
+
+
+def test_the_autoencoder_of_a_bundle_is_used(config, autoencoder, tmp_path):
+    model = ModelConfig(image_size=16, autoencoder=autoencoder.config)
+    save_bundle(str(tmp_path / "bundle"), Bundle(model, autoencoder))
+    preprocess(config.replace(autoencoder=str(tmp_path / "bundle")))
+    assert load_manifest(config.dest).autoencoder_identity == autoencoder.identity()
+    with pytest.raises(UserError, match="no bundle at"):
+        preprocess(config.replace(autoencoder=str(tmp_path / "nowhere")))
 
 
 def test_not_finite_latents_are_an_error_that_names_sample_and_way_out(config, autoencoder):

@@ -12,8 +12,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from training.config import AutoencoderStage
+from training.copies import CpuCopies
 from training.losses import generator_loss, hinge_discriminator_loss
-from training.plain_engine import copy_to_cpu
 from training.world import World
 
 
@@ -38,7 +38,7 @@ class Adversary:
     """Discriminator, optimizer and state. `opinion` is the autoencoder's loss term; `backward`, `step` train it."""
 
     def __init__(self, config: AutoencoderStage, world: World) -> None:
-        self.world = world
+        self.world, self._copies = world, CpuCopies()
         torch.manual_seed(config.seed + 1)
         self.network = PatchDiscriminator().to(world.device)
         self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=config.lr, betas=(0.5, 0.9), weight_decay=0.0)
@@ -65,7 +65,7 @@ class Adversary:
         self.optimizer.zero_grad(set_to_none=True)
 
     def state_dict(self) -> dict[str, Any]:
-        return copy_to_cpu({"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()})
+        return self._copies.take({"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["network"])

@@ -181,7 +181,7 @@ def bench_checkpoint(arguments: argparse.Namespace) -> dict[str, float]:
             stalls.append(time.perf_counter() - start)
             store.wait()
             whole.append(time.perf_counter() - start)
-    stall, total = min(stalls), min(whole)
+    stall, total = min(stalls[1:]), min(whole[1:])  # the first one also allocates
     print(
         f"checkpoint: training stops {stall * 1e3:.1f} ms of {total * 1e3:.1f} ms, {100 * stall / total:.1f} % (goal 5)"
     )

@@ -59,7 +59,7 @@ class Ema:
 
 def to_tensors(fragments: list[Fragment]) -> dict[str, Tensor]:
     """Fragments under keys "start:name", to be written to a safetensors file."""
-    return {f"{f.start}:{f.name}": f.tensor.detach().cpu().contiguous() for f in fragments if f.numel}
+    return {f"{f.start}:{f.name}": f.tensor.detach() for f in fragments if f.numel}
 
 
 def assemble(parts: list[dict[str, Tensor]], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from pipeline.decoder import ImplicitDecoder
 from pipeline.errors import UserError
 from training.config import StageConfig
+from training.copies import CpuCopies
 from training.ema import Ema, Fragment, assemble, decay_at, to_tensors
 from training.optim import make_optimizer, set_lr
-from training.plain_engine import PlainEngine, copy_to_cpu
+from training.plain_engine import PlainEngine
 from training.world import World
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -45,7 +46,7 @@ class Engine(Protocol):
         """Apply optimizer step `step` (1, 2, ...) and average the weights → global gradient norm."""
 
     def snapshot(self) -> dict[str, Any]:
-        """File name → content of this worker's part of a checkpoint, copied to the CPU. Collective."""
+        """File name → content of this worker's part of a checkpoint, on the CPU, valid until the next. Collective."""
 
     def load(self, folder: Path, saved_world_size: int) -> None:
         """Continue from a checkpoint's files in a local folder. Collective."""
@@ -125,6 +126,7 @@ class DeepSpeedEngine:
             _gather_decoder_whole(deepspeed, self.module)
         self._fragments = self._find_fragments()
         self.ema = Ema(self._fragments)
+        self._copies = CpuCopies()
 
     def __call__(self, *inputs: Any) -> Any:
         cast = [_cast(value, self.dtype) for value in inputs]
@@ -150,7 +152,7 @@ class DeepSpeedEngine:
         return nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None])
 
     def snapshot(self) -> dict[str, Any]:
-        recorder = _Recorder()
+        recorder = _Recorder(self._copies)
         original, self._engine.checkpoint_engine = self._engine.checkpoint_engine, recorder
         self._engine._copy_recovery_script = lambda save_path: None
         try:
@@ -161,8 +163,8 @@ class DeepSpeedEngine:
         finally:
             self._engine.checkpoint_engine = original
         if self.config.zero_stage or self.world.is_main:
-            copies = [Fragment(f.name, f.shape, f.start, f.tensor.clone()) for f in self._averages()]
-            files[f"ema-{self.world.rank:05d}.safetensors"] = to_tensors(copies)
+            name = f"ema-{self.world.rank:05d}.safetensors"
+            files[name] = self._copies.take({name: to_tensors(self._averages())})[name]
         return files
 
     def load(self, folder: Path, saved_world_size: int) -> None:
@@ -243,8 +245,9 @@ class DeepSpeedEngine:
 class _Recorder:
     """A DeepSpeed checkpoint engine that keeps CPU copies instead of writing; a background thread writes them later."""
 
-    def __init__(self) -> None:
+    def __init__(self, copies: CpuCopies) -> None:
         self.saved: dict[str, Any] = {}
+        self._copies = copies
 
     def create(self, info: Any) -> None: ...
 
@@ -252,7 +255,8 @@ class _Recorder:
         Path(path).mkdir(parents=True, exist_ok=exist_ok)
 
     def save(self, state_dict: Any, path: str) -> None:
-        self.saved[path] = copy_to_cpu(state_dict)
+        name = Path(path).name
+        self.saved[path] = self._copies.take({name: state_dict})[name]
 
     def commit(self, info: Any) -> bool:
         return True

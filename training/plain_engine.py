@@ -5,8 +5,6 @@ Same interface as `training.engine.DeepSpeedEngine`. Half precision is autocast;
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from training.config import StageConfig
+from training.copies import CpuCopies
 from training.ema import Ema, Fragment, assemble, decay_at, to_tensors
 from training.optim import make_optimizer, set_lr
 from training.world import World
@@ -34,6 +33,7 @@ class PlainEngine:
         self._scaler = torch.amp.GradScaler(world.device.type, enabled=config.precision == "fp16")
         self._parameters = [p for p in self.module.parameters() if p.requires_grad]
         self.ema = Ema(self.fragments())
+        self._copies = CpuCopies()
 
     def __call__(self, *inputs: Any) -> Any:
         with torch.autocast(self.world.device.type, self.dtype, enabled=self.dtype != torch.float32):
@@ -64,17 +64,14 @@ class PlainEngine:
         return float(norm)
 
     def snapshot(self) -> dict[str, Any]:
-        """File name → what it holds, copied to the CPU: nothing in it changes when training goes on."""
+        """File name → what it holds, copied to the CPU; it stays as it is until the next snapshot."""
         state = {
             "module": self.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self._scaler.state_dict(),
         }
-        return {"state.pt": copy_to_cpu(state), "ema-00000.safetensors": to_tensors(self.ema_copy())}
-
-    def ema_copy(self) -> list[Fragment]:
-        """The averages, cloned."""
-        return [Fragment(f.name, f.shape, f.start, f.tensor.clone()) for f in self.ema.fragments(self.fragments())]
+        averages = to_tensors(self.ema.fragments(self.fragments()))
+        return self._copies.take({"state.pt": state, "ema-00000.safetensors": averages})
 
     def load(self, folder: Path, saved_world_size: int) -> None:
         """Continue from the files of `snapshot` in a local folder."""
@@ -89,23 +86,3 @@ class PlainEngine:
     def averaged(self) -> dict[str, Tensor] | None:
         """Whole averaged weights by parameter name, on the CPU."""
         return {f.name: f.tensor.detach().cpu().reshape(f.shape) for f in self.ema.fragments(self.fragments())}
-
-
-def copy_to_cpu(value: Any) -> Any:
-    """A deep copy in which every tensor is a compact CPU copy."""
-    if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True).contiguous()
-    if isinstance(value, Mapping):
-        copied = {key: copy_to_cpu(item) for key, item in value.items()}
-        return copied if type(value) in (dict,) else _same_mapping(value, copied)
-    if type(value) in (list, tuple):
-        return type(value)(copy_to_cpu(item) for item in value)
-    return copy.copy(value) if hasattr(value, "__dict__") and not callable(value) else value
-
-
-def _same_mapping(original: Mapping[Any, Any], copied: dict[Any, Any]) -> Any:
-    """Ordered dictionaries keep their class, which readers of such files expect."""
-    try:
-        return type(original)(copied)  # type: ignore[call-arg]
-    except TypeError:
-        return copied

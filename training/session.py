@@ -190,6 +190,7 @@ class Session:
 
     def save(self) -> None:
         """Start writing a checkpoint of this step."""
+        self.store.wait()  # the last checkpoint's copies are written over now
         started = time.perf_counter()
         state = {
             "loader": self.loader.state_dict(),

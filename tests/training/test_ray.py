@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -204,61 +207,71 @@ def test_user_errors_come_back_at_once_and_in_one_line(shop: Shop, two_cpus: Non
 def test_elastic_run_shrinks_with_the_cluster_and_grows_back(
     shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two nodes on this machine (Ray's own simulation of a cluster); one goes, later another comes."""
+    """Two nodes of one CPU on this machine; one goes, later another comes."""
     from ray.cluster_utils import Cluster
 
     ray.shutdown()
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "30")
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    second = cluster.add_node(num_cpus=1)
     monkeypatch.setenv("RAY_ADDRESS", cluster.address)
-    file = tmp_path / "run/metrics.jsonl"
+    run_dir, seen = tmp_path / "run", []
+    nodes = [_join(cluster.address)]
 
     def scenario() -> None:
-        _wait_for_workers(file, 2)
-        cluster.remove_node(second)
-        _wait_for_workers(file, 1)
-        cluster.add_node(num_cpus=1)
-        _wait_for_workers(file, 2)
-        seen.extend(sizes(file))
-        cluster.shutdown()  # all has been seen: end the run
+        _wait_for_workers(run_dir, 2)
+        nodes[0].terminate()
+        _wait_for_workers(run_dir, 1)
+        nodes.append(_join(cluster.address))
+        _wait_for_workers(run_dir, 2)
+        seen.extend(sizes(run_dir))
+        for worker in training_workers():
+            worker.kill()  # all has been seen, and this run may not start again
 
-    seen: list[int] = []
     director = threading.Thread(target=scenario, daemon=True)
     try:
         start_ray()
         director.start()
         start(
             shop,
-            tmp_path / "run",
+            run_dir,
             "steps=1000000",
-            "checkpoint_every=20",
-            "log_every=10",
+            "checkpoint_every=10",
             num_workers=(1, 2),
             resize_interval_s=5.0,
-            max_failures=5,
-            reporter_spec=None,
+            max_failures=2,
         )
     except Exception as error:
         assert seen, error
     finally:
         ray.shutdown()
+        for node in nodes:
+            node.terminate()
+            node.wait()
         cluster.shutdown()
     assert seen == [2, 1, 2]
 
 
-def _wait_for_workers(file: Path, num: int) -> None:
-    deadline = time.monotonic() + 300
+def _join(address: str) -> subprocess.Popen[bytes]:
+    """A node of one CPU that ends with its process."""
+    words = [sys.executable, "-m", "ray.scripts.scripts", "start", f"--address={address}", "--num-cpus=1", "--block"]
+    return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def _wait_for_workers(run_dir: Path, num: int) -> None:
+    """Until the run goes on with `num` workers, past a checkpoint that they wrote."""
+    deadline = time.monotonic() + 400
     while time.monotonic() < deadline:
-        if file.exists() and sizes(file)[-1:] == [num]:
-            return
+        for manifest in sorted((run_dir / "checkpoints").glob("step-*/manifest.json")):
+            with contextlib.suppress(FileNotFoundError):  # pruned meanwhile
+                if json.loads(manifest.read_text())["world_size"] == num:
+                    return
         time.sleep(0.2)
 
 
-def sizes(file: Path) -> list[int]:
+def sizes(run_dir: Path) -> list[int]:
     """Numbers of workers in the order in which the run had them."""
     found: list[int] = []
-    for line in file.read_text().splitlines():
+    for line in (run_dir / "metrics.jsonl").read_text().splitlines():
         num = int(json.loads(line)["workers"])
         if found[-1:] != [num]:
             found.append(num)

@@ -11,7 +11,7 @@ from preprocess.config import PreprocessConfig
 from preprocess.latent_stats import merge
 from preprocess.manifest import MANIFEST_NAME, Manifest, ShardEntry, parse_manifest
 from preprocess.plan import Plan, canonical_json
-from preprocess.receipt import Receipt, seal
+from preprocess.receipt import Receipt
 from preprocess.sample import SCHEMA_VERSION, member_suffixes
 from preprocess.store import write_bytes
 
@@ -70,7 +70,7 @@ def build_manifest(
                 num_samples=r["num_samples"],
                 bytes=r["bytes"],
                 sha256=r["sha256"],
-                receipt_sha256=sha256_bytes(seal(r)),
+                receipt_sha256=r["receipt_sha256"],
             )
             for r in receipts
         ],

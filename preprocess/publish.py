@@ -21,7 +21,7 @@ from pipeline.storage import filesystem, is_local, join, publish_file, sha256_fi
 from preprocess.config import PreprocessConfig
 from preprocess.latent_stats import LatentSums
 from preprocess.plan import ShardPlan
-from preprocess.receipt import Receipt, parse_receipt, seal
+from preprocess.receipt import Receipt, parse_receipt, seal, without_index
 from preprocess.retry import RetryCounter, explain_full_disk, with_retries
 from preprocess.sample import SCHEMA_VERSION, Sample, encode_members, latent_member
 from preprocess.ustar import TarWriter, read_index
@@ -93,7 +93,7 @@ class ShardFile:
 
 
 def publish_shard(shard_file: ShardFile, receipt: Receipt, dest: str, attempts: int, counter: RetryCounter) -> Receipt:
-    """Show the shard, then its receipt. Returns the sealed receipt."""
+    """Show the shard, then its receipt. Returns the receipt without its index."""
     name = receipt["name"]
     url = join(dest, name + ".tar")
 
@@ -110,7 +110,7 @@ def publish_shard(shard_file: ShardFile, receipt: Receipt, dest: str, attempts: 
         with_retries(lambda: write_bytes(join(dest, name + ".json"), sealed), f"{dest}/{name}.json", attempts, counter)
     finally:
         shard_file.discard()
-    return parse_receipt(sealed, name)
+    return without_index(parse_receipt(sealed, name))
 
 
 class Publisher:

@@ -22,6 +22,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "submit": ("orchestration.submit_cli", "any of these verbs as a job of a Ray cluster"),
     "jobs": ("orchestration.jobs_cli", "a cluster's jobs, their state and logs"),
     "stop": ("orchestration.stop_cli", "stop a job"),
+    "doctor": ("orchestration.doctor_cli", "what is wrong with this machine or cluster, and what to do"),
     "import": ("orchestration.import_cli", "existing weights → a bundle"),
 }
 

@@ -157,6 +157,8 @@ def _shards(chain: Chain, name: str, bundle: str | None) -> Result:
     config = job.preprocess.replace(dest=dest, autoencoder=bundle)
     if job.local:
         config = config.replace(workers=0)
+    if bundle is None:  # nothing to encode: CPU workers decode
+        config = config.replace(device="cpu", gpus_per_worker=0.0)
     summary = preprocess(config)
     splits = load_manifest(dest).splits
     if not splits.get(job.evaluation.split):

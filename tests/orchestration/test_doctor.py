@@ -1,0 +1,111 @@
+"""`latentzoom doctor`: each trouble is found, named in one line with what to do, and decides the exit status."""
+
+from __future__ import annotations
+
+import http.server
+import threading
+import time
+import uuid
+
+import pytest
+from ray_head import ray_head
+
+from orchestration import doctor, doctor_servers, jobs
+from orchestration.cli import main
+
+
+def levels(findings):
+    return [f.level for f in findings]
+
+
+def test_a_sound_machine_has_no_trouble(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert main(["doctor", "--storage", str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    for topic in ("versions", "devices", "disk", "shm", "files", "token", "storage"):
+        assert f" {topic} " in text
+    assert not list(tmp_path.glob(".latentzoom-doctor-*"))
+
+
+def test_a_store_that_refuses_is_trouble(tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("not a folder")
+    (finding,) = doctor.store(str(blocked / "below"))
+    assert finding.level == "trouble" and "cannot write to" in finding.text and finding.todo
+    (finding,) = doctor.store("nosuch://bucket")
+    assert finding.level == "trouble"
+
+
+def test_an_object_store_is_tried_with_conditional_writes():
+    (finding,) = doctor.store(f"memory://{uuid.uuid4().hex}")
+    assert finding.level == "ok"
+
+
+def test_small_shared_memory_and_open_tokens_are_found(tmp_path, monkeypatch):
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: type("Usage", (), {"total": 64 << 20, "free": 1})())
+    (finding,) = doctor.shared_memory(str(tmp_path))
+    assert finding.level == "trouble" and "--shm-size" in finding.todo
+    assert set(levels(doctor.disks())) == {"warning"}
+    token = tmp_path / "token"
+    token.write_text("abc")
+    token.chmod(0o644)
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
+    (finding,) = doctor.ray_token()
+    assert finding.level == "warning" and finding.todo == f"chmod 600 {token}" and "abc" not in finding.line()
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    assert levels(doctor.ray_token()) == ["trouble"]
+
+
+def test_other_versions_than_the_locked_ones_are_named(monkeypatch):
+    monkeypatch.setattr(doctor, "_lock", lambda: {"ray": "1.0"})
+    (finding,) = doctor.versions()
+    assert "the lock has 1.0" in finding.text and "ray==1.0" in finding.todo
+
+
+class OpenServer(http.server.BaseHTTPRequestHandler):
+    """Answers everything to anyone, with a clock an hour late."""
+
+    def do_GET(self) -> None:
+        self.send_response_only(200)
+        self.send_header("Date", self.date_time_string(int(time.time()) - 3600))
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+    do_POST = do_GET
+
+    def log_message(self, *args: object) -> None: ...
+
+
+@pytest.fixture
+def open_server():
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), OpenServer)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_servers_open_to_anyone_and_wrong_clocks_are_trouble(open_server):
+    (finding,) = doctor_servers._stranger(open_server)
+    assert finding.level == "trouble" and "without a password" in finding.text
+    (finding,) = doctor_servers.clock(open_server)
+    assert finding.level == "trouble" and " s ahead of" in finding.text
+    assert doctor_servers.head("http://127.0.0.1:1")[0].level == "trouble"
+
+
+@pytest.mark.slow
+def test_a_cluster_is_checked_from_outside_and_on_every_node(tmp_path, monkeypatch, capfd):
+    with ray_head() as head:
+        monkeypatch.setenv("RAY_AUTH_TOKEN", head.token)
+        assert main(["doctor", "--address", head.address, "--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db"]) == 0
+        text = capfd.readouterr().out
+        assert "refuses strangers (401)" in text and "takes this token" in text and "agrees with" in text
+        assert "tracking" in text
+        arguments = ["submit", "doctor", "--nodes", "--storage", str(tmp_path), "--address", head.address]
+        assert main(arguments) == 0
+        text = capfd.readouterr().out
+        assert "cluster    1 nodes, 2 CPU" in text
+        assert text.count("] /dev/shm has") == 1 and text.count("/dev/shm has") == 2  # the driver's machine, the node
+        assert jobs.connect(head.address).list_jobs()[0].runtime_env.get("pip") is None

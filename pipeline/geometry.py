@@ -9,6 +9,7 @@ precision: only the final quotient is rounded.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,11 +40,15 @@ class Axis:
         """Positions start..stop-1 of the first dimension."""
         return self._indexed(slice(start, stop))
 
-    def select(self, index: int) -> Axis:
-        """One entry of the first dimension."""
-        return self._indexed(index)
+    def as_column(self) -> Axis:
+        """With one more dimension at the end, to broadcast against another axis."""
+        return self._indexed((..., None))
 
-    def _indexed(self, index: int | slice) -> Axis:
+    def sides(self) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
+        """(cell, relative coordinate, blend weight) of the lower and of the upper neighbour."""
+        return (self.lower, self.rel_lower, self.weight_lower), (self.upper, self.rel_upper, self.weight_upper)
+
+    def _indexed(self, index: Any) -> Axis:
         return Axis(
             self.lower[index],
             self.upper[index],

@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pipeline.geometry import Axis
+from pipeline.kernels import cpu
 
-CPU_CHUNK = 4096
+CPU_CHUNK = 8192
+"""Output pixels a chunk and thread."""
 CUDA_CHUNK = 1 << 18
 
 
@@ -42,13 +44,24 @@ class LightHead(nn.Module):
         """Features (B,ch,h,w) → (B,h,w,3D): the fields A, Y, X of each cell."""
         return self.field(features).permute(0, 2, 3, 1).contiguous()
 
+    def macs_per_pixel(self, scale: float) -> float:
+        """Multiply-accumulates an output pixel at `scale` pixels a cell and axis, the table's share included."""
+        blend = 4 * 3 * self.width
+        table = 2 * self.feature_channels * (self.feature_channels + 3 * self.width)
+        return blend + (self.depth - 1) * self.width**2 + 3 * self.width + table / scale**2
+
     def grid(self, table: Tensor, rows: Axis, cols: Axis, *, chunk: int | None = None) -> Tensor:
         """All pixels rows × cols: table (B,h,w,3D) → (B,3,len(rows),len(cols))."""
+        with_grad = torch.is_grad_enabled() and (table.requires_grad or self.out.weight.requires_grad)
+        if cpu.supports(table, with_grad):
+            shift = self.pixel_size(table.new_tensor([rows.cell, cols.cell]))
+            layers = [cast(nn.Linear, layer) for layer in self.hidden]
+            part = max(1, chunk // torch.get_num_threads()) if chunk else CPU_CHUNK
+            return cpu.render_light(table, rows, cols, layers, self.out, shift, part)
         chunk = chunk or (CUDA_CHUNK if table.is_cuda else CPU_CHUNK)
-        num_rows = max(1, chunk // len(cols))
+        num_rows = max(1, chunk // (len(cols) * table.shape[0]))
         evaluate = partial(self._rows, cols=cols)
         blocks = [rows.narrow(y, min(y + num_rows, len(rows))) for y in range(0, len(rows), num_rows)]
-        with_grad = torch.is_grad_enabled() and (table.requires_grad or self.out.weight.requires_grad)
         if with_grad:
             if len(blocks) == 1:
                 return evaluate(table, blocks[0])
@@ -64,8 +77,8 @@ class LightHead(nn.Module):
         """Single pixels: table (B,h,w,3D), axes with fields (B,Q) → (B,3,Q)."""
         batch = torch.arange(table.shape[0], device=table.device)[:, None]
         hidden = table.new_zeros(*rows.lower.shape, self.width)
-        for index_y, rel_y, weight_y in _corners(rows):
-            for index_x, rel_x, weight_x in _corners(cols):
+        for index_y, rel_y, weight_y in rows.sides():
+            for index_x, rel_x, weight_x in cols.sides():
                 constant, slope_y, slope_x = table[batch, index_y, index_x].chunk(3, dim=-1)
                 field = constant + slope_y * rel_y[..., None] + slope_x * rel_x[..., None]
                 hidden = hidden + field * (weight_y * weight_x)[..., None]
@@ -77,7 +90,7 @@ class LightHead(nn.Module):
         upper = self._blend_y(table[:, rows.upper], rows.rel_upper, rows.weight_upper)
         value, slope = lower[0] + upper[0], lower[1] + upper[1]  # (B,R,w,D) each
         hidden = None
-        for index_x, rel_x, weight_x in _corners(cols):
+        for index_x, rel_x, weight_x in cols.sides():
             part = torch.addcmul(value[:, :, index_x], slope[:, :, index_x], rel_x[:, None])
             part = part * weight_x[:, None]
             hidden = part if hidden is None else hidden + part
@@ -94,7 +107,3 @@ class LightHead(nn.Module):
         for layer in self.hidden:
             hidden = torch.relu(cast(nn.Linear, layer)(hidden))
         return self.out(hidden)
-
-
-def _corners(axis: Axis) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
-    return (axis.lower, axis.rel_lower, axis.weight_lower), (axis.upper, axis.rel_upper, axis.weight_upper)

@@ -10,7 +10,7 @@ cells (y, x). Three things make it fast without changing the function:
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pipeline.geometry import Axis
+from pipeline.kernels import cpu
 
 CPU_CHUNK = 1024
-"""Output pixels a chunk: on a CPU the activations (4 corners × 1024 × 256 floats = 4 MB) stay in cache."""
+"""Output pixels a chunk and thread: on a CPU the activations (4 corners × 1024 × 256 floats = 4 MB) stay in cache."""
 CUDA_CHUNK = 1 << 17
 GRADIENT_CHUNK = 1 << 14
 """With gradient on a CPU: fewer, larger chunks, since each is evaluated again for its gradient."""
@@ -43,97 +44,95 @@ class LiifHead(nn.Module):
             features.permute(0, 2, 3, 1), first.weight[:, : self.feature_channels], first.bias
         )
 
+    def macs_per_pixel(self, scale: float) -> float:
+        """Multiply-accumulates an output pixel at `scale` pixels a cell and axis, the table's share included."""
+        corner = 3 * self.width + (self.depth - 1) * self.width**2 + self.width  # position, layers, blend
+        return 4 * corner + 3 * self.width + self.feature_channels * self.width / scale**2
+
     def grid(self, table: Tensor, rows: Axis, cols: Axis, *, chunk: int | None = None) -> Tensor:
         """All pixels rows × cols: table (B,h,w,D) → (B,3,len(rows),len(cols))."""
         with_grad = torch.is_grad_enabled() and (table.requires_grad or self.out.weight.requires_grad)
+        if cpu.supports(table, with_grad):
+            num_threads = torch.get_num_threads()
+            return cpu.render_liif(
+                table,
+                rows,
+                cols,
+                self._later_layers(),
+                self.out,
+                self._position(),
+                max(1, chunk // num_threads) if chunk else CPU_CHUNK,
+            )
         chunk = chunk or (CUDA_CHUNK if table.is_cuda else GRADIENT_CHUNK if with_grad else CPU_CHUNK)
+        chunk = max(1, chunk // table.shape[0])
         num_cols = min(len(cols), chunk)
         num_rows = max(1, chunk // num_cols)
-        batch = table.shape[0]
-        blocks = [
-            (y, min(y + num_rows, len(rows)), x, min(x + num_cols, len(cols)))
-            for y in range(0, len(rows), num_rows)
-            for x in range(0, len(cols), num_cols)
-        ]
-        image = None if with_grad else table.new_empty(batch, 3, len(rows), len(cols))
-        strips: dict[int, list[Tensor]] = {}
-        for y0, y1, x0, x1 in blocks:
-            block_rows, block_cols = rows.narrow(y0, y1), cols.narrow(x0, x1)
-            outputs = []
-            for b in range(batch):
-                evaluate = partial(self._block, rows=block_rows, cols=block_cols)
-                if with_grad and len(blocks) > 1:
-                    outputs.append(checkpoint(evaluate, table[b], use_reentrant=False))
+        image = None if with_grad else table.new_empty(table.shape[0], 3, len(rows), len(cols))
+        strips = []
+        for y0 in range(0, len(rows), num_rows):
+            block_rows, strip = rows.narrow(y0, min(y0 + num_rows, len(rows))), []
+            for x0 in range(0, len(cols), num_cols):
+                block_cols = cols.narrow(x0, min(x0 + num_cols, len(cols)))
+                if image is not None:
+                    block = self._block(table, block_rows, block_cols)
+                    image[:, :, y0 : y0 + len(block_rows), x0 : x0 + len(block_cols)] = block
+                elif num_rows >= len(rows) and num_cols >= len(cols):
+                    return self._block(table, rows, cols)
                 else:
-                    outputs.append(evaluate(table[b]))
-            block = torch.stack(outputs)
-            if image is not None:
-                image[:, :, y0:y1, x0:x1] = block
-            else:
-                strips.setdefault(y0, []).append(block)
-        if image is not None:
-            return image
-        return torch.cat([torch.cat(strip, dim=3) for strip in strips.values()], dim=2)
+                    strip.append(checkpoint(self._block, table, block_rows, block_cols, use_reentrant=False))
+            strips.append(strip)
+        return image if image is not None else torch.cat([torch.cat(strip, dim=3) for strip in strips], dim=2)
 
     def points(self, table: Tensor, rows: Axis, cols: Axis) -> Tensor:
         """Single pixels: table (B,h,w,D), axes with fields (B,Q) → (B,3,Q)."""
-        batch, _, w, _ = table.shape
-        outputs = []
-        for b in range(batch):
-            row = rows.select(b)
-            col = cols.select(b)
-            cell = torch.stack([y * w + x for y in (row.lower, row.upper) for x in (col.lower, col.upper)])
-            rel_y = torch.stack([row.rel_lower, row.rel_lower, row.rel_upper, row.rel_upper])
-            rel_x = torch.stack([col.rel_lower, col.rel_upper, col.rel_lower, col.rel_upper])
-            weight = torch.stack(
-                [wy * wx for wy in (row.weight_lower, row.weight_upper) for wx in (col.weight_lower, col.weight_upper)]
-            )
-            outputs.append(self._mlp(table[b], cell, rel_y, rel_x, weight, rows.cell, cols.cell))
-        return torch.stack(outputs)
+        batch, h, w, _ = table.shape
+        first = torch.arange(batch, device=table.device)[:, None] * (h * w)
+        shape = torch.broadcast_shapes((batch, 1), rows.lower.shape, cols.lower.shape)
+        return self._corners(table, rows, cols, first, shape).reshape(batch, -1, 3).transpose(1, 2)
 
     def _block(self, table: Tensor, rows: Axis, cols: Axis) -> Tensor:
-        """table (h,w,D) → (3, len(rows), len(cols))."""
-        w = table.shape[1]
-        shape = (4, len(rows), len(cols))
-        lower_upper_y, lower_upper_x = (rows.lower, rows.upper), (cols.lower, cols.upper)
-        cell = torch.stack([y[:, None] * w + x[None, :] for y in lower_upper_y for x in lower_upper_x])
-        rel_y = torch.stack([rows.rel_lower, rows.rel_lower, rows.rel_upper, rows.rel_upper])
-        rel_x = torch.stack([cols.rel_lower, cols.rel_upper, cols.rel_lower, cols.rel_upper])
-        weight = torch.stack(
-            [
-                wy[:, None] * wx[None, :]
-                for wy in (rows.weight_lower, rows.weight_upper)
-                for wx in (cols.weight_lower, cols.weight_upper)
-            ]
+        """table (B,h,w,D) → (B,3,len(rows),len(cols))."""
+        batch, h, w, _ = table.shape
+        first = torch.arange(batch, device=table.device)[:, None, None] * (h * w)
+        shape = (batch, len(rows), len(cols))
+        return self._corners(table, rows.as_column(), cols, first, shape).reshape(*shape, 3).permute(0, 3, 1, 2)
+
+    def _corners(self, table: Tensor, rows: Axis, cols: Axis, first: Tensor, shape: Sequence[int]) -> Tensor:
+        """Fields of rows and cols and `first` (an image's first cell) broadcast to `shape`, Q places in all → (Q,3)."""
+        w = table.shape[2]
+        corners = [
+            (first + y * w + x, rel_y, rel_x, weight_y * weight_x)
+            for y, rel_y, weight_y in rows.sides()
+            for x, rel_x, weight_x in cols.sides()
+        ]
+        cell, rel_y, rel_x, weight = (
+            torch.stack([field.expand(shape) for field in fields]).reshape(4, -1) for fields in zip(*corners)
         )
-        out = self._mlp(
-            table,
-            cell.reshape(4, -1),
-            rel_y[:, :, None].expand(shape).reshape(4, -1),
-            rel_x[:, None, :].expand(shape).reshape(4, -1),
-            weight.reshape(4, -1),
-            rows.cell,
-            cols.cell,
-        )
-        return out.reshape(3, len(rows), len(cols))
+        return self._mlp(table, cell, rel_y, rel_x, weight, rows.cell, cols.cell)
+
+    def _later_layers(self) -> list[nn.Linear]:
+        return [cast(nn.Linear, layer) for layer in list(self.hidden)[1:]]
+
+    def _position(self) -> Tensor:
+        """(D,4): what relative y and x and pixel size y and x add to the first layer."""
+        return cast(nn.Linear, self.hidden[0]).weight[:, self.feature_channels :]
 
     def _mlp(
         self, table: Tensor, cell: Tensor, rel_y: Tensor, rel_x: Tensor, weight: Tensor, cell_y: float, cell_x: float
     ) -> Tensor:
-        """table (h,w,D), the rest (4,Q) → (3,Q)."""
-        first = cast(nn.Linear, self.hidden[0])
-        weights = first.weight[:, self.feature_channels :]  # (D,4): rel y, rel x, cell y, cell x
+        """table (B,h,w,D), the rest (4,Q) → (Q,3)."""
+        weights = self._position()
         shift = weights[:, 2] * cell_y + weights[:, 3] * cell_x
         rel = torch.stack([rel_y.reshape(-1), rel_x.reshape(-1), torch.ones_like(rel_x).reshape(-1)], dim=1)
         position = torch.stack([weights[:, 0], weights[:, 1], shift])
         gathered = table.reshape(-1, self.width).index_select(0, cell.reshape(-1))
         if torch.is_grad_enabled():
             hidden = torch.relu(torch.addmm(gathered, rel, position))
-            for layer in list(self.hidden)[1:]:
+            for layer in self._later_layers():
                 hidden = torch.relu(layer(hidden))
         else:
             hidden = gathered.addmm_(rel, position).relu_()
-            for layer in list(self.hidden)[1:]:
+            for layer in self._later_layers():
                 hidden = layer(hidden).relu_()
         blended = (hidden.reshape(4, -1, self.width) * weight[:, :, None]).sum(0)
-        return self.out(blended).t()
+        return self.out(blended)

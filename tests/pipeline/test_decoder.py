@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from reference_liif import query_reference, render_reference
 from small_models import relative_error, small_bundle
 
 from pipeline.decoder import ImplicitDecoder
 from pipeline.errors import UserError
 from pipeline.geometry import MAX_SIDE
 from pipeline.liif import LiifHead
+from pipeline.reference import query_reference, render_reference
 
 KINDS = ["liif", "light"]
 

@@ -3,6 +3,8 @@
 Every corner of every pixel samples its feature with `grid_sample`, concatenates relative coordinate and cell, and goes
 through the whole MLP; the four results are blended by area. Coordinates are floats in [-1, 1], nudged by 1e-6 so that a
 pixel between two cells falls into one of them, which is why this is exact in float32 and float64 only.
+
+Tests compare with it and `latentzoom bench` measures against it; nothing else uses it.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ def render_reference(head: LiifHead, features: Tensor, size: tuple[int, int], *,
     Where a pixel falls exactly on the centre of an edge cell (as all do when H = h), both of its neighbours along that
     axis are that cell, all four areas are zero and the result is 0/0 but for the 1e-9 added: leave such sizes out.
     """
-    axes = [(torch.arange(n, dtype=features.dtype) * 2 + 1) / n - 1 for n in size]
+    axes = [(torch.arange(n, dtype=features.dtype, device=features.device) * 2 + 1) / n - 1 for n in size]
     coord = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, 2)
     parts = [query_reference(head, features, coord[i : i + chunk], size) for i in range(0, len(coord), chunk)]
     return torch.cat(parts, dim=1).transpose(1, 2).reshape(len(features), 3, *size)
@@ -31,12 +33,12 @@ def render_reference(head: LiifHead, features: Tensor, size: tuple[int, int], *,
 def query_reference(head: LiifHead, features: Tensor, coord: Tensor, size: tuple[int, int]) -> Tensor:
     """Single places of an output of `size`: coord (Q,2) in [-1, 1], y before x → (B,Q,3)."""
     batch, _, h, w = features.shape
-    sides = torch.tensor([h, w], dtype=coord.dtype)
-    cell = (2 / torch.tensor(size, dtype=coord.dtype)) * sides
+    sides = torch.tensor([h, w], dtype=coord.dtype, device=coord.device)
+    cell = (2 / torch.tensor(size, dtype=coord.dtype, device=coord.device)) * sides
     outputs, areas = [], []
     for dy in (-1, 1):
         for dx in (-1, 1):
-            shifted = coord + torch.tensor([dy, dx], dtype=coord.dtype) / sides + _NUDGE
+            shifted = coord + torch.tensor([dy, dx], dtype=coord.dtype, device=coord.device) / sides + _NUDGE
             shifted = shifted.clamp(-1 + _NUDGE, 1 - _NUDGE)
             feature = _nearest(features, shifted)
             centre = _nearest(_centres(features), shifted)
@@ -62,5 +64,5 @@ def _nearest(grid: Tensor, coord: Tensor) -> Tensor:
 
 def _centres(features: Tensor) -> Tensor:
     """Coordinates of the cells' centres, (B,2,h,w)."""
-    axes = [(torch.arange(n, dtype=features.dtype) * 2 + 1) / n - 1 for n in features.shape[2:]]
+    axes = [(torch.arange(n, dtype=features.dtype, device=features.device) * 2 + 1) / n - 1 for n in features.shape[2:]]
     return torch.stack(torch.meshgrid(*axes, indexing="ij")).expand(len(features), -1, -1, -1)

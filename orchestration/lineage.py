@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 from orchestration import registry, tracking
+from orchestration.model_card import stage_line
 
 _TAG = "latentzoom."
 
@@ -38,7 +39,7 @@ def lineage(uri: str, *, tracking_uri: str | None = None) -> dict[str, str]:
         "versions": _plain(tags.get(_TAG + "versions")),
         "config": tags.get(_TAG + "config", ""),
         "encoder sha256": tags.get(_TAG + "encoder_identity", ""),
-        "stages": _plain(json.dumps(json.loads(tags.get(_TAG + "meta", "{}")).get("stages", {}))),
+        "stages": _stages(tags),
         "training data": _data(
             tags.get(_TAG + "dataset_url"), tags.get(_TAG + "dataset_digest"), "register with --data"
         ),
@@ -59,6 +60,11 @@ def _before(tags: dict[str, str]) -> str:
         return "was never champion"
     before = tags[_TAG + "previous_champion"]
     return f"version {before}" if before else "none, it was the first"
+
+
+def _stages(tags: dict[str, str]) -> str:
+    stages = json.loads(tags.get(_TAG + "meta", "{}")).get("stages", {})
+    return ", ".join(stage_line(stage, facts) for stage, facts in stages.items())
 
 
 def _children(store: str, experiment: str, run_id: str) -> str:

@@ -79,18 +79,12 @@ def signature() -> Any:
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, Schema
 
-    def optional(kind: DataType, name: str) -> ColSpec:
-        return ColSpec(kind, name, required=False)
-
+    # Numbers are doubles: rows that do not give one hold NaN there, which no integer column can.
+    numbers = ("num", "height", "width", "scale", "seed", "steps")
     request: list[Any] = [
         ColSpec(DataType.string, "task"),
-        optional(DataType.string, "image"),
-        optional(DataType.long, "num"),
-        optional(DataType.long, "height"),
-        optional(DataType.long, "width"),
-        optional(DataType.double, "scale"),
-        optional(DataType.long, "seed"),
-        optional(DataType.long, "steps"),
+        ColSpec(DataType.string, "image", required=False),
+        *[ColSpec(DataType.double, name, required=False) for name in numbers],
     ]
     answer: list[Any] = [ColSpec(DataType.long, n) for n in ("request", "seed", "height", "width")]
     return ModelSignature(Schema(request), Schema([*answer, ColSpec(DataType.string, "png")]))
@@ -105,10 +99,11 @@ def input_example(bundle: Bundle) -> Any:
 
     if bundle.config.task == "generation":
         size = bundle.config.image_size
-        return pd.DataFrame([{"task": "generate", "num": 1, "height": size, "width": size * 3 // 2, "seed": 0}])
+        request = {"task": "generate", "num": 1.0, "height": float(size), "width": float(size * 3 // 2), "seed": 0.0}
+        return pd.DataFrame([request])
     side = bundle.config.lr_size or 16
     picture = encode_png(Image.new("RGB", (side, side), (120, 90, 60)))
-    return pd.DataFrame([{"task": "upscale", "image": picture, "scale": 3.3, "seed": 0}])
+    return pd.DataFrame([{"task": "upscale", "image": picture, "scale": 3.3, "seed": 0.0}])
 
 
 def requirements() -> list[str]:

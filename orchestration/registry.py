@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestration import tracking
 from orchestration.logged_model import BUNDLE_PATH, log_model
+from orchestration.model_card import model_card
 from orchestration.promotion import Decision, Rule, decide
 from pipeline import storage
 from pipeline.bundle import load_bundle
@@ -84,7 +85,8 @@ def register(
             )
             _log_figures(uri, run_id, model_id, metrics or {}, report, dataset)
             all_tags[_TAG + "model_id"] = model_id
-            version = _create_version(uri, name, model_id, run_id, all_tags, bundle.card)
+            card = model_card(name, bundle, report, dataset, all_tags)
+            version = _create_version(uri, name, model_id, run_id, all_tags, card)
             tracking.client(uri).set_registered_model_alias(name, CANDIDATE, version)
         if own_run:
             tracking.end_run(uri, run_id)
@@ -328,9 +330,9 @@ def _version_tags(
         "config": json.dumps(config["model"], sort_keys=True),
         "meta": json.dumps(meta, sort_keys=True),
         "task": str(config["model"].get("task", "")),
-        "git_commit": code[_TAG + "git_commit"],
-        "lock_sha256": code[_TAG + "lock_sha256"],
-        "versions": code[_TAG + "versions"],
+        "git_commit": code["git_commit"],
+        "lock_sha256": code["lock_sha256"],
+        "versions": code["versions"],
     }
     if dataset is not None:
         tags |= {"dataset_url": dataset[0], "dataset_digest": dataset[1]}

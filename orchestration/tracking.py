@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 EXPERIMENT = "latentzoom"
 _SQLITE = "sqlite:///"
 _PARAM_LIMIT = 6000
+_UI = {"mlflow.experimentKind": "custom_model_development"}
+"""Shows the experiment in MLflow's view for trained models, not the one for language-model applications."""
 _LOCKS = ("requirements.lock", "requirements.txt", "uv.lock")
 
 
@@ -76,7 +78,7 @@ def experiment_id(uri: str, name: str = EXPERIMENT) -> str:
         if uri.startswith(_SQLITE):
             location = str(Path(uri[len(_SQLITE) :]).parent / "mlartifacts" / name)
         try:
-            return str(tracking.create_experiment(name, artifact_location=location))
+            return str(tracking.create_experiment(name, artifact_location=location, tags=_UI))
         except MlflowException:
             found = tracking.get_experiment_by_name(name)
             if found is None:
@@ -196,7 +198,7 @@ def log_dataset(uri: str, run_id: str, url: str, digest: str, *, name: str = "",
     )
     with user_errors(uri):
         client(uri).log_inputs(run_id, datasets=[DatasetInput(dataset, [InputTag("mlflow.data.context", context)])])
-        client(uri).set_tag(run_id, f"latentzoom.dataset.{context}", digest)
+        client(uri).set_tag(run_id, f"data.{context}", digest)
 
 
 def short_digest(digest: str) -> str:
@@ -232,10 +234,9 @@ def provenance() -> dict[str, str]:
         "mlflow.source.name": Path(sys.argv[0]).name or "python",
         "mlflow.source.type": "LOCAL",
         **({"mlflow.source.git.commit": commit} if commit else {}),
-        "latentzoom.git_commit": (commit or f"none (installed package {_version('latentzoom')})")
-        + ("+dirty" if dirty else ""),
-        "latentzoom.lock_sha256": hashlib.sha256(lock.read_bytes()).hexdigest() if lock else installed_digest(),
-        "latentzoom.versions": json.dumps(versions()),
+        "git_commit": (commit or f"none (installed package {_version('latentzoom')})") + ("+dirty" if dirty else ""),
+        "lock_sha256": hashlib.sha256(lock.read_bytes()).hexdigest() if lock else installed_digest(),
+        "versions": json.dumps(versions()),
     }
 
 

@@ -91,6 +91,7 @@ def test_metrics_hang_on_model_and_data(tmp_path, uri):
     assert linked["lpips/x2"].value == 0.5 and linked["lpips/x2"].dataset_digest == "d" * 36
     assert model.source_run_id == version.run_id and str(model.status) == "READY"
     found = tracking.client(uri).get_model_version("m", "1")
+    assert "| lpips | x2 | ours | 0.5 |" in found.description and "latentzoom upscale" in found.description
     assert found.description.startswith("# tiny") and found.source == f"models:/{version.model_id}"
 
 

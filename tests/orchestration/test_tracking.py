@@ -51,7 +51,7 @@ def test_child_run_carries_metrics_params_images_and_dataset(tmp_path):
     images = [f.path for f in tracking.client(uri).list_artifacts(child, "images")]
     assert sum(name.endswith(".png") and "step+10+" in name for name in images) == 1
     assert run.inputs.dataset_inputs[0].dataset.digest == ("ab" * 32)[:36]
-    assert run.data.tags["latentzoom.dataset.training"] == "ab" * 32
+    assert run.data.tags["data.training"] == "ab" * 32
 
 
 def test_a_failing_block_marks_the_run_failed(tmp_path):

@@ -1,0 +1,73 @@
+"""The model card of a registered version: what it is, what it was trained on, its figures, how to use it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.bundle import Bundle
+
+
+def model_card(
+    name: str,
+    bundle: Bundle,
+    report: Mapping[str, Any] | None,
+    dataset: tuple[str, str] | None,
+    tags: Mapping[str, str],
+) -> str:
+    """Markdown. The bundle's own card (licence, intended use) comes first, then what the registry knows."""
+    config = bundle.config
+    what = "draws images" if config.task == "generation" else f"enlarges images of {config.lr_size} pixels"
+    lines = [bundle.card.strip() or f"# {config.name}", ""]
+    lines += [f"A latentzoom model that {what} at any height and width; trained at {config.image_size} pixels.", ""]
+    lines += ["## Data", "", f"{dataset[0]}, manifest SHA-256 `{dataset[1]}`." if dataset else "Not recorded.", ""]
+    stages = bundle.meta.get("stages", {})
+    if stages:
+        lines += ["## Training", "", *[f"- {stage_line(stage, facts)}" for stage, facts in stages.items()], ""]
+    lines += ["## Figures", "", *_figures(report), ""]
+    lines += [
+        "## Use",
+        "",
+        "```",
+        f"latentzoom generate --model models:/{name}@champion --size 700x1000 --num 4 --seed 0",
+        f"latentzoom upscale --model models:/{name}@champion --scale 5.3 IN OUT",
+        "```",
+        "",
+        "## Provenance",
+        "",
+        *[f"- {label}: `{tags[key]}`" for label, key in _PROVENANCE if tags.get(key)],
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def stage_line(stage: str, facts: Any) -> str:
+    """One stage in words: "decoder: 900 steps on data 053bc4825ce4"."""
+    if not isinstance(facts, Mapping):
+        return f"{stage}: {facts}"
+    return f"{stage}: {facts.get('steps', '?')} steps on data {str(facts.get('data', '?'))[:12]}"
+
+
+_PROVENANCE = (
+    ("code", "latentzoom.git_commit"),
+    ("lock file SHA-256", "latentzoom.lock_sha256"),
+    ("encoder SHA-256", "latentzoom.encoder_identity"),
+    ("bundle SHA-256", "latentzoom.bundle_digest"),
+)
+
+
+def _figures(report: Mapping[str, Any] | None) -> list[str]:
+    if report is None:
+        return ["None were given at registration."]
+    digest = str(report["data_digest"])[:12]
+    lines = [
+        f"{report['num']} samples of {report['data']}, digest {digest}, seed {report['seed']}.",
+        "",
+        "| figure | setting | method | value | 95 % interval | protocol |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for f in report["figures"]:
+        interval = "" if f["low"] is None else f"{float(f['low']):.4g} to {float(f['high']):.4g}"
+        lines.append(
+            f"| {f['name']} | {f['setting']} | {f['method']} | {float(f['value']):.4g} | {interval} | {f['protocol']} |"
+        )
+    return lines + ["", *[f"Note: {note}" for note in report.get("notes", ())]]

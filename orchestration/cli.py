@@ -23,6 +23,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "jobs": ("orchestration.jobs_cli", "a cluster's jobs, their state and logs"),
     "stop": ("orchestration.stop_cli", "stop a job"),
     "doctor": ("orchestration.doctor_cli", "what is wrong with this machine or cluster, and what to do"),
+    "manifests": ("orchestration.infra_cli", "write infra/ (containers, clusters, tracking) from its values"),
     "import": ("orchestration.import_cli", "existing weights → a bundle"),
 }
 

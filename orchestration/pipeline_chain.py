@@ -18,6 +18,7 @@ from typing import Any
 
 from orchestration import registry, tracking
 from orchestration.evaluation_spec import EvaluationSpec, spec_to_dict
+from orchestration.ray_metrics import report_preprocessing
 from orchestration.redact import plain_without_secrets
 from orchestration.steps import Result, Step, step_keys
 from pipeline import storage
@@ -160,6 +161,8 @@ def _shards(chain: Chain, name: str, bundle: str | None) -> Result:
     if bundle is None:  # nothing to encode: CPU workers decode
         config = config.replace(device="cpu", gpus_per_worker=0.0)
     summary = preprocess(config)
+    if not job.local:
+        report_preprocessing(summary.encode_busy, summary.samples_per_second)
     splits = load_manifest(dest).splits
     if not splits.get(job.evaluation.split):
         raise UserError(

@@ -150,7 +150,7 @@ def _worker(arguments: dict[str, Any]) -> dict[str, Any]:
             data=arguments["data"],
             run_dir=arguments["run_dir"],
             bundle=arguments["bundle"],
-            reporters=_reporters(arguments["reporter_spec"]),
+            reporters=_reporters(arguments["stage"], arguments["reporter_spec"]),
             use_deepspeed=True,
             device=arguments["device"],
             stop_requested=_preemption_notice,
@@ -171,16 +171,19 @@ def _worker(arguments: dict[str, Any]) -> dict[str, Any]:
     return dataclasses.asdict(result)
 
 
-def _reporters(spec: dict[str, Any] | None) -> list[Callable[[], Reporter]]:
+def _reporters(stage: str, spec: dict[str, Any] | None) -> list[Callable[[], Reporter]]:
+    from orchestration.ray_metrics import RayMetricsReporter
+
+    exported = [lambda: RayMetricsReporter(stage)]
     if spec is None:
-        return []
+        return [*exported]
 
     def make() -> Reporter:
         from orchestration.mlflow_reporter import MlflowReporter
 
         return MlflowReporter(**spec)
 
-    return [make]
+    return [*exported, make]
 
 
 def _preemption_notice() -> bool:

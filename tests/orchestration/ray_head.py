@@ -30,6 +30,8 @@ class Head:
     gcs: str
     token: str
     environment: dict[str, str]
+    metrics_port: int
+    host: str = "127.0.0.1"
 
 
 def free_ports(num: int) -> list[int]:
@@ -77,7 +79,7 @@ def ray_head(num_cpus: int = 2) -> Iterator[Head]:
     address = f"http://127.0.0.1:{dashboard}"
     try:
         wait_for_jobs_server(process, address, token, Path(folder / "log"))
-        yield Head(address, f"127.0.0.1:{gcs}", token, environment)
+        yield Head(address, f"127.0.0.1:{gcs}", token, environment, metrics)
     finally:
         kill_tree(process)
         log.close()

@@ -1,0 +1,48 @@
+"""Training figures as Ray metrics: Ray exports them to Prometheus beside its own, as `ray_latentzoom_...`."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+
+PREFIX = "latentzoom_"
+_NOT_ALLOWED = re.compile(r"[^a-zA-Z0-9_]")
+
+
+class RayMetricsReporter:
+    """A `training.reporter.Reporter` that sets one gauge for each figure, labelled with the stage."""
+
+    def __init__(self, stage: str) -> None:
+        self._tags = {"stage": stage}
+        self._gauges: dict[str, Any] = {}
+
+    def metrics(self, step: int, values: dict[str, float]) -> None:
+        set_gauges(self._gauges, {**values, "step": float(step)}, self._tags)
+
+    def images(self, step: int, name: str, image: np.ndarray) -> None: ...
+
+    def params(self, values: dict[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def set_gauges(gauges: dict[str, Any], values: dict[str, float], tags: dict[str, str]) -> None:
+    """Set (and make, where new) a gauge for each value."""
+    from ray.util.metrics import Gauge
+
+    for name, value in values.items():
+        if name not in gauges:
+            words = name.replace("_", " ")
+            gauges[name] = Gauge(PREFIX + _NOT_ALLOWED.sub("_", name), description=words, tag_keys=tuple(tags))
+        gauges[name].set(float(value), tags=tags)
+
+
+def report_preprocessing(encode_busy: float, samples_per_second: float) -> None:
+    """What a preprocessing run came to. Nothing is exported outside of Ray."""
+    import ray
+
+    if ray.is_initialized():
+        values = {"encode_busy": encode_busy, "samples_per_s": samples_per_second}
+        set_gauges({}, values, {"stage": "preprocess"})

@@ -211,7 +211,7 @@ def _child_run(demo: Demo, stage: str) -> str:
 def _evaluate(demo: Demo, bundle: str) -> Result:
     size = demo.preset.model.image_size
     figures: dict[str, Any] = {}
-    for task, num in (("reconstruction", 192), ("generation", 64)):
+    for task, num in (("reconstruction", 96), ("generation", 32)):
         spec = EvaluationSpec(
             task=task,  # type: ignore[arg-type]
             sizes=(size,) if task == "reconstruction" else (size, 2 * size),

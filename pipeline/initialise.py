@@ -50,7 +50,7 @@ def initialise_autoencoder(autoencoder: Autoencoder) -> None:
         _identity_1x1(autoencoder.post_quant_conv)
         _carry_in(autoencoder.decoder.conv_in)
         _carry_stream(autoencoder.decoder)
-        _read_out(autoencoder.decoder.conv_norm_out, autoencoder.decoder.conv_out)
+        _read_out(cast(nn.GroupNorm, autoencoder.decoder.conv_norm_out), autoencoder.decoder.conv_out)
     if config.kind == "vq":  # codes spread over the latent's range, [-1, 1]
         autoencoder.quantizer.embedding.weight.uniform_(-1.0, 1.0)
 
@@ -114,9 +114,9 @@ def _carry_stream(network: nn.Module) -> None:
             module.conv2.weight.zero_()
             cast(Tensor, module.conv2.bias).zero_()
             if module.conv_shortcut is not None:
-                _carry_conv(cast(nn.Conv2d, module.conv_shortcut), torch.ones(1, 1))
+                _carry_conv(module.conv_shortcut, torch.ones(1, 1))
         elif isinstance(module, Downsample2D):
-            _carry_conv(cast(nn.Conv2d, module.conv), _outer([0.5, 0.5, 0.0]))
+            _carry_conv(module.conv, _outer([0.5, 0.5, 0.0]))
         elif isinstance(module, Upsample2D):
             _carry_conv(cast(nn.Conv2d, module.conv), _outer([0.25, 0.5, 0.25]))
         elif hasattr(module, "to_out") and isinstance(module.to_out, nn.ModuleList):
@@ -163,5 +163,3 @@ def _carry_linear(layer: nn.Linear) -> None:
 def _outer(taps: list[float]) -> Tensor:
     kernel = torch.tensor(taps)
     return kernel[:, None] * kernel[None, :]
-
-

@@ -46,6 +46,7 @@ def demo(minutes: float = 10.0) -> Preset:
         model=ModelConfig(
             name="latentzoom-demo",
             image_size=64,
+            schedule=ScheduleConfig(prediction="v"),  # steadier than eps after minutes of training
             autoencoder=AutoencoderConfig(
                 kind="kl",
                 latent_channels=3,
@@ -74,10 +75,10 @@ def demo(minutes: float = 10.0) -> Preset:
                 norm_groups=8,
             ),
         ),
-        autoencoder=AutoencoderStage(global_batch=4, lr=5e-4, start="linear", **steps(1200), **common),
-        decoder=DecoderStage(global_batch=8, lr=1e-3, start="linear", crop=32, **steps(900), **common),
-        denoiser=DenoiserStage(global_batch=16, lr=1e-3, **steps(1200), **{**common, "ema_decay": 0.995}),
-        align=AlignStage(global_batch=8, lr=1e-4, crop=32, **steps(100), **common),
+        autoencoder=AutoencoderStage(global_batch=4, lr=5e-4, start="linear", **steps(1000), **common),
+        decoder=DecoderStage(global_batch=8, lr=1e-3, start="linear", crop=32, **steps(800), **common),
+        denoiser=DenoiserStage(global_batch=16, lr=2e-3, **steps(1500), **{**common, "ema_decay": 0.995}),
+        align=AlignStage(global_batch=8, lr=1e-4, crop=32, **steps(80), **common),
     )
 
 

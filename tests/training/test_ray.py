@@ -212,7 +212,7 @@ def test_elastic_run_shrinks_with_the_cluster_and_grows_back(
 
     ray.shutdown()
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "30")
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     monkeypatch.setenv("RAY_ADDRESS", cluster.address)
     run_dir, seen = tmp_path / "run", []
     nodes = [_join(cluster.address)]
@@ -224,9 +224,12 @@ def test_elastic_run_shrinks_with_the_cluster_and_grows_back(
         nodes.append(_join(cluster.address))
         _wait_for_workers(run_dir, 2)
         seen.extend(sizes(run_dir))
-        for worker in training_workers():
-            worker.kill()  # all has been seen, and this run may not start again
+        while not over.wait(0.5):  # all has been seen: use up the failures that the run may have
+            for worker in training_workers():
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    worker.kill()
 
+    over = threading.Event()
     director = threading.Thread(target=scenario, daemon=True)
     try:
         start_ray()
@@ -243,6 +246,7 @@ def test_elastic_run_shrinks_with_the_cluster_and_grows_back(
     except Exception as error:
         assert seen, error
     finally:
+        over.set()
         ray.shutdown()
         for node in nodes:
             node.terminate()

@@ -23,7 +23,9 @@ VERBS: dict[str, tuple[str, str]] = {
     "jobs": ("orchestration.jobs_cli", "a cluster's jobs, their state and logs"),
     "stop": ("orchestration.stop_cli", "stop a job"),
     "doctor": ("orchestration.doctor_cli", "what is wrong with this machine or cluster, and what to do"),
+    "plan": ("orchestration.plan_cli", "GPU hours, storage and cost of a data set, with the arithmetic"),
     "manifests": ("orchestration.infra_cli", "write infra/ (containers, clusters, tracking) from its values"),
+    "bench": ("orchestration.bench_cli", "how fast every part is here, against the straightforward way"),
     "import": ("orchestration.import_cli", "existing weights → a bundle"),
 }
 

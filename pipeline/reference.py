@@ -18,16 +18,25 @@ from pipeline.liif import LiifHead
 _NUDGE = 1e-6
 
 
-def render_reference(head: LiifHead, features: Tensor, size: tuple[int, int], *, chunk: int = 30_000) -> Tensor:
-    """features (B,ch,h,w) → image (B,3,H,W), `chunk` pixels at a time.
+def render_reference(
+    head: LiifHead,
+    features: Tensor,
+    size: tuple[int, int],
+    window: tuple[int, int, int, int] | None = None,
+    *,
+    chunk: int = 30_000,
+) -> Tensor:
+    """features (B,ch,h,w) → image (B,3,H,W) or the window (y0,x0,y1,x1) of it, `chunk` pixels at a time.
 
     Where a pixel falls exactly on the centre of an edge cell (as all do when H = h), both of its neighbours along that
     axis are that cell, all four areas are zero and the result is 0/0 but for the 1e-9 added: leave such sizes out.
     """
     axes = [(torch.arange(n, dtype=features.dtype, device=features.device) * 2 + 1) / n - 1 for n in size]
+    y0, x0, y1, x1 = window or (0, 0, *size)
+    axes = [axes[0][y0:y1], axes[1][x0:x1]]
     coord = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, 2)
     parts = [query_reference(head, features, coord[i : i + chunk], size) for i in range(0, len(coord), chunk)]
-    return torch.cat(parts, dim=1).transpose(1, 2).reshape(len(features), 3, *size)
+    return torch.cat(parts, dim=1).transpose(1, 2).reshape(len(features), 3, y1 - y0, x1 - x0)
 
 
 def query_reference(head: LiifHead, features: Tensor, coord: Tensor, size: tuple[int, int]) -> Tensor:

@@ -102,7 +102,10 @@ def test_extra_memory_is_that_of_the_chunk(kind: str, two_threads: None) -> None
             with torch.inference_mode():
                 decoder.render(features, (side, side))
 
-        return measure(run, num=1)[1] - 3 * 4 * side * side
+        peak = measure(run, num=1)[1]
+        if peak is None:
+            pytest.skip("this system does not tell a process's peak memory")
+        return peak - 3 * 4 * side * side
 
     assert extra_bytes(512) < 48 << 20
     assert extra_bytes(2048) < 48 << 20

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from orchestration.evaluation_chunk import Arrays, ChunkWorker
 from orchestration.evaluation_data import Pictures
 from orchestration.evaluation_spec import EvaluationSpec
+from orchestration.ray_train import start_ray
 from pipeline.errors import UserError
 
 Chunk = tuple[int, int]
@@ -22,9 +22,8 @@ def compute_on_ray(
     import ray
     from ray.exceptions import RayTaskError
 
-    started = not ray.is_initialized()
-    if started:
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    # "local": without it Ray would join a cluster that someone else's `ray start` left on this machine.
+    started = start_ray(None, **({} if os.environ.get("RAY_ADDRESS") else {"address": "local"}))
     try:
         num_workers = min(num_workers, len(todo))
         cpus = ray.cluster_resources().get("CPU", 1.0) / num_workers

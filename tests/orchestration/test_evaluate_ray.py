@@ -1,0 +1,37 @@
+"""Evaluation on Ray workers gives the figures of one process, and errors come back as one line."""
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_bundle import make_bundle
+
+from orchestration.evaluate import evaluate
+from orchestration.evaluation_spec import EvaluationSpec
+from pipeline.errors import UserError
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def data(tmp_path):
+    generator = np.random.default_rng(0)
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i in range(7):
+        Image.fromarray(generator.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    return str(folder)
+
+
+def test_workers_do_not_change_figures(tmp_path, data):
+    bundle = make_bundle(tmp_path / "b", task="sr")
+    spec = EvaluationSpec(task="sr", scales=(4.0,), num_steps=2, chunk_size=2, sr_mode="fixed-input", eta=1.0)
+    alone, pictures = evaluate(bundle, data, spec, progress=False)
+    spread, more = evaluate(bundle, data, spec, num_workers=2, progress=False)
+    for one, two in zip(alone.figures, spread.figures, strict=True):
+        assert (one.name, one.method, one.setting, one.num) == (two.name, two.method, two.setting, two.num)
+        assert two.value == pytest.approx(one.value, rel=1e-3)
+        assert two.low == pytest.approx(one.low, rel=1e-3)
+    assert pictures.keys() == more.keys()
+    with pytest.raises(UserError, match="needs a truth of 64 pixels"):
+        impossible = EvaluationSpec(task="sr", scales=(8.0,), sr_mode="fixed-input", chunk_size=2)
+        evaluate(bundle, data, impossible, num_workers=2, progress=False)

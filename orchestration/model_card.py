@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.bundle import Bundle
+from pipeline.card import model_card as pipeline_card
 
 
 def model_card(
@@ -15,18 +16,13 @@ def model_card(
     dataset: tuple[str, str] | None,
     tags: Mapping[str, str],
 ) -> str:
-    """Markdown. The bundle's own card (licence, intended use) comes first, then what the registry knows."""
-    config = bundle.config
-    what = "draws images" if config.task == "generation" else f"enlarges images of {config.lr_size} pixels"
-    lines = [bundle.card.strip() or f"# {config.name}", ""]
-    lines += [f"A latentzoom model that {what} at any height and width; trained at {config.image_size} pixels.", ""]
-    lines += ["## Data", "", f"{dataset[0]}, manifest SHA-256 `{dataset[1]}`." if dataset else "Not recorded.", ""]
-    stages = bundle.meta.get("stages", {})
-    if stages:
-        lines += ["## Training", "", *[f"- {stage_line(stage, facts)}" for stage, facts in stages.items()], ""]
+    """Markdown. The bundle's own card (training, licence, use) comes first, then what the registry knows."""
+    card = bundle.card.strip() or pipeline_card(bundle.config, bundle.meta).strip()
+    lines = [card, "", f"# Version of {name}", "", "## Data", ""]
+    lines += [f"{dataset[0]}, manifest SHA-256 `{dataset[1]}`." if dataset else "Not recorded.", ""]
     lines += ["## Figures", "", *_figures(report), ""]
     lines += [
-        "## Use",
+        "## Use from the registry",
         "",
         "```",
         f"latentzoom generate --model models:/{name}@champion --size 700x1000 --num 4 --seed 0",

@@ -18,6 +18,7 @@ import torch
 
 from pipeline import storage
 from pipeline.bundle import Bundle, build_autoencoder, build_decoder, build_denoiser, load_bundle, save_bundle
+from pipeline.card import model_card
 from pipeline.config import ModelConfig, to_dict
 from pipeline.errors import UserError
 from preprocess.manifest import Manifest, load_manifest
@@ -246,7 +247,8 @@ def _finish(context: Context, outcome: Trained, digest: str) -> TrainResult:
     }
     meta = {"weights": "ema", "stages": stages}
     url = storage.join(context.run_dir, "bundle")
-    save_bundle(url, Bundle(model, **parts, meta=meta))
+    source = f"{context.manifest.num_images} images of a {context.manifest.source.get('kind', 'folder')} source"
+    save_bundle(url, Bundle(model, **parts, meta=meta, card=model_card(model, meta, data=source)))
     result = TrainResult(
         stage=context.stage,
         bundle=url,

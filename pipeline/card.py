@@ -1,0 +1,52 @@
+"""The model card: a bundle's README.md, in Markdown. What the model is, what it was trained on, how to use it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.config import ModelConfig
+
+
+def model_card(config: ModelConfig, meta: Mapping[str, Any], *, data: str = "", licence: str = "") -> str:
+    """A card for a bundle. data: where the training images came from; licence: of the weights, if it is known."""
+    task = f"super-resolution from {config.lr_size} pixels" if config.task == "sr" else "generation"
+    ae, decoder = config.autoencoder, config.decoder
+    lines = [
+        f"# {config.name}",
+        "",
+        f"A latentzoom model for {task}: autoencoder ({ae.kind}, f = {ae.factor}, {ae.latent_channels} channels), "
+        f"latent diffusion model ({config.schedule.prediction} prediction), implicit neural decoder "
+        f"(`{decoder.kind}`). Trained at {config.image_size} pixels; renders any height × width.",
+        "",
+        "## Training",
+        "",
+        f"- data: {data or 'not recorded'}",
+        f"- weights: {meta.get('weights', 'not recorded')}",
+    ]
+    for name, stage in meta.get("stages", {}).items():
+        if isinstance(stage, Mapping):
+            settings = stage.get("settings", {})
+            lines.append(
+                f"- {name}: {stage.get('steps')} steps of {settings.get('global_batch')} samples, learning rate "
+                f"{settings.get('lr')}, shard set {str(stage.get('data', ''))[:12]}"
+            )
+    lines += [
+        "",
+        "## Use",
+        "",
+        "```python",
+        "from pipeline import LatentZoom",
+        'model = LatentZoom.load("path/or/url/of/this/folder")',
+    ]
+    if config.task == "generation":
+        lines.append("images = model.generate(num=4, size=(700, 1000), seed=0)")
+    lines += [
+        "image = model.upscale(pil_image, scale=5.3)",
+        "```",
+        "",
+        "## Licence",
+        "",
+        licence or "Not stated: the licences of the training images decide what the weights may be used for.",
+    ]
+    return "\n".join(lines) + "\n"

@@ -22,8 +22,7 @@ def compute_on_ray(
     import ray
     from ray.exceptions import RayTaskError
 
-    # "local": without it Ray would join a cluster that someone else's `ray start` left on this machine.
-    started = start_ray(None, **({} if os.environ.get("RAY_ADDRESS") else {"address": "local"}))
+    started = start_ray()
     try:
         num_workers = min(num_workers, len(todo))
         cpus = ray.cluster_resources().get("CPU", 1.0) / num_workers

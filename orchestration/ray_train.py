@@ -44,9 +44,9 @@ def start_ray(num_cpus: int | None = None, **options: Any) -> bool:
         ray.init(log_to_driver=False, **options)
     else:
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this machine's node away
-        ray.init(
-            num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING, **options
-        )
+        # "local": without it Ray would join a cluster that someone else's `ray start` left on this machine.
+        settings = {"address": "local", "include_dashboard": False, "log_to_driver": False, **options}
+        ray.init(num_cpus=num_cpus, logging_level=logging.WARNING, **settings)
     return True
 
 

@@ -40,9 +40,9 @@ class PlainEngine:
             return self.module(*inputs)
 
     def fragments(self) -> list[Fragment]:
-        """Master weights: here every parameter in full."""
+        """Master weights: here every parameter in full, in logical order (a copy where memory is channels-last)."""
         return [
-            Fragment(name, tuple(p.shape), 0, p.detach().view(-1))
+            Fragment(name, tuple(p.shape), 0, p.detach().flatten())
             for name, p in self.module.named_parameters()
             if p.requires_grad
         ]

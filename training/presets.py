@@ -21,7 +21,7 @@ _LDM_F4 = DenoiserConfig(base_width=224, width_mult=(1, 2, 3, 4), attention_fact
 _LDM_F8 = DenoiserConfig(base_width=192, width_mult=(1, 2, 2, 4, 4), attention_factors=(1, 2, 4, 8), head_channels=32)
 _LDM_SR = DenoiserConfig(base_width=160, width_mult=(1, 2, 2, 4), attention_factors=(4, 8), head_channels=32)
 _FACES_SR = ScheduleConfig(beta_start=1e-4, beta_end=0.015)
-_DIV2K = ScheduleConfig(beta_start=0.0015, beta_end=0.0155)
+_WEAKER_NOISE = ScheduleConfig(beta_start=0.0015, beta_end=0.0155)
 
 
 def demo(minutes: float = 10.0) -> Preset:
@@ -68,7 +68,7 @@ def demo(minutes: float = 10.0) -> Preset:
             ),
             denoiser=DenoiserConfig(
                 base_width=32,
-                width_mult=(1, 2, 3),
+                width_mult=(1, 2, 4),
                 num_res_blocks=1,
                 attention_factors=(2, 4),
                 head_channels=32,
@@ -164,7 +164,12 @@ def lsun_bedroom_256() -> Preset:
 def lsun_church_256() -> Preset:
     """Generation of churches, 256 pixels, KL f = 8; targets of 32 to 256 pixels."""
     model = ModelConfig(
-        name="lsun-church-256", image_size=256, autoencoder=_KL_F8, decoder=_DECODER_F8, denoiser=_LDM_F8
+        name="lsun-church-256",
+        image_size=256,
+        autoencoder=_KL_F8,
+        decoder=_DECODER_F8,
+        denoiser=_LDM_F8,
+        schedule=_WEAKER_NOISE,
     )
     return _paper(model, denoiser_lr=5e-5)
 
@@ -196,7 +201,7 @@ def div2k_sr() -> Preset:
         autoencoder=_VQ_F4,
         decoder=_DECODER_F4,
         denoiser=_LDM_SR,
-        schedule=_DIV2K,
+        schedule=_WEAKER_NOISE,
     )
     return _paper(model, denoiser_lr=1e-4)
 

@@ -204,10 +204,10 @@ def _parent_run(demo: Demo) -> str:
 
 def _child_run(demo: Demo, stage: str) -> str:
     uri, parent = demo.tracking_uri, _parent_run(demo)
+    config = demo.preset.stage(stage)
+    params = {name: getattr(config, name) for name in ("steps", "global_batch", "lr", "schedule", "ema_decay")}
     found = tracking.find_run(uri, stage, parent=parent)
-    return found or tracking.start_run(
-        uri, stage, parent=parent, params={"stage": to_dict(demo.preset.stage(stage)), "preset": "demo"}
-    )
+    return found or tracking.start_run(uri, stage, parent=parent, params={"preset": "demo", **params})
 
 
 def _evaluate(demo: Demo, bundle: str) -> Result:

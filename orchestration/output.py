@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -64,5 +65,6 @@ def save_atomically(picture: Image.Image, target: Path, form: str, options: Mapp
         picture.save(temporary, form, **options)
         temporary.replace(target)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise UserError(f"cannot write {target}: {error.strerror or error}") from error

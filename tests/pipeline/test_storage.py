@@ -1,7 +1,5 @@
 """Publishing is whole or not at all, and nothing leaves its folder."""
 
-import os
-
 import fsspec
 import pytest
 
@@ -49,7 +47,7 @@ def test_a_failed_upload_leaves_the_old_content(tmp_path, monkeypatch):
 def test_no_temporary_file_stays(tmp_path):
     storage.write_bytes(str(tmp_path / "x"), b"1")
     storage.write_bytes(str(tmp_path / "x"), b"2")
-    assert os.listdir(tmp_path) == ["x"]
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
 def test_join_refuses_to_leave_the_folder():

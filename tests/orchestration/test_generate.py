@@ -1,0 +1,82 @@
+"""`latentzoom generate` as a person types it: sizes, seeds, metadata, and one line for each mistake."""
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_bundle import make_bundle
+
+from orchestration.cli import main
+from orchestration.output import parse_size
+from pipeline.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return make_bundle(tmp_path_factory.mktemp("generate") / "bundle")
+
+
+def _generate(bundle, *more):
+    return main(["generate", "--model", bundle, "--device", "cpu", "--steps", "3", *more])
+
+
+def test_files_have_the_size_the_seed_and_the_model(bundle, tmp_path):
+    assert (
+        _generate(bundle, "--size", "20x33", "--num", "3", "--batch", "2", "--seed", "5", "--out", str(tmp_path)) == 0
+    )
+    files = sorted(tmp_path.iterdir())
+    assert [f.name for f in files] == [f"seed-00000{i}-20x33.png" for i in (5, 6, 7)]
+    picture = Image.open(files[1])
+    assert picture.size == (33, 20)
+    assert picture.text["latentzoom:seed"] == "6"
+    assert picture.text["latentzoom:model"].startswith("tiny sha256:")
+
+
+def test_an_image_depends_on_its_seed_alone(bundle, tmp_path):
+    assert _generate(bundle, "--size", "24", "--num", "2", "--seed", "5", "--out", str(tmp_path / "both")) == 0
+    assert _generate(bundle, "--size", "24", "--seed", "6", "--out", str(tmp_path / "one.png")) == 0
+    both = np.asarray(Image.open(tmp_path / "both" / "seed-000006-24x24.png")).astype(int)
+    one = np.asarray(Image.open(tmp_path / "one.png")).astype(int)
+    assert np.abs(both - one).max() <= 1  # batched matrix products round differently
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--size", "0x5"], "height and width must be whole numbers"),
+        (["--size", "axb"], "use height x width"),
+        (["--num", "0"], "use at least 1"),
+        (["--num", "2", "--out", "a.png"], "needs a folder"),
+    ],
+)
+def test_mistakes_are_one_line(bundle, options, message, capsys):
+    assert _generate(bundle, *options) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("latentzoom: error: ")
+    assert message in error
+
+
+def test_a_missing_model_and_an_unwritable_folder(bundle, tmp_path, capsys):
+    assert main(["generate", "--model", str(tmp_path / "nothing")]) == 2
+    assert "no bundle at" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    assert _generate(bundle, "--size", "16", "--out", str(tmp_path / "file" / "below")) == 2
+    assert "cannot write" in capsys.readouterr().err
+
+
+def test_a_super_resolution_model_says_what_to_use(tmp_path, capsys):
+    assert _generate(make_bundle(tmp_path / "sr", task="sr")) == 2
+    assert "use `latentzoom upscale`" in capsys.readouterr().err
+
+
+def test_sizes_are_height_by_width():
+    assert parse_size("700x1000") == (700, 1000)
+    assert parse_size("64") == (64, 64)
+    with pytest.raises(UserError):
+        parse_size("1x2x3")
+
+
+def test_the_verb_table_is_complete(capsys):
+    assert main(["--help"]) == 0
+    assert "upscale" in capsys.readouterr().out
+    assert main(["nothing"]) == 2
+    assert "no verb 'nothing'" in capsys.readouterr().err

@@ -29,8 +29,8 @@ NUM_WORKERS = 2
 FREE_BYTES = 1 << 30
 CROPS = 64
 """Square crops of each photograph, seeded."""
-VARIED, WHOLE = (0.25, 1.0), (0.8, 1.0)
-"""Sides of the crops, in short sides: the autoencoder learns from varied scales, the rest from nearly whole scenes."""
+CROP_FRACTION = (0.25, 1.0)
+"""Smallest and largest side of a crop, in short sides of the photograph."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +69,7 @@ def steps(demo: Demo) -> list[Step]:
     """The demo as a chain. Keys hold the settings, so another --minutes trains anew and reuses the shards."""
     preset = preset_to_dict(demo.preset)
     stage = {name: [preset[name], preset["model"]] for name in ("autoencoder", "decoder", "denoiser", "align")}
-    crops = [CROPS, VARIED, WHOLE, demo.preset.model.image_size]
+    crops = [CROPS, CROP_FRACTION, demo.preset.model.image_size]
     return [
         Step(
             name="photographs",
@@ -128,7 +128,7 @@ def _shards(demo: Demo, name: str, bundle: str | None) -> Result:
         size=demo.preset.model.image_size,
         crop="random",
         crops_per_image=CROPS,
-        crop_fraction=VARIED if bundle is None else WHOLE,
+        crop_fraction=CROP_FRACTION,
         val_folder="val",
         samples_per_shard=192,
         batch_size=16,

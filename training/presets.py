@@ -77,7 +77,7 @@ def demo(minutes: float = 10.0) -> Preset:
         ),
         autoencoder=AutoencoderStage(global_batch=4, lr=5e-4, start="linear", **steps(1000), **common),
         decoder=DecoderStage(global_batch=8, lr=1e-3, start="linear", crop=32, **steps(800), **common),
-        denoiser=DenoiserStage(global_batch=16, lr=2e-3, **steps(1500), **{**common, "ema_decay": 0.995}),
+        denoiser=DenoiserStage(global_batch=16, lr=2e-3, **steps(1300), **{**common, "ema_decay": 0.995}),
         align=AlignStage(global_batch=8, lr=1e-4, crop=32, **steps(80), **common),
     )
 

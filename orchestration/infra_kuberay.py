@@ -11,7 +11,7 @@ from typing import Any
 
 from orchestration.infra import Values, WorkerValues
 
-SECRET = "latentzoom"
+SECRET = "latentzoom-env"
 """Kubernetes secret: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD."""
 _SPOT_TAINTS = ("cloud.google.com/gke-spot", "kubernetes.azure.com/scalesetpriority", "spot")
 _HOME = "/home/latentzoom"

@@ -87,7 +87,7 @@ def environment(assignments: Sequence[str]) -> dict[str, str]:
         if any(word in name.upper() for word in _SECRET):
             raise UserError(
                 f"--env {name} sounds like a secret, and a job's environment is shown in the dashboard; "
-                "put it into the cluster's own environment (infra/: Kubernetes secret `latentzoom`)"
+                "put it into the cluster's own environment (infra/: Kubernetes secret `latentzoom-env`)"
             )
         if not sign and name not in os.environ:
             raise UserError(f"--env {name}: this shell has no such variable; give NAME=VALUE")

@@ -1,0 +1,124 @@
+"""The documentation works as written: marked commands are run at small size, all others parse, all links exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import tyro
+
+from orchestration import cli
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
+RUN_ORDER = [
+    "verbs/preprocess", "verbs/train", "verbs/evaluate", "verbs/register", "verbs/promote", "verbs/lineage",
+    "verbs/generate", "verbs/upscale", "verbs/import", "verbs/pipeline", "verbs/doctor", "verbs/plan",
+    "verbs/manifests", "recipes",
+]  # fmt: skip
+ONLY_ON_CLUSTERS = {"submit", "jobs", "stop", "rollback", "demo", "bench"}
+
+
+@dataclass(frozen=True)
+class Command:
+    page: str
+    mark: str
+    line: str
+
+    @property
+    def words(self) -> list[str]:
+        return shlex.split(self.line, comments=True)[1:]
+
+
+def commands(path: Path) -> list[Command]:
+    """Lines that start with `latentzoom` in fenced blocks, continuations joined."""
+    found = []
+    for mark, body in re.findall(r"^```([^\n]*)\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL):
+        for line in body.replace("\\\n", " ").splitlines():
+            if re.match(r"latentzoom [a-z]", line):
+                found.append(Command(path.relative_to(ROOT).as_posix(), mark.strip(), line))
+    return found
+
+
+ALL = [command for page in PAGES for command in commands(page)]
+README = [c for c in commands(ROOT / "README.md") if not re.search(r"[{\[]", c.line)]
+
+
+def parse(words: list[str]) -> None:
+    """Parse a command line as its verb does, without doing it. Raises `SystemExit` or `UserError` when it does not."""
+    verb, rest = words[0], words[1:]
+    assert verb in cli.VERBS, f"no verb {verb}"
+    module = __import__(cli.VERBS[verb][0], fromlist=["main"])
+    if verb == "submit":
+        parse(module.parser().parse_known_args(rest)[1])
+    elif verb == "preprocess":
+        if rest[0] != "verify":
+            module.parse(rest)
+    elif verb == "train":
+        from training.cli import parser
+        from training.config import override
+        from training.presets import get_preset
+
+        arguments = parser().parse_args(rest)
+        override(get_preset(arguments.preset), arguments.set)
+    elif verb == "import":
+        parse_import(module, rest)
+    elif verb == "pipeline":
+        from orchestration.pipeline_cli import make_job
+
+        make_job(module.parser().parse_args(rest))
+    elif hasattr(module, "parser"):
+        module.parser().parse_args(rest)
+    else:
+        tyro.cli(module.Arguments, args=rest)
+
+
+def parse_import(module, rest: list[str]) -> None:
+    called = []
+    saved = {name: getattr(module, name) for name in ("import_checkpoint", "import_diffusers", "_saved")}
+    try:
+        for name in saved:
+            setattr(module, name, lambda *args, **options: called.append(args) or FakeBundle)
+        module.main(rest)
+    finally:
+        for name, function in saved.items():
+            setattr(module, name, function)
+    assert called
+
+
+class FakeBundle:
+    class config:
+        task = "generation"
+
+
+def test_there_are_marks_and_only_known_ones():
+    assert len(ALL) > 40
+    assert {c.mark for c in ALL} == {"console run", "console cluster"}
+
+
+@pytest.mark.parametrize("command", [*ALL, *README], ids=lambda c: f"{c.page}: {c.line[:60]}")
+def test_every_command_parses(command, monkeypatch, tmp_path):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")  # for commands that rely on one
+    monkeypatch.chdir(tmp_path)
+    parse(command.words)
+
+
+@pytest.mark.parametrize("verb", list(cli.VERBS))
+def test_every_verb_has_a_page_with_an_example(verb):
+    marks = {c.mark for c in commands(DOCS / "verbs" / f"{verb}.md") if verb in c.words[:1]}
+    assert marks if verb in ONLY_ON_CLUSTERS else "console run" in marks
+
+
+def test_links_lead_somewhere():
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_every_page_with_runnable_commands_is_run():
+    pages = {c.page.removeprefix("docs/").removesuffix(".md") for c in ALL if c.mark == "console run"}
+    assert pages == set(RUN_ORDER)

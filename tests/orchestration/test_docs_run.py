@@ -1,0 +1,57 @@
+"""The documentation's marked commands, run as written at small size; the sizing guide's tables, computed again."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_docs import DOCS, ROOT, RUN_ORDER, commands
+
+from orchestration import cli
+
+
+@pytest.mark.slow
+def test_the_commands_marked_as_run_work_as_written(tmp_path, monkeypatch, cache):
+    lay_out(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    for page in RUN_ORDER:
+        for command in commands(DOCS / f"{page}.md"):
+            if command.mark == "console run":
+                assert cli.main(command.words) == 0, command.line
+    with Image.open(next(Path("made-square").glob("*.png"))) as made:
+        assert made.size == (64, 64)
+    with Image.open("enlarged.png") as enlarged:
+        assert enlarged.size == (100, 100)
+
+
+def lay_out(root: Path) -> None:
+    """What the pages assume: photographs with a held-out folder, somebody's autoencoder, and infra/values.yaml."""
+    from diffusers import AutoencoderKL
+
+    for number in range(40):
+        coarse = np.random.default_rng(number).integers(0, 255, (5, 5, 3), dtype=np.uint8)
+        folder = root / "photos" / ("val" if number < 8 else "")
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(coarse).resize((40, 40), Image.Resampling.BICUBIC).save(folder / f"{number}.png")
+    AutoencoderKL(
+        block_out_channels=(8, 16), layers_per_block=1, latent_channels=3, norm_num_groups=4,
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+    ).save_pretrained(root / "vae")  # fmt: skip
+    (root / "infra").mkdir()
+    shutil.copy(ROOT / "infra/values.yaml", root / "infra")
+
+
+@pytest.mark.slow
+def test_the_tables_of_the_sizing_guide_are_what_plan_prints(capsys):
+    text = (DOCS / "sizing.md").read_text()
+    pairs = re.findall(r"```console cluster\n(latentzoom plan[^\n]*)\n```\n```text plan\n(.*?)\n```", text, re.DOTALL)
+    assert len(pairs) == 4
+    for line, table in pairs:
+        assert cli.main(shlex.split(line)[1:]) == 0
+        assert capsys.readouterr().out.strip() == table

@@ -8,9 +8,15 @@ from typing import Annotated, Literal
 
 import tyro
 
-from orchestration.output import load_model, parse_size, save_png
+from orchestration.output import Previews, load_model, origin, parse_size
+from pipeline.canvas import Facts, check_target
 from pipeline.errors import UserError
+from pipeline.geometry import Size
+from pipeline.model import LatentZoom
 from pipeline.progress import Progress
+
+LARGE = 1 << 24
+"""Pixels from which drawing a picture shows its own progress."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +31,9 @@ class Arguments:
     """How many images; image i has seed + i."""
     seed: int = 0
     out: Path = Path("generated")
-    """Folder for the PNG files, or one .png file with --num 1."""
+    """Folder, or one .png or .tif file with --num 1. TIFF is BigTIFF in tiles; memory does not grow with the size."""
+    format: Literal["png", "tif"] = "png"
+    """Files of an output folder."""
     sampler: Literal["dpm++", "ddim"] = "dpm++"
     steps: int = 20
     """Evaluations of the denoiser."""
@@ -34,7 +42,11 @@ class Arguments:
     latent_size: str = ""
     """Latent cells, such as 64x96, for another shape of scene (default: the training size)."""
     batch: int = 8
-    """Images drawn together."""
+    """Images sampled together."""
+    preview: int = 0
+    """Every so many steps, show the first picture as it stands in FILE.preview.png."""
+    compile: bool = False
+    """Compile the denoiser: slow to start, then faster; pays for many pictures on a GPU."""
     device: Annotated[str, tyro.conf.arg(help="cpu, cuda, cuda:1; default: CUDA where there is one")] = ""
     tracking_uri: str = ""
     """MLflow store for models:/ URIs (default: MLFLOW_TRACKING_URI)."""
@@ -44,32 +56,50 @@ def main(argv: list[str]) -> int:
     arguments = tyro.cli(Arguments, prog="latentzoom generate", args=argv)
     if arguments.num < 1 or arguments.batch < 1:
         raise UserError(f"--num {arguments.num} --batch {arguments.batch}: use at least 1")
-    single = arguments.out.suffix.lower() == ".png"
+    single = arguments.out.suffix.lower() in (".png", ".tif", ".tiff")
     if single and arguments.num > 1:
         raise UserError(f"--out {arguments.out} is one file and --num {arguments.num} needs a folder")
+    if arguments.preview < 0:
+        raise UserError("--preview: use 0 or more")
     model, name = load_model(arguments.model, arguments.device, arguments.tracking_uri)
     if model.config.task == "sr":
         raise UserError(f"{arguments.model} is a super-resolution model; use `latentzoom upscale`")
     size = parse_size(arguments.size) if arguments.size else (model.config.image_size,) * 2
-    latent_size = parse_size(arguments.latent_size) if arguments.latent_size else None
+    if arguments.compile:
+        model.compile()
     with Progress("generate", arguments.num, "images") as progress:
         for start in range(0, arguments.num, arguments.batch):
-            num = min(arguments.batch, arguments.num - start)
-            pictures = model.generate(
-                num,
-                size,
-                arguments.seed + start,
-                sampler=arguments.sampler,
-                num_steps=arguments.steps,
-                eta=arguments.eta,
-                latent_size=latent_size,
-                batch_size=num,
-            )
-            for i, picture in enumerate(pictures):
-                seed = arguments.seed + start + i
-                target = arguments.out if single else arguments.out / f"seed-{seed:06d}-{size[0]}x{size[1]}.png"
-                facts = {"latentzoom:seed": seed, "latentzoom:sampler": f"{arguments.sampler}, {arguments.steps} steps"}
-                save_png(picture, target, name, facts)
-                progress.update(1)
+            seeds = [arguments.seed + i for i in range(start, min(start + arguments.batch, arguments.num))]
+            _batch(arguments, model, name, size, seeds, single, progress)
     print(arguments.out)
     return 0
+
+
+def _batch(
+    arguments: Arguments, model: LatentZoom, name: str, size: Size, seeds: list[int], single: bool, progress: Progress
+) -> None:
+    """Sample the latents of `seeds` together, then draw and write one picture after the other, in bounded memory."""
+    targets = [
+        arguments.out if single else arguments.out / f"seed-{seed:06d}-{size[0]}x{size[1]}.{arguments.format}"
+        for seed in seeds
+    ]
+    check_target(targets[0], size)
+    with Previews(model, targets[0], size, arguments.preview, is_shown=arguments.num <= arguments.batch) as previews:
+        latents = model.sample_latents(
+            num=len(seeds),
+            seed=seeds,
+            sampler=arguments.sampler,
+            num_steps=arguments.steps,
+            eta=arguments.eta,
+            latent_size=parse_size(arguments.latent_size) if arguments.latent_size else None,
+            on_step=previews.on_step,
+        )
+    for seed, latent, target in zip(seeds, latents, targets):
+        facts = {"latentzoom:seed": seed, "latentzoom:sampler": f"{arguments.sampler}, {arguments.steps} steps"}
+        drawing = model.drawing(latent[None], size, tile=max(latent.shape[-2:]))
+        if size[0] * size[1] < LARGE:
+            drawing.write(target, Facts(text=origin(name, facts)))
+        else:
+            with Progress(f"draw seed {seed}", size[0] * size[1], "pixels") as drawn:
+                drawing.write(target, Facts(text=origin(name, facts)), drawn.update)
+        progress.update(1)

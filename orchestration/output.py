@@ -1,4 +1,4 @@
-"""What generate and upscale share: finding the model, reading a size, writing a picture that says its origin."""
+"""What generate and upscale share: the model, sizes, previews, and pictures that say their origin."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from pathlib import Path
 import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
 
 from orchestration import registry
 from pipeline.errors import UserError
 from pipeline.geometry import Size, check_size
 from pipeline.model import LatentZoom
+from pipeline.progress import Progress
 
 
 def load_model(uri: str, device: str = "", tracking_uri: str = "") -> tuple[LatentZoom, str]:
@@ -44,13 +46,16 @@ def parse_size(text: str) -> Size:
     return check_size((numbers[0], numbers[-1]))
 
 
+def origin(model: str, facts: Mapping[str, object]) -> dict[str, str]:
+    """Text fields that name the model version and `facts` (seed, sampler, ...)."""
+    return {"Software": "latentzoom", "latentzoom:model": model, **{name: str(fact) for name, fact in facts.items()}}
+
+
 def save_png(picture: Image.Image, target: Path, model: str, facts: Mapping[str, object]) -> None:
-    """Write a PNG whose text fields name the model version and `facts` (seed, sampler, ...). Never half a file."""
+    """Write a PNG with the text fields of `origin`. Never half a file."""
     info = PngInfo()
-    info.add_text("Software", "latentzoom")
-    info.add_text("latentzoom:model", model)
-    for name, value in facts.items():
-        info.add_text(name, str(value))
+    for name, value in origin(model, facts).items():
+        info.add_text(name, value)
     options: dict[str, object] = {"pnginfo": info}
     if icc := picture.info.get("icc_profile"):
         options["icc_profile"] = icc
@@ -68,3 +73,39 @@ def save_atomically(picture: Image.Image, target: Path, form: str, options: Mapp
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise UserError(f"cannot write {target}: {error.strerror or error}") from error
+
+
+PREVIEW_SIDE = 512
+"""Largest height and width of a preview, in pixels."""
+
+
+class Previews:
+    """What sampling shows on its way: progress, and every `every` steps the picture as the denoiser sees it by then, in
+    TARGET.preview.png. The preview goes when the block ends. `every` 0 draws none."""
+
+    def __init__(self, model: LatentZoom, target: Path, size: Size, every: int, is_shown: bool = True) -> None:
+        self.model, self.every, self.is_shown = model, every, is_shown
+        reduction = max(1.0, max(size) / PREVIEW_SIDE)
+        self.size: Size = (max(1, round(size[0] / reduction)), max(1, round(size[1] / reduction)))
+        self.file = target.with_suffix(".preview.png")
+        self._progress: Progress | None = None
+
+    def __enter__(self) -> Previews:
+        return self
+
+    def on_step(self, done: int, total: int, x0_pred: Tensor) -> None:
+        """For the samplers: x0_pred (B,C,h,w) is scaled; the first picture of the batch is shown."""
+        if self.is_shown and self._progress is None:
+            self._progress = Progress("sample", total, "steps")
+        if self._progress is not None:
+            self._progress.update(1)
+        if self.every and done % self.every == 0 and done < total:
+            latent = x0_pred[:1] / self.model.config.scale_factor
+            picture = self.model.drawing(latent, self.size).picture()
+            save_atomically(picture, self.file, "PNG", {})
+
+    def __exit__(self, *_: object) -> None:
+        if self._progress is not None:
+            self._progress.close()
+        if self.every:
+            self.file.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""`latentzoom upscale`: enlarge a picture, or a folder of pictures, by any factor or to any size."""
+"""`latentzoom upscale`: enlarge a picture, a folder of pictures or a pipe, by any factor or to any size."""
 
 from __future__ import annotations
 
@@ -8,27 +8,28 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from PIL import Image
 
-from orchestration.output import load_model, parse_size, save_png
+from orchestration.output import Previews, load_model, origin, parse_size
+from orchestration.source_picture import SourcePicture, read_picture
+from pipeline.canvas import Facts, check_target, write_png
 from pipeline.errors import UserError
 from pipeline.geometry import Size
-from pipeline.model import LatentZoom
+from pipeline.model import LatentZoom, target_size
 from pipeline.progress import Progress
-from preprocess.images import decode
-from preprocess.rejects import Reject
 
-MAX_INPUT_PIXELS = 100_000_000
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
+_PIPE = Path("-")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """Enlarge pictures. A folder in gives a folder out; pictures that are there already are kept."""
+    """Enlarge pictures. A folder in gives a folder out; pictures that are there already are kept. Transparency, colour
+    profile and EXIF are kept. Inputs and outputs of any size: memory does not grow with the output."""
 
     input: tyro.conf.Positional[Path]
+    """Picture, folder, or - for standard input."""
     output: tyro.conf.Positional[Path]
-    """PNG file, or folder."""
+    """.png or .tif file (BigTIFF), folder, or - for a PNG on standard output."""
     model: str
     """Bundle folder, URL, or models:/NAME@champion."""
     scale: float | None = None
@@ -40,6 +41,15 @@ class Arguments:
     steps: int = 20
     """Evaluations of the denoiser (super-resolution models)."""
     eta: float = 0.0
+    tile: int = 0
+    """Side of the tiles, in latent cells, that large pictures are worked on in (default: twice the training size).
+    Smaller needs less memory."""
+    preview: int = 0
+    """Every so many steps, show the picture as it stands in OUTPUT.preview.png."""
+    format: Literal["png", "tif"] = "png"
+    """Files of an output folder."""
+    compile: bool = False
+    """Compile the denoiser: slow to start, then faster; pays for many pictures on a GPU."""
     device: Annotated[str, tyro.conf.arg(help="cpu, cuda, cuda:1; default: CUDA where there is one")] = ""
     tracking_uri: str = ""
     """MLflow store for models:/ URIs (default: MLFLOW_TRACKING_URI)."""
@@ -50,13 +60,23 @@ def main(argv: list[str]) -> int:
     size = parse_size(arguments.size) if arguments.size else None
     if (arguments.scale is None) == (size is None):
         raise UserError("give either --scale or --size")
-    if not arguments.input.exists():
+    if arguments.tile < 0 or arguments.preview < 0:
+        raise UserError("--tile and --preview: use 0 or more")
+    if arguments.input != _PIPE and not arguments.input.exists():
         raise UserError(f"no such file or folder: {arguments.input}")
+    is_folder = arguments.input != _PIPE and arguments.input.is_dir()
+    if is_folder and arguments.output == _PIPE:
+        raise UserError("a folder needs a folder to write to, not -")
+    if not is_folder and arguments.output != _PIPE:
+        check_target(arguments.output, (1, 1))
     model, name = load_model(arguments.model, arguments.device, arguments.tracking_uri)
-    if arguments.input.is_dir():
+    if arguments.compile:
+        model.compile()
+    if is_folder:
         return _folder(arguments, model, name, size)
-    _one(arguments, model, name, size, arguments.input, arguments.output)
-    print(arguments.output)
+    _one(arguments, model, name, size, arguments.input, arguments.output, is_shown=True)
+    if arguments.output != _PIPE:
+        print(arguments.output)
     return 0
 
 
@@ -66,11 +86,10 @@ def _folder(arguments: Arguments, model: LatentZoom, name: str, size: Size | Non
         raise UserError(f"no pictures in {arguments.input} ({', '.join(sorted(_SUFFIXES))})")
     failed = 0
     with Progress("upscale", len(files), "images") as progress:
-        for file in files:
-            target = (arguments.output / file.relative_to(arguments.input)).with_suffix(".png")
+        for file, target in zip(files, _targets(arguments, files)):
             try:
                 if not target.exists():
-                    _one(arguments, model, name, size, file, target)
+                    _one(arguments, model, name, size, file, target, is_shown=False)
             except UserError as error:
                 failed += 1
                 print(f"latentzoom: {error}", file=sys.stderr)
@@ -81,25 +100,73 @@ def _folder(arguments: Arguments, model: LatentZoom, name: str, size: Size | Non
     return 1 if failed else 0
 
 
-def _one(arguments: Arguments, model: LatentZoom, name: str, size: Size | None, file: Path, target: Path) -> None:
-    picture = _open(file)
-    enlarged = model.upscale(
-        picture,
-        arguments.scale,
-        size=size,
-        seed=arguments.seed,
-        sampler=arguments.sampler,
-        num_steps=arguments.steps,
-        eta=arguments.eta,
-    )
-    factor = f"{enlarged.height / picture.height:.4g}x{enlarged.width / picture.width:.4g}"
-    save_png(enlarged, target, name, {"latentzoom:seed": arguments.seed, "latentzoom:scale": factor})
+def _targets(arguments: Arguments, files: list[Path]) -> list[Path]:
+    """Where each file goes. Files that differ in their suffix alone keep it in the name: a.jpg.png beside a.png."""
+    stems = [file.with_suffix("") for file in files]
+    targets = []
+    for file, stem in zip(files, stems):
+        relative = file.relative_to(arguments.input)
+        name = file.name if stems.count(stem) > 1 else file.stem
+        targets.append(arguments.output / relative.with_name(f"{name}.{arguments.format}"))
+    return targets
 
 
-def _open(file: Path) -> Image.Image:
+def _one(
+    arguments: Arguments,
+    model: LatentZoom,
+    name: str,
+    size: Size | None,
+    file: Path,
+    target: Path,
+    *,
+    is_shown: bool,
+) -> None:
+    """One picture. Sampling and drawing show their own progress where `is_shown`."""
+    source = _read(file)
+    image = source.image
+    size = target_size((image.height, image.width), arguments.scale, size)
+    if target != _PIPE:
+        check_target(target, size)
+    with Previews(model, target, size, arguments.preview if target != _PIPE else 0, is_shown) as previews:
+        latent = model.latent_of(
+            image,
+            seed=arguments.seed,
+            sampler=arguments.sampler,
+            num_steps=arguments.steps,
+            eta=arguments.eta,
+            tile=arguments.tile,
+            on_step=previews.on_step,
+        )
+    drawing = model.drawing(latent, size, tile=arguments.tile, alpha=source.alpha)
+    facts = _facts(arguments, name, source, size)
+    if not is_shown:
+        drawing.write(target, facts)
+        return
+    with Progress("draw", size[0] * size[1], "pixels") as progress:
+        if target == _PIPE:
+            write_png(
+                sys.stdout.buffer,
+                size,
+                drawing.pixels,
+                channels=drawing.channels,
+                facts=facts,
+                on_pixels=progress.update,
+            )
+            sys.stdout.buffer.flush()
+        else:
+            drawing.write(target, facts, progress.update)
+
+
+def _facts(arguments: Arguments, name: str, source: SourcePicture, size: Size) -> Facts:
+    factor = f"{size[0] / source.image.height:.4g}x{size[1] / source.image.width:.4g}"
+    text = origin(name, {"latentzoom:seed": arguments.seed, "latentzoom:scale": factor})
+    return Facts(text=text, icc=source.icc, exif=source.exif)
+
+
+def _read(file: Path) -> SourcePicture:
+    if file == _PIPE:
+        return read_picture(sys.stdin.buffer.read(), "standard input")
     try:
-        return decode(file.read_bytes(), MAX_INPUT_PIXELS)
-    except Reject as error:
-        raise UserError(f"{file} cannot be read as a picture: {error}") from error
+        return read_picture(file.read_bytes(), str(file))
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror}") from error

@@ -95,15 +95,24 @@ class ImplicitDecoder(nn.Module):
         return self.render_table(self.prepare(features), size, window, chunk=chunk)
 
     def render_table(
-        self, table: Tensor, size: Size, window: Window | None = None, *, chunk: int | None = None
+        self,
+        table: Tensor,
+        size: Size,
+        window: Window | None = None,
+        *,
+        chunk: int | None = None,
+        cells: Size | None = None,
+        origin: Size = (0, 0),
     ) -> Tensor:
-        """As `render`, from `prepare`'s table (B,h,w,·)."""
+        """As `render`, from `prepare`'s table (B,h,w,·). Where the table is of a part of the latent only, `cells` is
+        the whole latent's size and `origin` the table's first cell in it; the window must lie on the part."""
         size = check_size(size)
         y0, x0, y1, x1 = check_window(window, size)
         if chunk is not None and chunk < 1:
             raise UserError(f"chunk = {chunk} is not allowed; use at least 1 pixel")
-        rows = axis_range(y0, y1, size[0], table.shape[1], dtype=table.dtype, device=table.device)
-        cols = axis_range(x0, x1, size[1], table.shape[2], dtype=table.dtype, device=table.device)
+        cells = cells or (table.shape[1], table.shape[2])
+        rows = axis_range(y0, y1, size[0], cells[0], dtype=table.dtype, device=table.device).shifted(origin[0])
+        cols = axis_range(x0, x1, size[1], cells[1], dtype=table.dtype, device=table.device).shifted(origin[1])
         return self.head.grid(table, rows, cols, chunk=chunk)
 
     def query(self, features: Tensor, size: Size, index_y: Tensor, index_x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ precision: only the final quotient is rounded.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -39,6 +39,10 @@ class Axis:
     def narrow(self, start: int, stop: int) -> Axis:
         """Positions start..stop-1 of the first dimension."""
         return self._indexed(slice(start, stop))
+
+    def shifted(self, first: int) -> Axis:
+        """The same places where cells are counted from cell `first`."""
+        return replace(self, lower=self.lower - first, upper=self.upper - first) if first else self
 
     def as_column(self) -> Axis:
         """With one more dimension at the end, to broadcast against another axis."""

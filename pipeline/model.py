@@ -6,7 +6,7 @@ Legend: B batch, C latent channels, H/W pixels, h/w latent cells. Images are (B,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from PIL import Image
@@ -16,11 +16,13 @@ from pipeline.bundle import Bundle, load_bundle
 from pipeline.config import ModelConfig
 from pipeline.decoder import ImplicitDecoder
 from pipeline.diffusion import Schedule
+from pipeline.drawing import Drawing
 from pipeline.errors import UserError
 from pipeline.geometry import Size, Window, check_size, check_window
 from pipeline.images import to_pictures, to_tensor
-from pipeline.resize import resize, resize_nearest_released
 from pipeline.sampling import OnStep, Sampler, SeededNoise, ddim, dpm_solver
+from pipeline.tiling import Tiling, blend_tiles, tiled_prediction, whole
+from pipeline.windows import resize_window
 
 MAX_PIXELS = 1 << 28
 """Largest image held in memory at once (16 384²); larger ones are decoded window by window."""
@@ -37,11 +39,26 @@ class LatentZoom:
         self.autoencoder = bundle.autoencoder.to(self.device, dtype).eval()
         self.decoder = bundle.decoder.to(self.device, dtype).eval() if bundle.decoder is not None else None
         self.denoiser = bundle.denoiser.to(self.device, dtype).eval() if bundle.denoiser is not None else None
+        if self.device.type == "cuda":  # convolutions of half precision run fastest so
+            for part in (self.autoencoder, self.decoder, self.denoiser):
+                if part is not None:
+                    part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._run_denoiser: Callable[..., Tensor] | None = self.denoiser
 
     @classmethod
     def load(cls, url: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> LatentZoom:
         """Load a bundle folder (path or any fsspec URL). Raises `UserError` when it is missing or damaged."""
         return cls(load_bundle(url), device, dtype)
+
+    def compile(self) -> None:
+        """Compile the denoiser, on CUDA with CUDA graphs. The first call for each latent size takes a minute or more;
+        later ones are faster."""
+        if self.denoiser is None:
+            raise UserError("this bundle has no denoiser to compile")
+        is_cuda = self.device.type == "cuda"
+        compiled = torch.compile(self.denoiser, mode="reduce-overhead" if is_cuda else "default")
+        # A CUDA graph writes every result to the same place: keep each one.
+        self._run_denoiser = (lambda *arguments: compiled(*arguments).clone()) if is_cuda else compiled
 
     # --- the parts ----------------------------------------------------------------------------------------------------
 
@@ -60,9 +77,7 @@ class LatentZoom:
         """Features → image (B,3,*size), or the window (y0,x0,y1,x1) of it."""
         size = check_size(size)
         y0, x0, y1, x1 = check_window(window, size)
-        height, width = y1 - y0, x1 - x0
-        if height * width > MAX_PIXELS:
-            raise UserError(f"an image of {height}x{width} pixels does not fit at once; decode it in windows")
+        self._check_fits((y1 - y0, x1 - x0))
         return self._decoder().render(features, size, window, chunk=chunk)
 
     def decode(self, latent: Tensor, size: Size, window: Window | None = None, *, chunk: int | None = None) -> Tensor:
@@ -76,18 +91,24 @@ class LatentZoom:
         return self.schedule.to_eps(self._place(z_t), prediction, t.to(self.device))
 
     @torch.no_grad()
-    def condition(self, image_lr: Tensor) -> Tensor:
+    def condition(self, image_lr: Tensor, tiling: Tiling | None = None) -> Tensor:
         """SR condition: LR image (B,3,h_lr,w_lr) → resized to the HR size, encoded, scaled: (B,C,h,w). The HR size is
-        the LR size × image_size / lr_size, rounded to a multiple the networks accept."""
+        the LR size × image_size / lr_size, rounded to a multiple the networks accept. With a tiling, the enlarged image
+        is made and encoded tile by tile."""
         if image_lr.ndim != 4 or image_lr.shape[1] != 3 or 0 in image_lr.shape:
             raise UserError(f"low-resolution image has shape {tuple(image_lr.shape)}; expected (B, 3, h, w)")
         size = self.high_resolution((image_lr.shape[2], image_lr.shape[3]))
-        image_lr = self._place(image_lr)
-        if self.config.condition_resize == "nearest":
-            enlarged = resize_nearest_released(image_lr, size)
-        else:
-            enlarged = resize(image_lr, size).clamp(-1, 1)
-        return self.encode(enlarged) * self.config.scale_factor
+        f, mode = self.config.autoencoder.factor, self.config.condition_resize
+        image_lr = self._place(finite(image_lr, "low-resolution image"))
+
+        def encode(cells: Window) -> Tensor:
+            window = (cells[0] * f, cells[1] * f, cells[2] * f, cells[3] * f)
+            if mode == "nearest":
+                return self.encode(resize_window(image_lr, size, window, "nearest_released"))
+            return self.encode(resize_window(image_lr, size, window).clamp(-1, 1))
+
+        latent_size = size[0] // f, size[1] // f
+        return blend_tiles(latent_size, tiling or whole(latent_size), encode) * self.config.scale_factor
 
     def high_resolution(self, lr_size: Size) -> Size:
         """Pixels (H, W) at which an LR image of `lr_size` is encoded. For a generation model the factor is f, so that
@@ -111,10 +132,12 @@ class LatentZoom:
         eta: float = 0.0,
         seed: int | Sequence[int] = 0,
         latent_size: Size | None = None,
+        tiling: Tiling | None = None,
         on_step: OnStep | None = None,
     ) -> Tensor:
         """Unscaled latents (B,C,h,w). `noise` is z at the noisiest step (drawn when None: image i from seed + i, or
-        from seeds[i]); `condition` (scaled) decides B and (h, w) for SR models. The denoiser runs `num_steps` times."""
+        from seeds[i]); `condition` (scaled) decides B and (h, w) for SR models. The denoiser runs `num_steps` times;
+        with a tiling, each time on overlapping tiles of the latent, whose predictions are blended."""
         if self._is_sr() and condition is None:
             raise UserError("this is a super-resolution model: sampling needs a condition; use upscale")
         num = len(noise) if noise is not None else len(condition) if condition is not None else num
@@ -131,8 +154,7 @@ class LatentZoom:
         z = noises(self.device, self.dtype) if noise is None else self._place(finite(noise, "noise"))
         condition = None if condition is None else self._place(finite(condition, "condition"))
 
-        def predict(z_t: Tensor, t: Tensor) -> Tensor:
-            return self._predict(z_t, t, condition)
+        predict = tiled_prediction(self._predict, condition, tiling or whole(latent_size))
 
         if sampler == "ddim":
             z = ddim(predict, self.schedule, z, num_steps=num_steps, eta=eta, noise=noises, on_step=on_step)
@@ -189,21 +211,63 @@ class LatentZoom:
         sampler: Sampler = "dpm++",
         num_steps: int = 20,
         eta: float = 0.0,
+        tile: int = 0,
         on_step: OnStep | None = None,
     ) -> Image.Image:
         """One picture enlarged by a real factor or to `size` (H, W). SR models draw the latent by diffusion from the
-        condition; generation models decode the condition latent itself."""
+        condition; generation models decode the condition latent itself. Large pictures are worked on in overlapping
+        tiles, see `tiling`. For results too large for memory use `drawing(latent_of(image), size).write(file)`."""
         size = target_size((image.height, image.width), scale, size)
-        condition = self.condition(to_tensor(image))
-        if self._is_sr():
-            latent = self.sample_latents(
-                condition=condition, seed=seed, sampler=sampler, num_steps=num_steps, eta=eta, on_step=on_step
-            )
-        else:
-            latent = condition / self.config.scale_factor
-        return to_pictures(self.decode(latent, size))[0]
+        self._check_fits(size)
+        latent = self.latent_of(
+            image, seed=seed, sampler=sampler, num_steps=num_steps, eta=eta, tile=tile, on_step=on_step
+        )
+        return self.drawing(latent, size, tile=tile).picture()
+
+    def latent_of(
+        self,
+        image: Image.Image,
+        *,
+        seed: int = 0,
+        sampler: Sampler = "dpm++",
+        num_steps: int = 20,
+        eta: float = 0.0,
+        tile: int = 0,
+        on_step: OnStep | None = None,
+    ) -> Tensor:
+        """The latent (1,C,h,w), unscaled, that `upscale` decodes: it is the same for every scale."""
+        tiling = self.tiling(tile)
+        condition = self.condition(to_tensor(image), tiling)
+        if not self._is_sr():
+            return condition / self.config.scale_factor
+        return self.sample_latents(
+            condition=condition,
+            seed=seed,
+            sampler=sampler,
+            num_steps=num_steps,
+            eta=eta,
+            tiling=tiling,
+            on_step=on_step,
+        )
+
+    def drawing(self, latent: Tensor, size: Size, *, tile: int = 0, alpha: Tensor | None = None) -> Drawing:
+        """Unscaled latent (1,C,h,w) at `size`, to be drawn window by window or written to a file of any size."""
+        return Drawing(self._decoder(), self._place(latent), size, self.tiling(tile), alpha)
+
+    def tiling(self, tile: int = 0) -> Tiling:
+        """Tiles of `tile` latent cells, by default twice the training size, that overlap by a quarter. Latents of at
+        most one tile are worked on whole."""
+        multiple = self.denoiser.multiple if self._is_sr() and self.denoiser is not None else 1
+        if tile < 0:
+            raise UserError(f"tile = {tile} is not allowed; use at least {2 * multiple} latent cells")
+        tile = -(-(tile or 2 * self.config.latent_size) // multiple) * multiple
+        return Tiling(tile, tile // 4 // multiple * multiple, multiple)
 
     # ------------------------------------------------------------------------------------------------------------------
+
+    def _check_fits(self, size: Size) -> None:
+        if size[0] * size[1] > MAX_PIXELS:
+            raise UserError(f"an image of {size[0]}x{size[1]} pixels does not fit at once; decode it in windows")
 
     def _is_sr(self) -> bool:
         return self.config.task == "sr"
@@ -217,11 +281,11 @@ class LatentZoom:
         return self.decoder
 
     def _predict(self, z_t: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
-        if self.denoiser is None:
+        if self._run_denoiser is None:
             raise UserError("this bundle has no denoiser yet; train the stage `denoiser` first")
         self.schedule.check_t(t, batch=len(z_t))
         condition = self._place(condition) if condition is not None else None
-        return self.denoiser(self._place(z_t), t.to(self.device), condition)
+        return self._run_denoiser(self._place(z_t), t.to(self.device), condition)
 
 
 def finite(tensor: Tensor, name: str) -> Tensor:

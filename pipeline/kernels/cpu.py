@@ -8,7 +8,7 @@ And a layer's bias and ReLU are part of its matrix product (oneDNN). Legend as i
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -117,11 +117,7 @@ def render_light(
 def crop_to_window(table: Tensor, rows: Axis, cols: Axis) -> tuple[Tensor, Axis, Axis]:
     """Only the cells that the pixels touch, and the axes counted from there. Pixels ascend along both axes."""
     y0, y1, x0, x1 = int(rows.lower[0]), int(rows.upper[-1]) + 1, int(cols.lower[0]), int(cols.upper[-1]) + 1
-    return (
-        table[:, y0:y1, x0:x1],
-        replace(rows, lower=rows.lower - y0, upper=rows.upper - y0),
-        replace(cols, lower=cols.lower - x0, upper=cols.upper - x0),
-    )
+    return table[:, y0:y1, x0:x1], rows.shifted(y0), cols.shifted(x0)
 
 
 def _corners(block: Block, rows: Axis, cols: Axis, h: int, w: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

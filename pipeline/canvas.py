@@ -1,0 +1,174 @@
+"""Pictures of any size written to a file window by window: PNG in rows, TIFF (BigTIFF) in tiles, in bounded memory.
+
+Legend: H/W pixels, c channels; windows are (y0, x0, y1, x1).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipeline.errors import UserError
+from pipeline.geometry import Size, Window
+from pipeline.png_stream import MAX_PNG_SIDE, PngStream
+
+Pixels = NDArray[np.uint8]
+Draw = Callable[[Window], Pixels]
+"""Window → its pixels (y1-y0, x1-x0, c)."""
+
+WINDOW = 1024
+"""Height and width of the windows that are drawn at once."""
+TIFF_TILE = 512
+_BAND_BYTES = 32 << 20
+"""A PNG is drawn in bands as wide as the picture, of at most this many bytes (but at least one row)."""
+_TIFF_EXIF = {271: "Make", 272: "Model", 306: "DateTime", 315: "Artist", 33432: "Copyright"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What a file says besides its pixels: text by keyword, colour profile, EXIF block."""
+
+    text: Mapping[str, str] = field(default_factory=dict)
+    icc: bytes | None = None
+    exif: bytes | None = None
+
+
+def write_canvas(
+    target: Path,
+    size: Size,
+    draw: Draw,
+    *,
+    channels: int = 3,
+    facts: Facts | None = None,
+    on_pixels: Callable[[int], object] | None = None,
+) -> None:
+    """Draw a picture of `size` and write it to `target`, .png or .tif/.tiff: beside it first, then renamed.
+
+    on_pixels is called with the number of pixels of each window drawn. TIFF keeps the common EXIF fields only. Raises
+    `UserError` for other suffixes, for a PNG beyond its limits, and when the folder cannot be written.
+    """
+    form = check_target(target, size)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as stream:
+            if form == "PNG":
+                write_png(stream, size, draw, channels=channels, facts=facts, on_pixels=on_pixels)
+            else:
+                _write_tiff(stream, size, _counted(draw, on_pixels), channels, facts or Facts())
+        temporary.replace(target)
+    except OSError as error:
+        raise UserError(f"cannot write {target}: {error.strerror or error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def check_target(target: Path, size: Size) -> str:
+    """ "PNG" or "TIFF", from the suffix; `UserError` for another or for sides that PNG cannot hold."""
+    suffix = target.suffix.lower()
+    if suffix not in (".png", ".tif", ".tiff"):
+        raise UserError(f"{target}: write a .png or a .tif file")
+    if suffix == ".png" and max(size) > MAX_PNG_SIDE:
+        raise UserError(f"{target}: a PNG holds at most {MAX_PNG_SIDE} pixels a side; write a .tif file")
+    return "PNG" if suffix == ".png" else "TIFF"
+
+
+def write_png(
+    stream: IO[bytes],
+    size: Size,
+    draw: Draw,
+    *,
+    channels: int = 3,
+    facts: Facts | None = None,
+    on_pixels: Callable[[int], object] | None = None,
+) -> None:
+    """A PNG to a stream that need not seek, such as a pipe. One band is compressed while the next one is drawn."""
+    facts = facts or Facts()
+    png = PngStream(stream, size, channels, text=facts.text, icc=facts.icc, exif=facts.exif)
+    with ThreadPoolExecutor(1, thread_name_prefix="latentzoom-png") as writer:
+        written: Future[None] | None = None
+        for band in _bands(size, _counted(draw, on_pixels), channels):
+            if written is not None:
+                written.result()
+            written = writer.submit(png.write_rows, band)
+        if written is not None:
+            written.result()
+    png.close()
+
+
+def _bands(size: Size, draw: Draw, channels: int) -> Iterator[Pixels]:
+    height, width = size
+    num_rows = max(1, min(WINDOW, _BAND_BYTES // (width * channels)))
+    for y0 in range(0, height, num_rows):
+        y1 = min(y0 + num_rows, height)
+        band = np.empty((y1 - y0, width, channels), np.uint8)
+        for x0, x1 in _steps(0, width):
+            band[:, x0:x1] = draw((y0, x0, y1, x1))
+        yield band
+
+
+def _write_tiff(stream: IO[bytes], size: Size, draw: Draw, channels: int, facts: Facts) -> None:
+    import tifffile
+
+    exif = Image.Exif()
+    if facts.exif:
+        exif.load(facts.exif)
+    tags = [(code, "s", 0, str(exif[code]), True) for code in _TIFF_EXIF if code in exif and code != 306]
+    with tifffile.TiffWriter(stream, bigtiff=True) as tiff:
+        tiff.write(
+            _tiff_tiles(size, draw, channels),
+            shape=(*size, channels) if channels > 1 else size,
+            dtype=np.uint8,
+            photometric="rgb" if channels > 1 else "minisblack",
+            extrasamples=["unassalpha"] if channels == 4 else None,
+            tile=(TIFF_TILE, TIFF_TILE),
+            compression="zlib",
+            maxworkers=1,
+            iccprofile=facts.icc,
+            description="\n".join(f"{key}: {value}" for key, value in facts.text.items()).encode() or None,
+            software=facts.text.get("Software", False),
+            datetime=str(exif[306]) if 306 in exif else None,
+            metadata=None,
+            extratags=tags,
+        )
+
+
+def _tiff_tiles(size: Size, draw: Draw, channels: int) -> Iterator[Pixels]:
+    """Whole tiles, row by row; those at the right and lower edge are filled up with zeros. Drawn a row at a time."""
+    height, width = size
+    for y0 in range(0, height, TIFF_TILE):
+        y1 = min(y0 + TIFF_TILE, height)
+        for x0, x1 in _steps(0, width):
+            drawn = draw((y0, x0, y1, x1))
+            for left in range(0, x1 - x0, TIFF_TILE):
+                part = drawn[:, left : left + TIFF_TILE]
+                tile = np.zeros((TIFF_TILE, TIFF_TILE, channels), np.uint8)
+                tile[: part.shape[0], : part.shape[1]] = part
+                yield tile if channels > 1 else tile[:, :, 0]
+
+
+def _counted(draw: Draw, on_pixels: Callable[[int], object] | None) -> Draw:
+    if on_pixels is None:
+        return draw
+
+    def counted(window: Window) -> Pixels:
+        pixels = draw(window)
+        on_pixels(pixels.shape[0] * pixels.shape[1])
+        return pixels
+
+    return counted
+
+
+def _steps(start: int, stop: int) -> Iterator[tuple[int, int]]:
+    for x0 in range(start, stop, WINDOW):
+        yield x0, min(x0 + WINDOW, stop)

@@ -1,0 +1,182 @@
+"""Networks applied tile by tile: overlapping tiles whose results are blended, so that memory is that of one tile.
+
+A tile's weight is 1 inside and falls linearly to zero over the overlap, except at the border of the whole. What lies
+within `overlap` / 4 of a tile's inner edge, where a network feels the missing surroundings most, has no weight.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pipeline.decoder import ImplicitDecoder
+from pipeline.errors import UserError
+from pipeline.geometry import Size, Window
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Tiles of `tile` × `tile` cells that overlap by `overlap`, both multiples of `multiple`."""
+
+    tile: int = 64
+    overlap: int = 16
+    multiple: int = 1
+
+    def __post_init__(self) -> None:
+        if not (self.tile > 0 and 0 <= 2 * self.overlap <= self.tile):
+            raise UserError(f"tile = {self.tile} with overlap = {self.overlap} is not allowed; overlap at most half")
+        if self.tile % self.multiple or self.overlap % self.multiple:
+            raise UserError(f"tile and overlap must be multiples of {self.multiple} latent cells")
+
+    def spans(self, length: int) -> list[tuple[int, int]]:
+        """[start, stop) of each tile along an axis. All are `tile` long where the axis is; the last one is moved back
+        to end with the axis, and so overlaps its neighbour more."""
+        if length <= self.tile:
+            return [(0, length)]
+        stride = self.tile - self.overlap
+        starts = [*range(0, length - self.tile, stride), length - self.tile]
+        return [(start, start + self.tile) for start in starts]
+
+    def windows(self, size: Size) -> list[Window]:
+        """(y0, x0, y1, x1) of every tile."""
+        return [(y0, x0, y1, x1) for y0, y1 in self.spans(size[0]) for x0, x1 in self.spans(size[1])]
+
+    def weight(self, window: Window, size: Size) -> Tensor:
+        """Blend weight of each cell of a tile, (y1-y0, x1-x0); what tiles add up to is divided by their sum."""
+        y0, x0, y1, x1 = window
+        return self._ramp(y0, y1, size[0])[:, None] * self._ramp(x0, x1, size[1])[None, :]
+
+    def _ramp(self, start: int, stop: int, length: int) -> Tensor:
+        margin = self.overlap // 4
+        rise = max(1, self.overlap - 2 * margin)
+        distance = torch.arange(stop - start, dtype=torch.float32) + 0.5
+        ramp = torch.ones(stop - start)
+        if start > 0:
+            ramp = torch.minimum(ramp, ((distance - margin) / rise).clamp(0, 1))
+        if stop < length:
+            ramp = torch.minimum(ramp, ((distance.flip(0) - margin) / rise).clamp(0, 1))
+        return ramp
+
+
+def whole(size: Size) -> Tiling:
+    """One tile over everything."""
+    return Tiling(max(size), 0)
+
+
+def blend_tiles(size: Size, tiling: Tiling, evaluate: Callable[[Window], Tensor]) -> Tensor:
+    """`evaluate` gives a tile's result (B,c,y1-y0,x1-x0) → the whole, (B,c,*size). One tile: its result itself."""
+    windows = tiling.windows(size)
+    if len(windows) == 1:
+        return evaluate(windows[0])
+    total, weights = None, torch.zeros(size)
+    for window in windows:
+        y0, x0, y1, x1 = window
+        weight = tiling.weight(window, size)
+        result = evaluate(window)
+        if total is None:
+            total = result.new_zeros(*result.shape[:2], *size)
+        total[:, :, y0:y1, x0:x1] += result * weight.to(result)
+        weights[y0:y1, x0:x1] += weight
+    assert total is not None
+    return total.div_(weights.to(total))
+
+
+def tiled_prediction(
+    predict: Callable[[Tensor, Tensor, Tensor | None], Tensor], condition: Tensor | None, tiling: Tiling
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """A denoiser (z_t, t, condition) as a function of the whole z_t and t: in tiles, blended. Because samplers call it
+    at every step, neighbouring tiles agree from the first step on (Bar-Tal et al., "MultiDiffusion", ICML 2023)."""
+
+    def predict_whole(z_t: Tensor, t: Tensor) -> Tensor:
+        def evaluate(window: Window) -> Tensor:
+            y0, x0, y1, x1 = window
+            part = None if condition is None else condition[:, :, y0:y1, x0:x1]
+            return predict(z_t[:, :, y0:y1, x0:x1], t, part)
+
+        return blend_tiles((z_t.shape[2], z_t.shape[3]), tiling, evaluate)
+
+    return predict_whole
+
+
+class TiledDecoder:
+    """An implicit decoder over a latent (B,C,h,w) of any size: D_phi in tiles, made when a window needs them and kept
+    while there is room. A latent of one tile is decoded exactly as without tiles."""
+
+    def __init__(
+        self, decoder: ImplicitDecoder, latent: Tensor, size: Size, tiling: Tiling, *, cache_bytes: int = 1 << 29
+    ) -> None:
+        self.decoder, self.latent, self.size, self.tiling = decoder, latent, size, tiling
+        self.cells: Size = (latent.shape[2], latent.shape[3])
+        self.cache_bytes = cache_bytes
+        self._features: OrderedDict[Window, Tensor] = OrderedDict()
+        self._table: tuple[Window, Tensor] | None = None
+
+    @torch.no_grad()
+    def window(self, window: Window) -> Tensor:
+        """The window (y0,x0,y1,x1) of the output → (B,3,y1-y0,x1-x0)."""
+        region = self._region(window)
+        if self._table is None or self._table[0] != region:
+            self._table = region, self.decoder.prepare(self._blended(region))
+        return self.decoder.render_table(
+            self._table[1], self.size, window, cells=self.cells, origin=(region[0], region[1])
+        )
+
+    def _region(self, window: Window) -> Window:
+        """Cells that the window's pixels touch; all of them when the latent is one tile."""
+        if len(self.tiling.windows(self.cells)) == 1:
+            return 0, 0, *self.cells
+        (y0, y1), (x0, x1) = (
+            _cells(window[axis], window[axis + 2], self.size[axis], self.cells[axis]) for axis in (0, 1)
+        )
+        return y0, x0, y1, x1
+
+    def _blended(self, region: Window) -> Tensor:
+        """Features (B,ch,·,·) of a region of cells."""
+        tiles = self.tiling.windows(self.cells)
+        if len(tiles) == 1:
+            return self._tile(tiles[0])
+        total: Tensor | None = None
+        weights: Tensor | None = None
+        for tile, (y0, x0, y1, x1) in _overlapping(tiles, region):
+            features = self._tile(tile)[:, :, y0 - tile[0] : y1 - tile[0], x0 - tile[1] : x1 - tile[1]]
+            weight = self.tiling.weight(tile, self.cells)[y0 - tile[0] : y1 - tile[0], x0 - tile[1] : x1 - tile[1]]
+            if total is None or weights is None:
+                sides = region[2] - region[0], region[3] - region[1]
+                total, weights = features.new_zeros(*features.shape[:2], *sides), features.new_zeros(sides)
+            here = slice(y0 - region[0], y1 - region[0]), slice(x0 - region[1], x1 - region[1])
+            total[:, :, here[0], here[1]] += features * weight.to(features)
+            weights[here] += weight.to(weights)
+        assert total is not None and weights is not None
+        return total.div_(weights)
+
+    def _tile(self, tile: Window) -> Tensor:
+        if tile in self._features:
+            self._features.move_to_end(tile)
+            return self._features[tile]
+        y0, x0, y1, x1 = tile
+        features = self.decoder.features(self.latent[:, :, y0:y1, x0:x1])
+        self._features[tile] = features
+        num_kept = max(1, self.cache_bytes // (features.numel() * features.element_size()))
+        while len(self._features) > num_kept:
+            self._features.popitem(last=False)
+        return features
+
+
+def _cells(start: int, stop: int, num_pixels: int, num_cells: int) -> tuple[int, int]:
+    """Cells that the ensemble of the pixels start..stop-1 reads, and at most one more at either end."""
+    first = start * num_cells // num_pixels - 1
+    last = -(-stop * num_cells // num_pixels) + 1
+    return max(0, first), min(num_cells, last)
+
+
+def _overlapping(tiles: list[Window], region: Window) -> Iterator[tuple[Window, Window]]:
+    """Tiles that share cells with the region, each with what they share."""
+    for tile in tiles:
+        y0, x0 = max(tile[0], region[0]), max(tile[1], region[1])
+        y1, x1 = min(tile[2], region[2]), min(tile[3], region[3])
+        if y0 < y1 and x0 < x1:
+            yield tile, (y0, x0, y1, x1)

@@ -1,0 +1,54 @@
+"""Windows of a resized picture without resizing the whole. Legend: h/w source pixels, H/W target pixels, c channels."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from pipeline.geometry import Size, Window
+
+
+def resize_window(
+    image: Tensor, size: Size, window: Window, mode: Literal["bicubic", "nearest_released"] = "bicubic"
+) -> Tensor:
+    """image (B,c,h,w) → the window (y0,x0,y1,x1) of it resized to `size`; equals the crop of `resize.resize`, which is
+    anti-aliased, or of `resize.resize_nearest_released`. Only the source pixels it needs are read."""
+    y0, x0, y1, x1 = window
+    if mode == "nearest_released":
+        rows, cols = (
+            torch.arange(start, stop, device=image.device) * source // target
+            for start, stop, source, target in (
+                (y0, y1, image.shape[2], size[0]),
+                (x0, x1, image.shape[3], size[1]),
+            )
+        )
+        return image[:, :, rows[:, None], cols[None, :]]
+    top, along_y = _bicubic(y0, y1, image.shape[2], size[0])
+    left, along_x = _bicubic(x0, x1, image.shape[3], size[1])
+    part = image[:, :, top : top + along_y.shape[1], left : left + along_x.shape[1]].float()
+    return (along_y.to(part) @ part @ along_x.to(part).t()).to(image.dtype)
+
+
+def _bicubic(start: int, stop: int, num_source: int, num_target: int) -> tuple[int, Tensor]:
+    """(first source pixel, weights (stop-start, source pixels)): Keys' cubic with a = -1/2, widened when reducing."""
+    scale = num_source / num_target
+    support = 2.0 * max(scale, 1.0)
+    centre = (torch.arange(start, stop, dtype=torch.float64) + 0.5) * scale
+    first = max(0, int(centre[0] - support + 0.5))
+    last = min(num_source, int(centre[-1] + support + 0.5))
+    source = torch.arange(first, last, dtype=torch.float64) + 0.5
+    weights = _cubic((source[None, :] - centre[:, None]) / max(scale, 1.0))
+    # As PyTorch and Pillow do it, a pixel's support is cut to whole source pixels.
+    low = (centre - support + 0.5).long().clamp(min=0)[:, None] + 0.5
+    high = (centre + support + 0.5).long().clamp(max=num_source)[:, None] + 0.5
+    weights = torch.where((source >= low) & (source < high), weights, 0.0)
+    return first, weights / weights.sum(1, keepdim=True)
+
+
+def _cubic(x: Tensor) -> Tensor:
+    x = x.abs()
+    near = (1.5 * x - 2.5) * x * x + 1.0
+    far = ((-0.5 * x + 2.5) * x - 4.0) * x + 2.0
+    return torch.where(x < 1, near, torch.where(x < 2, far, 0.0))

@@ -267,8 +267,8 @@ class Session:
         for other_step, other_ids in reports:
             if other_step == step and other_ids is not ids:
                 ids = sorted({*ids, *other_ids})
+        self.store.wait()  # a checkpoint may still be on its way to the store
         steps = sorted(s for s, complete in self.store._steps().items() if complete)
-        self.store.wait()
         before = f"checkpoint of step {steps[-1]} is kept" if steps else "no checkpoint had been written"
         raise UserError(
             f"{self.context.stage}: the loss is not finite at step {step}; samples: {', '.join(ids)}; {before}. "

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from training.config import STAGES
-from training.engine import _deepspeed_config, accumulation_steps
+from training.engine import accumulation_steps, deepspeed_config
 from training.presets import get_preset
 from training.world import World
 
@@ -28,6 +28,6 @@ def settings() -> dict[str, dict[str, Any]]:
             for size in SIZES:
                 world = World(0, size, 0, torch.device("cuda"))
                 config = preset.stage(stage)
-                made = _deepspeed_config(config, world, accumulation_steps(config, world))
+                made = deepspeed_config(config, world, accumulation_steps(config, world))
                 found[f"{name}-{stage}-{size}gpu"] = made
     return found

@@ -116,7 +116,7 @@ class DeepSpeedEngine:
         backend = "nccl" if world.device.type == "cuda" else "gloo"
         deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
         self._engine, *_ = deepspeed.initialize(
-            model=module, optimizer=self._optimizer, config=_deepspeed_config(config, world, accumulation)
+            model=module, optimizer=self._optimizer, config=deepspeed_config(config, world, accumulation)
         )
         self.module = self._engine.module
         if not config.zero_stage and config.precision != "fp32":
@@ -282,7 +282,7 @@ def _import_deepspeed() -> Any:
     return deepspeed
 
 
-def _deepspeed_config(config: StageConfig, world: World, accumulation: int) -> dict[str, Any]:
+def deepspeed_config(config: StageConfig, world: World, accumulation: int) -> dict[str, Any]:
     return {
         "train_batch_size": config.global_batch,
         "train_micro_batch_size_per_gpu": config.global_batch // world.size // accumulation,

@@ -1,5 +1,6 @@
 """`latentzoom upscale` as a person types it: what survives, pipes, folders that continue, and one line for mistakes."""
 
+import functools
 import io
 import subprocess
 import sys
@@ -29,6 +30,7 @@ def picture(height=11, width=17, mode="RGB", seed=0):
     return Image.fromarray(pixels.squeeze())
 
 
+@functools.cache  # it holds the time it was made
 def rgb_profile():
     return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 

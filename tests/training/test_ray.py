@@ -211,7 +211,7 @@ def test_elastic_run_shrinks_with_the_cluster_and_grows_back(
     from ray.cluster_utils import Cluster
 
     ray.shutdown()
-    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "30")
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "60")
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     monkeypatch.setenv("RAY_ADDRESS", cluster.address)
     run_dir, seen = tmp_path / "run", []
@@ -224,15 +224,24 @@ def test_elastic_run_shrinks_with_the_cluster_and_grows_back(
         nodes.append(_join(cluster.address))
         _wait_for_workers(run_dir, 2)
         seen.extend(sizes(run_dir))
-        while not over.wait(0.5):  # all has been seen: use up the failures that the run may have
+        # All has been seen: use up the failures that the run may have. A worker that dies before it trains counts as
+        # none of them, so each kill waits until the run has moved on.
+        position = -1
+        while not over.wait(0.5):
+            if (run_dir / "metrics.jsonl").stat().st_size == position:
+                continue
             for worker in training_workers():
                 with contextlib.suppress(psutil.NoSuchProcess):
                     worker.kill()
+            position = (run_dir / "metrics.jsonl").stat().st_size
 
     over = threading.Event()
     director = threading.Thread(target=scenario, daemon=True)
     try:
         start_ray()
+        deadline = time.monotonic() + 120
+        while ray.cluster_resources().get("CPU", 0) < 2 and time.monotonic() < deadline:
+            time.sleep(0.2)  # the second node is still joining
         director.start()
         start(
             shop,
@@ -240,7 +249,7 @@ def test_elastic_run_shrinks_with_the_cluster_and_grows_back(
             "steps=1000000",
             "checkpoint_every=10",
             num_workers=(1, 2),
-            resize_interval_s=5.0,
+            resize_interval_s=30.0,  # longer than a start takes, or it would be resized again and again
             max_failures=2,
         )
     except Exception as error:
@@ -262,10 +271,10 @@ def _join(address: str) -> subprocess.Popen[bytes]:
 
 
 def _wait_for_workers(run_dir: Path, num: int) -> None:
-    """Until the run goes on with `num` workers, past a checkpoint that they wrote."""
+    """Until the newest checkpoint was written by `num` workers."""
     deadline = time.monotonic() + 400
     while time.monotonic() < deadline:
-        for manifest in sorted((run_dir / "checkpoints").glob("step-*/manifest.json")):
+        for manifest in sorted((run_dir / "checkpoints").glob("step-*/manifest.json"))[-1:]:  # older ones stay a while
             with contextlib.suppress(FileNotFoundError):  # pruned meanwhile
                 if json.loads(manifest.read_text())["world_size"] == num:
                     return

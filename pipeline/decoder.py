@@ -111,8 +111,9 @@ class ImplicitDecoder(nn.Module):
         if chunk is not None and chunk < 1:
             raise UserError(f"chunk = {chunk} is not allowed; use at least 1 pixel")
         cells = cells or (table.shape[1], table.shape[2])
-        rows = axis_range(y0, y1, size[0], cells[0], dtype=table.dtype, device=table.device).shifted(origin[0])
-        cols = axis_range(x0, x1, size[1], cells[1], dtype=table.dtype, device=table.device).shifted(origin[1])
+        dtype = torch.promote_types(table.dtype, torch.float32)
+        rows = axis_range(y0, y1, size[0], cells[0], dtype=dtype, device=table.device).shifted(origin[0])
+        cols = axis_range(x0, x1, size[1], cells[1], dtype=dtype, device=table.device).shifted(origin[1])
         return self.head.grid(table, rows, cols, chunk=chunk)
 
     def query(self, features: Tensor, size: Size, index_y: Tensor, index_x: Tensor) -> Tensor:

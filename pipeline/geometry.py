@@ -36,6 +36,11 @@ class Axis:
     weight_upper: Tensor  # (...) float
     cell: float
 
+    def to(self, dtype: torch.dtype) -> Axis:
+        """Coordinates and weights in another precision."""
+        fields = ("rel_lower", "rel_upper", "weight_lower", "weight_upper")
+        return replace(self, **{name: getattr(self, name).to(dtype) for name in fields})
+
     def narrow(self, start: int, stop: int) -> Axis:
         """Positions start..stop-1 of the first dimension."""
         return self._indexed(slice(start, stop))

@@ -58,6 +58,7 @@ class LightHead(nn.Module):
             layers = [cast(nn.Linear, layer) for layer in self.hidden]
             part = max(1, chunk // torch.get_num_threads()) if chunk else CPU_CHUNK
             return cpu.render_light(table, rows, cols, layers, self.out, shift, part)
+        rows, cols = rows.to(table.dtype), cols.to(table.dtype)
         chunk = chunk or (CUDA_CHUNK if table.is_cuda else CPU_CHUNK)
         num_rows = max(1, chunk // (len(cols) * table.shape[0]))
         evaluate = partial(self._rows, cols=cols)

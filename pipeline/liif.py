@@ -10,7 +10,10 @@ cells (y, x). Three things make it fast without changing the function:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import importlib.util
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import cast
 
 import torch
@@ -63,6 +66,11 @@ class LiifHead(nn.Module):
                 self._position(),
                 max(1, chunk // num_threads) if chunk else CPU_CHUNK,
             )
+        if table.is_cuda and not with_grad and chunk is None:
+            image = self._fused(table, rows, cols)
+            if image is not None:
+                return image
+        rows, cols = rows.to(table.dtype), cols.to(table.dtype)
         chunk = chunk or (CUDA_CHUNK if table.is_cuda else GRADIENT_CHUNK if with_grad else CPU_CHUNK)
         chunk = max(1, chunk // table.shape[0])
         num_cols = min(len(cols), chunk)
@@ -82,6 +90,17 @@ class LiifHead(nn.Module):
                     strip.append(checkpoint(self._block, table, block_rows, block_cols, use_reentrant=False))
             strips.append(strip)
         return image if image is not None else torch.cat([torch.cat(strip, dim=3) for strip in strips], dim=2)
+
+    def _fused(self, table: Tensor, rows: Axis, cols: Axis) -> Tensor | None:
+        """The Triton kernel's image, or None where there is none for this shape or machine."""
+        if importlib.util.find_spec("triton") is None:
+            return None
+        from pipeline.kernels import liif_triton
+
+        if not liif_triton.supports(table, self.depth):
+            return None
+        render = partial(liif_triton.render_liif, table, rows, cols)
+        return _try_kernel(partial(render, self._later_layers(), self.out, self._position()))
 
     def points(self, table: Tensor, rows: Axis, cols: Axis) -> Tensor:
         """Single pixels: table (B,h,w,D), axes with fields (B,Q) → (B,3,Q)."""
@@ -136,3 +155,21 @@ class LiifHead(nn.Module):
                 hidden = layer(hidden).relu_()
         blended = (hidden.reshape(4, -1, self.width) * weight[:, :, None]).sum(0)
         return self.out(blended)
+
+
+_kernel_failed = False
+
+
+def _try_kernel(render: Callable[[], Tensor]) -> Tensor | None:
+    """The kernel's result; None, with one warning, once it has failed on this machine. Lack of memory is raised."""
+    global _kernel_failed
+    if _kernel_failed:
+        return None
+    try:
+        return render()
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # compilers and drivers raise all kinds
+        _kernel_failed = True
+        warnings.warn(f"the Triton kernel does not run here, decoding without it: {error}", stacklevel=2)
+        return None

@@ -1,0 +1,59 @@
+"""The Triton kernel in Triton's interpreter, against the plain path; and that a missing kernel is never an error."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline import liif
+from pipeline.liif import LiifHead
+
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed (it comes with CUDA builds of torch)")
+
+
+@needs_triton
+def test_kernel_in_the_interpreter() -> None:
+    """In a process of its own: whether kernels are interpreted is decided when Triton is imported."""
+    run = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("interpret_kernel.py"))], capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert run.stdout.strip().endswith("cases agree")
+
+
+@pytest.mark.gpu
+@needs_triton
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_kernel_on_a_gpu(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    head = LiifHead(128, 256, 4).cuda().eval()
+    features = torch.randn(2, 128, 16, 12, device="cuda")
+    from pipeline.geometry import axis_range
+
+    rows = axis_range(3, 90, 100, 16, dtype=torch.float32, device=features.device)
+    cols = axis_range(0, 77, 77, 12, dtype=torch.float32, device=features.device)
+    with torch.no_grad():
+        expected = head._block(head.table(features), rows, cols)
+        image = head.to(dtype).grid(head.table(features.to(dtype)), rows, cols)
+    assert image.dtype == dtype
+    allowed = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}[dtype]
+    assert float((image - expected).abs().max()) < allowed
+
+
+def test_a_kernel_that_fails_gives_way_to_the_plain_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> torch.Tensor:
+        raise RuntimeError("out of resources")
+
+    monkeypatch.setattr(liif, "_kernel_failed", False)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        assert liif._try_kernel(broken) is None
+        assert liif._try_kernel(broken) is None
+    assert len(seen) == 1 and "out of resources" in str(seen[0].message)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import math
 import os
+import secrets
 import sys
 import time
 from collections.abc import Iterator
@@ -33,7 +34,8 @@ class Arguments:
 
 def main(argv: list[str]) -> int:
     arguments = tyro.cli(Arguments, prog="latentzoom demo", args=argv)
-    os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+    if not {"RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # for this run alone: none is left in the home folder
     from orchestration.demo import open_demo, steps
     from orchestration.ray_train import start_ray
     from orchestration.steps import run_steps, statuses

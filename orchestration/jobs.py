@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import shlex
 import sys
 import time
@@ -26,6 +27,7 @@ EXCLUDED = [".git/", ".venv/", "build/", "dist/", "demo/", "tests/", "shards/", 
 """Not sent with the working folder: the cluster's image has the environment, and data travels by URL."""
 _SECRET = ("PASSWORD", "PASSWD", "SECRET", "TOKEN", "CREDENTIAL", "API_KEY", "ACCESS_KEY")
 STOPPED = 130
+_EXCEPTION_LINE = re.compile(r"^[\w.]*(Error|Exception): ")
 
 
 def default_address(address: str = "") -> str:
@@ -191,5 +193,8 @@ def table(jobs: Sequence[JobDetails]) -> str:
 
 
 def _first_line(error: BaseException) -> str:
+    """What happened: of an answer that carries a whole traceback that is the traceback's own message line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if any("Traceback" in line for line in lines):
+        lines = [line for line in lines if _EXCEPTION_LINE.match(line) and "Traceback" not in line][-1:] or lines[-1:]
     return lines[0][:300] if lines else type(error).__name__

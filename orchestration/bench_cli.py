@@ -16,13 +16,7 @@ from orchestration.bench import Options, Results, Row, compare, load_results, ma
 from pipeline.errors import UserError
 
 PARTS: dict[str, tuple[str, str]] = {
-    "preprocess": ("orchestration.bench_rooms", "bench_preprocess"),
-    "stage1": ("orchestration.bench_rooms", "bench_stage1"),
-    "stage2": ("orchestration.bench_rooms", "bench_stage2"),
-    "sampling": ("orchestration.bench_sampling", "bench_sampling"),
     "decode": ("orchestration.bench_decode", "bench_decode"),
-    "kernel": ("orchestration.bench_kernel", "bench_kernel"),
-    "sr": ("orchestration.bench_sampling", "bench_sr"),
 }
 """Part → (module, function from `Options` to rows)."""
 
@@ -33,7 +27,7 @@ class Arguments:
     in the same run. With --compare, exit status 1 says that something got more than 10 % worse."""
 
     only: tuple[str, ...] = ()
-    """Parts to measure: preprocess, stage1, stage2, sampling, decode, kernel, sr (default: all)."""
+    """Parts to measure: decode, sampling, sr, preprocess, stage1, stage2 (default: all)."""
     json: Path | None = None
     """Also write the figures here."""
     compare: tuple[Path, ...] = ()

@@ -71,26 +71,6 @@ def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys, arguments, words):
     assert words in capsys.readouterr().err
 
 
-QUICK = ["--quick", "--width", "0.05", "--rounds", "1", "--threads", "1", "--device", "cpu"]
-
-
-def test_sampling_and_sr_are_measured(tmp_path, capsys):
-    assert main(["bench", "--only", "sampling", "sr", "kernel", *QUICK, "--json", str(tmp_path / "a")]) == 0
-    rows = load_results(tmp_path / "a").rows
-    assert {row.part for row in rows} == {"sampling", "sr", "kernel"}
-    assert all(row.ratio > 0 and row.seconds > 0 for row in rows if row.part != "kernel")
-    (sr,) = [row for row in rows if row.part == "sr"]
-    assert sr.ratio > 1  # 20 steps against 200
-
-
-@pytest.mark.slow
-def test_the_other_rooms_are_measured(tmp_path, capsys):
-    assert main(["bench", "--only", "preprocess", "stage1", "stage2", *QUICK, "--json", str(tmp_path / "a")]) == 0
-    rows = {(row.part, row.name): row for row in load_results(tmp_path / "a").rows}
-    assert rows["preprocess", "whole command"].rate > 0 and rows["preprocess", "load latents"].rate > 0
-    assert rows["stage2", "straightforward step"].ratio == 1.0 and rows["stage2", "cached step"].ratio > 0
-
-
 def test_parts_exist():
     for module, function in bench_cli.PARTS.values():
         assert callable(getattr(__import__(module, fromlist=[function]), function))

@@ -39,10 +39,11 @@ class LatentZoom:
         self.autoencoder = bundle.autoencoder.to(self.device, dtype).eval()
         self.decoder = bundle.decoder.to(self.device, dtype).eval() if bundle.decoder is not None else None
         self.denoiser = bundle.denoiser.to(self.device, dtype).eval() if bundle.denoiser is not None else None
-        if self.device.type == "cuda":  # convolutions of half precision run fastest so
-            for part in (self.autoencoder, self.decoder, self.denoiser):
-                if part is not None:
-                    part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        # Convolutions run faster so: on a CPU the denoiser by a tenth, on CUDA all of them in half precision.
+        is_cuda = self.device.type == "cuda"
+        for part in (self.denoiser, self.autoencoder if is_cuda else None, self.decoder if is_cuda else None):
+            if part is not None:
+                part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._run_denoiser: Callable[..., Tensor] | None = self.denoiser
 
     @classmethod

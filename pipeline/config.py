@@ -72,8 +72,9 @@ class AutoencoderConfig:
 class DecoderConfig:
     """Implicit neural decoder ND = f_theta ∘ D_phi, paper eq. (6).
 
-    kind "liif": the paper's MLP over (feature, relative coordinate, cell), 4-corner ensemble.
-    kind "light": a narrow MLP whose weights are modulated from latent resolution (LMF, He & Jin, CVPR 2024).
+    kind "liif": the paper's MLP over (feature, relative coordinate, cell), 4-corner ensemble; mlp_width × mlp_depth.
+    kind "light": a narrow MLP on fields kept at latent resolution (in the spirit of LMF, He & Jin, CVPR 2024);
+    light_width × light_depth. The sizes of the kind that is not chosen have no effect.
     D_phi mirrors the autoencoder's decoder; base_width, width_mult, num_res_blocks are its own so that it can be
     narrower than the autoencoder.
     """
@@ -87,11 +88,13 @@ class DecoderConfig:
     norm_groups: int = 32
     mlp_width: int = 256
     mlp_depth: int = 4
+    light_width: int = 64
+    light_depth: int = 3
 
     def __post_init__(self) -> None:
         _require(self.kind in ("liif", "light"), "decoder.kind", self.kind, "'liif' or 'light'")
-        _require(self.mlp_width >= 1, "decoder.mlp_width", self.mlp_width, "at least 1")
-        _require(self.mlp_depth >= 1, "decoder.mlp_depth", self.mlp_depth, "at least 1")
+        for name in ("mlp_width", "mlp_depth", "light_width", "light_depth"):
+            _require(getattr(self, name) >= 1, f"decoder.{name}", getattr(self, name), "at least 1")
         for width in self.widths:
             _require(
                 width > 0 and width % self.norm_groups == 0,

@@ -74,7 +74,7 @@ class ImplicitDecoder(nn.Module):
         if config.kind == "liif":
             self.head = LiifHead(config.widths[0], config.mlp_width, config.mlp_depth)
         else:
-            self.head = LightHead(config.widths[0], config.mlp_width, config.mlp_depth)
+            self.head = LightHead(config.widths[0], config.light_width, config.light_depth)
 
     def features(self, latent: Tensor) -> Tensor:
         """D_phi: unscaled latent (B,C,h,w) → features (B,ch,h,w). Raises `UserError` on wrong channels or NaN."""

@@ -41,7 +41,9 @@ def small_config(task: str = "generation", decoder: str = "liif") -> ModelConfig
             num_res_blocks=1,
             norm_groups=4,
             mlp_width=24,
-            mlp_depth=4 if decoder == "liif" else 3,
+            mlp_depth=4,
+            light_width=24,
+            light_depth=3,
         ),
         denoiser=DenoiserConfig(
             base_width=16, width_mult=(1, 2), num_res_blocks=1, attention_factors=(2,), head_channels=8, norm_groups=4

@@ -41,7 +41,7 @@ def test_autoencoder_begins_as_a_thumbnail_codec(kind):
 def test_decoder_begins_as_bilinear_interpolation(kind):
     torch.manual_seed(0)
     config = DecoderConfig(
-        kind=kind, base_width=16, width_mult=(1, 2), num_res_blocks=1, norm_groups=2, mlp_width=24, mlp_depth=3
+        kind=kind, base_width=16, width_mult=(1, 2), num_res_blocks=1, norm_groups=2, mlp_width=24, light_width=24
     )
     decoder = ImplicitDecoder(config, 3).eval()
     initialise_decoder(decoder)

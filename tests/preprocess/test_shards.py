@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 import webdataset as wds
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.autoencoders.vq_model import VQModel
 from PIL import Image
 
 from pipeline.errors import UserError
@@ -137,3 +139,20 @@ def test_changed_sources_are_refused_by_name(config, pictures):
     (pictures / "007.png").write_bytes((pictures / "006.png").read_bytes() + b" ")
     with pytest.raises(UserError, match="changed images: 007.png"):
         preprocess(config)
+
+
+@pytest.mark.parametrize("kind", ["kl", "vq"])
+def test_latents_of_a_diffusers_folder_are_what_diffusers_computes(config, tmp_path, kind):
+    torch.manual_seed(0)
+    blocks = {
+        "down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2,
+        "block_out_channels": (8, 8), "latent_channels": 3, "norm_num_groups": 4,
+    }  # fmt: skip
+    theirs = AutoencoderKL(**blocks) if kind == "kl" else VQModel(**blocks, num_vq_embeddings=20)
+    theirs.eval().save_pretrained(tmp_path / "autoencoder")
+    preprocess(config.replace(autoencoder=str(tmp_path / "autoencoder"), dtype="float32"))
+    for batch in _all_batches(config.dest, batch_size=4, flip=False, pixels=True, latents=True):
+        with torch.no_grad():
+            encoded = theirs.encode(batch.pixels.float() / 127.5 - 1)
+        expected = encoded.latent_dist.parameters if kind == "kl" else encoded.latents
+        torch.testing.assert_close(batch.latents, expected, atol=1e-5, rtol=1e-5)

@@ -49,6 +49,14 @@ def test_one_and_three_workers_one_killed_make_the_bytes_of_none(config, picture
     assert read_tree(tmp_path / "three") == expected
 
 
+def test_eight_workers_make_the_bytes_of_none(config, autoencoder, tmp_path):
+    config = config.replace(samples_per_shard=1, flips=True)
+    preprocess(config, autoencoder=autoencoder)
+    eight = config.replace(dest=str(tmp_path / "eight"), workers=8, cpus_per_worker=0.125)
+    preprocess(eight, autoencoder=autoencoder)
+    assert read_tree(tmp_path / "eight") == read_tree(Path(config.dest))
+
+
 def test_a_bad_image_in_a_worker_is_the_same_one_line(config, pictures):
     (pictures / "zz.png").write_bytes(b"junk")
     with pytest.raises(UserError, match=r"^zz.png cannot be used \(not_an_image"):

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
 from orchestration import registry, tracking
-from orchestration.evaluation_chunk import Arrays, ChunkWorker, concatenate
+from orchestration.evaluation_chunk import Arrays, ChunkWorker
 from orchestration.evaluation_data import Pictures, open_pictures
 from orchestration.evaluation_networks import FEATURE_FIGURES
 from orchestration.evaluation_spec import EvaluationSpec, spec_to_dict
+from orchestration.evaluation_store import ChunkStore
 from orchestration.report import Figure, Report
 from pipeline import storage
 from pipeline.errors import UserError
@@ -50,7 +50,7 @@ def evaluate(
     started = time.monotonic()
     bundle = registry.resolve(model, tracking_uri=tracking_uri)
     config = registry.verify_bundle(bundle)
-    pictures = open_pictures(data, spec.split)
+    pictures = open_pictures(storage.absolute(data), spec.split)
     identity = str(config["autoencoder_identity"])
     if pictures.encoder_identity not in (None, identity):
         raise UserError(
@@ -62,14 +62,27 @@ def evaluate(
     chunks = [(start, min(start + spec.chunk_size, num)) for start in range(0, num, spec.chunk_size)]
     with tempfile.TemporaryDirectory(prefix="latentzoom-evaluate-") as scratch:
         folder = storage.join(work_dir or scratch, "chunks", spec.fingerprint(digest, pictures.digest)[:16])
-        todo = [chunk for chunk in chunks if not storage.exists(_chunk_url(folder, chunk))]
-        done = sum(stop - start for start, stop in chunks if (start, stop) not in todo)
+        store = ChunkStore(folder, chunks, storage.join(scratch, "copies"))
+        todo = store.missing()
+        if num_workers and todo:
+            from orchestration.evaluation_ray import Model, compute_on_ray
+
+            found = Model(
+                uri=model if model.startswith("models:/") else storage.absolute(model),
+                tracking_uri=tracking.tracking_uri(tracking_uri),
+                digest=digest,
+            )
+            computed = compute_on_ray(spec, found, pictures, todo, num_workers, device)
+        else:
+            computed = _compute_here(spec, str(bundle), pictures, todo, device)
+        done = num - sum(stop - start for start, stop in todo)
         with Progress(f"evaluate {spec.task}", num, "samples", initial=done) if progress else _Silent() as bar:
-            for chunk, arrays in _compute(spec, str(bundle), pictures, todo, num_workers, device):
-                storage.write_bytes(_chunk_url(folder, chunk), _pack(arrays))
+            for chunk, arrays in computed:
+                store.write(chunk, arrays)
                 bar.update(chunk[1] - chunk[0])
-        arrays = concatenate([_unpack(storage.read_bytes(_chunk_url(folder, chunk))) for chunk in chunks])
-    figures, notes = reduce(spec, arrays)
+        store.open()
+        figures, notes = reduce(spec, store)
+        strips = {key: store[key] for key in store if key.startswith("picture|")}
     if num < spec.num:
         notes.append(f"{spec.num} samples were asked for; the data has {pictures.num}.")
     report = Report(
@@ -90,19 +103,21 @@ def evaluate(
         seconds=round(time.monotonic() - started, 1),
         spec=spec_to_dict(spec),
     )
-    return report, {k: v for k, v in arrays.items() if k.startswith("picture|")}
+    return report, strips
 
 
-def reduce(spec: EvaluationSpec, arrays: Arrays) -> tuple[list[Figure], list[str]]:
-    """Arrays of all samples → figures with intervals, and notes about what could not be measured."""
+def reduce(spec: EvaluationSpec, arrays: Mapping[str, np.ndarray]) -> tuple[list[Figure], list[str]]:
+    """Arrays of all samples → figures with intervals, and notes about what could not be measured.
+
+    One array, or one pair of feature arrays, is asked for at a time."""
     from orchestration.evaluation_networks import describe
 
     protocols, notes = describe(spec)
     figures = []
-    for key, values in arrays.items():
+    for key in arrays:
         kind, *parts = key.split("|")
         if kind == "value":
-            figures.append(_mean_figure(parts[0], parts[1], parts[2], values, protocols, spec.seed))
+            figures.append(_mean_figure(parts[0], parts[1], parts[2], arrays[key], protocols, spec.seed))
     for network in FEATURE_FIGURES:
         for key in [k for k in arrays if k.startswith(f"feature|{network}|real|")]:
             setting = key.rsplit("|", 1)[1]
@@ -178,34 +193,13 @@ def _subset_mmd(real: np.ndarray, fake: np.ndarray) -> float:
     return polynomial_mmd(real[:5000], fake[:5000])
 
 
-def _compute(
-    spec: EvaluationSpec, bundle: str, pictures: Pictures, todo: list[tuple[int, int]], num_workers: int, device: str
+def _compute_here(
+    spec: EvaluationSpec, bundle: str, pictures: Pictures, todo: list[tuple[int, int]], device: str
 ) -> Iterator[tuple[tuple[int, int], Arrays]]:
-    if not todo:
-        return
-    if num_workers > 0:
-        from orchestration.evaluation_ray import compute_on_ray
-
-        yield from compute_on_ray(spec, bundle, pictures, todo, num_workers, device)
-        return
-    worker = ChunkWorker(spec, bundle, pictures, device)
-    for chunk in todo:
-        yield chunk, worker.run(*chunk)
-
-
-def _chunk_url(folder: str, chunk: tuple[int, int]) -> str:
-    return storage.join(folder, f"{chunk[0]:08d}-{chunk[1]:08d}.npz")
-
-
-def _pack(arrays: Arrays) -> bytes:
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)  # type: ignore[arg-type]
-    return buffer.getvalue()
-
-
-def _unpack(data: bytes) -> Arrays:
-    with np.load(io.BytesIO(data), allow_pickle=False) as file:
-        return {key: file[key] for key in file.files}
+    if todo:
+        worker = ChunkWorker(spec, bundle, pictures, device)
+        for chunk in todo:
+            yield chunk, worker.run(*chunk)
 
 
 class _Silent:

@@ -11,7 +11,7 @@ import numpy as np
 
 from pipeline.errors import UserError
 
-_BLOCK = 2048
+_BLOCK = 512
 
 
 @dataclass(frozen=True)

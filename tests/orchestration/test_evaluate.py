@@ -8,11 +8,14 @@ from tiny_bundle import make_bundle
 
 from orchestration.evaluate import evaluate
 from orchestration.evaluation_spec import EvaluationSpec
+from orchestration.evaluation_store import ChunkStore
 from orchestration.report import Report
 from pipeline.errors import UserError
 from pipeline.images import from_uint8, to_uint8
 from pipeline.metrics.psnr import psnr
 from pipeline.model import LatentZoom
+from preprocess.config import PreprocessConfig
+from preprocess.run import preprocess
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +99,31 @@ def test_an_interrupted_evaluation_continues(data, bundles, tmp_path, monkeypatc
     monkeypatch.setattr(module.ChunkWorker, "run", lambda self, a, b: seen.append(a) or original(self, a, b))
     again, _ = evaluate(bundles["sr"], data, spec, work_dir=str(tmp_path), progress=False)
     assert seen == [0, 2, 4] and values(again) == values(expected)
+
+
+@pytest.mark.parametrize("is_remote", [False, True])
+def test_arrays_are_read_when_asked_for_and_none_is_kept(tmp_path, is_remote):
+    folder = f"memory://{tmp_path}/chunks" if is_remote else str(tmp_path / "chunks")
+    store = ChunkStore(folder, [(0, 2), (2, 4), (4, 5)], tmp_path / "copies")
+    features = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+    assert store.missing() == [(0, 2), (2, 4), (4, 5)]
+    for start, stop in reversed(store.missing()):
+        store.write((start, stop), {"feature": features[start:stop], f"picture|{start}": np.full((2, 2), start)})
+    assert store.missing() == []
+    store.open()
+    assert sorted(store) == ["feature", "picture|0", "picture|2", "picture|4"]
+    assert np.array_equal(store["feature"], features) and store["feature"] is not store["feature"]
+    assert np.array_equal(store["picture|2"], np.full((2, 2), 2))
+
+
+def test_data_encoded_by_another_autoencoder_is_refused(data, bundles, tmp_path):
+    other = make_bundle(tmp_path / "other", seed=5)
+    config = PreprocessConfig(source_url=data, dest=str(tmp_path / "shards"), size=32, batch_size=4, encode_threads=1)
+    preprocess(config, autoencoder=other)
+    spec = EvaluationSpec(task="reconstruction", split="train", num=1)
+    with pytest.raises(UserError, match="was encoded by autoencoder .* but the model's is .* preprocess again"):
+        evaluate(bundles["generation"], config.dest, spec, progress=False)
+    evaluate(other, config.dest, spec, progress=False)
 
 
 def test_fixed_truth_handles_pictures_of_any_shape(bundles, tmp_path):

@@ -30,13 +30,15 @@ SR = ["--task", "sr", "--scales", "2,4", "--sr-mode", "fixed-input", "--steps", 
 def test_the_whole_life_of_a_model(work, capsys):
     make_bundle(work / "one", seed=1, task="sr")
     make_bundle(work / "two", seed=2, task="sr")
-    assert main(["evaluate", "--model", "one", *SR, "--out", "e1"]) == 0
+    assert main(["evaluate", "--model", "one", *SR, "--out", "e1", "--speed"]) == 0
     out = capsys.readouterr().out
     assert "lpips_random_vgg" in out and "stands in" in out
     assert {p.name for p in (work / "e1").iterdir()} >= {
         "report.json", "report.md", "report.html", "strip-x2.png", "plot-psnr_rgb.png"
     }  # fmt: skip
-    assert load_report("e1/report.json").get("psnr_rgb", "x4").num == 3
+    report = load_report("e1/report.json")
+    assert report.get("psnr_rgb", "x4").num == 3
+    assert report.get("fps", "x2").value > 0 and "sampling with" in report.get("peak_memory_mb", "x4").protocol
 
     assert main(["register", "one", "faces", "--report", "e1/report.json"]) == 0
     assert main(["promote", "faces"]) == 0

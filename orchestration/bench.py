@@ -1,4 +1,7 @@
-"""Benchmark results: rows, the table that people read, the JSON that is kept, and the comparison of two of them."""
+"""Benchmark results: rows, the table that people read, the JSON that is kept, and the comparison of two of them.
+
+How rows are measured is in bench_measure.py, what is measured in bench_decode.py and the other bench_*.py.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,6 @@ import dataclasses
 import json
 import os
 import platform
-import statistics
-import time
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from pipeline.errors import UserError
 
 TOLERANCE = 0.10
 """A rate or ratio lower, or peak memory higher, by more than this share is a regression."""
+PSNR_TOLERANCE = 0.05
+"""So is a PSNR lower by more than this, in dB."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,12 +36,13 @@ class Row:
     memory_mb: float | None = None
     """Peak memory beyond what stood before: of the process on a CPU, of the device on CUDA."""
     share_of_peak: float | None = None
-    """Share of the device's measured matrix product rate that the method's own operations reach."""
+    """Share of the device's measured matrix product rate that the matrix products, convolutions and attention reach.
+    In decoding the method's own count, not what the straightforward way repeats."""
     ratio: float | None = None
     max_difference: float | None = None
-    """Largest difference to the float32 reference, in units of [-1, 1]."""
+    """Largest difference to the float32 reference, in units of [-1, 1]; of latents, in their standard deviations."""
     psnr_change: float | None = None
-    """dB lost against a picture that is 30 dB from the reference."""
+    """What the difference changes a PSNR of 30 dB by, in dB."""
     note: str = ""
 
 
@@ -79,6 +82,8 @@ class Results:
         widths = [max(len(line[i]) for line in [head, *lines]) for i in range(len(head))]
         texts = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in [head, *lines]]
         notes = [f"{row.part} {row.name}: {row.note}" for row in self.rows if row.note]
+        if peak := self.machine.get("matrix_gmacs"):
+            notes.insert(0, f"of peak: of {_short(peak)} GMAC/s, the rate of large matrix products, measured first")
         return "\n".join([*texts, *notes])
 
     def save(self, file: Path) -> None:
@@ -129,14 +134,24 @@ def compare(old: Results, new: Results, tolerance: float = TOLERANCE) -> tuple[l
             )
             num_worse += verdict == "REGRESSION"
             lines.append(f"{verdict:10} {row.part} {row.name}: {field} {_short(a)} → {_short(b)} ({change:+.0%})")
+        if row.psnr_change is not None and row.psnr_change < (earlier.psnr_change or 0.0) - PSNR_TOLERANCE:
+            num_worse += 1
+            lines.append(f"REGRESSION {row.part} {row.name}: PSNR {row.psnr_change:+.3f} dB")
     lines += [f"missing    {part} {name}" for part, name in before]
     return lines, num_worse
 
 
 def machine(options: Options) -> dict[str, Any]:
-    """What the figures depend on besides the code. `busy` is the load when the run began, in processes a core."""
-    device = torch.device(options.device)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    """What the figures depend on besides the code. `busy` is the load when the run began, in processes a core. Raises
+    `UserError` for a device that is not there."""
+    try:
+        device = torch.device(options.device)
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    except (RuntimeError, AssertionError) as error:  # what PyTorch raises depends on its build
+        reason = str(error).splitlines()[0]
+        raise UserError(f"device {options.device!r} is not there ({reason}); use cpu, cuda, or cuda:1") from error
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"device {options.device!r} is not measured; use cpu, cuda, or cuda:1")
     return {
         "device": name,
         "cores": os.cpu_count(),
@@ -149,43 +164,8 @@ def machine(options: Options) -> dict[str, Any]:
     }
 
 
-def alternate(runs: Mapping[str, Callable[[], object]], rounds: int, device: str) -> dict[str, float]:
-    """Median seconds of each run. One of each to warm up, then in turn, so that a change in the machine's speed
-    meets them all."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(rounds + 1):
-        for name, run in runs.items():
-            _wait(device)
-            start = time.perf_counter()
-            run()
-            _wait(device)
-            if turn:
-                seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
-
-
-def matrix_peak(options: Options, dtype: torch.dtype) -> float:
-    """Multiply-accumulates a second of large matrix products: the best of a few sizes, measured here and now."""
-    best = 0.0
-    for side in (512, 1024, 2048) if options.device == "cpu" else (4096, 8192):
-        a, b = (torch.randn(side, side, device=options.device).to(dtype) for _ in range(2))
-        product = torch.empty_like(a)
-        for _ in range(8):  # the fastest counts: other programs only ever make it slower
-            _wait(options.device)
-            start = time.perf_counter()
-            torch.mm(a, b, out=product)
-            _wait(options.device)
-            best = max(best, side**3 / (time.perf_counter() - start))
-    return best
-
-
-def _wait(device: str) -> None:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize(device)
-
-
 def _identity(facts: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in facts.items() if key not in ("busy", "torch")}
+    return {key: value for key, value in facts.items() if key not in ("busy", "torch", "matrix_gmacs")}
 
 
 def _processor() -> str:

@@ -13,12 +13,19 @@ import torch
 import tyro
 
 from orchestration.bench import Options, Results, Row, compare, load_results, machine
+from orchestration.bench_measure import matrix_peak
 from pipeline.errors import UserError
 
 PARTS: dict[str, tuple[str, str]] = {
+    "preprocess": ("orchestration.bench_preprocess", "bench_preprocess"),
+    "stage1": ("orchestration.bench_training", "bench_stage1"),
+    "stage2": ("orchestration.bench_training", "bench_stage2"),
+    "sampling": ("orchestration.bench_sampling", "bench_sampling"),
     "decode": ("orchestration.bench_decode", "bench_decode"),
+    "kernel": ("orchestration.bench_kernel", "bench_kernel"),
+    "sr": ("orchestration.bench_sampling", "bench_sr"),
 }
-"""Part → (module, function from `Options` to rows)."""
+"""Part → (module, function from `Options` and the measured matrix rate to rows)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +34,7 @@ class Arguments:
     in the same run. With --compare, exit status 1 says that something got more than 10 % worse."""
 
     only: tuple[str, ...] = ()
-    """Parts to measure: decode, sampling, sr, preprocess, stage1, stage2 (default: all)."""
+    """Parts to measure: preprocess, stage1, stage2, sampling, decode, kernel, sr (default: all)."""
     json: Path | None = None
     """Also write the figures here."""
     compare: tuple[Path, ...] = ()
@@ -80,14 +87,15 @@ def run(options: Options, parts: tuple[str, ...]) -> Results:
     torch.set_num_threads(options.threads)
     rows: list[Row] = []
     try:
+        peak = matrix_peak(options)
         for part in parts:
             print(f"bench: {part} ...", file=sys.stderr, flush=True)
             module, name = PARTS[part]
-            measure: Callable[[Options], list[Row]] = getattr(import_module(module), name)
-            rows += measure(options)
+            measure: Callable[[Options, float], list[Row]] = getattr(import_module(module), name)
+            rows += measure(options, peak)
     finally:
         torch.set_num_threads(before)
-    return Results(facts, tuple(rows))
+    return Results({**facts, "matrix_gmacs": round(peak / 1e9, 1)}, tuple(rows))
 
 
 def _report(old: Results, new: Results) -> int:

@@ -15,8 +15,10 @@ from pipeline.errors import UserError
 _RESET = Path("/proc/self/clear_refs")
 
 
-def measure(run: Callable[[], object], *, device: torch.device | str = "cpu", num: int = 3) -> tuple[float, int | None]:
-    """(median seconds, peak bytes) of `num` runs after one to warm up.
+def measure(
+    run: Callable[[], object], *, device: torch.device | str = "cpu", num: int = 3, warm_up: int = 1
+) -> tuple[float, int | None]:
+    """(median seconds, peak bytes) of `num` runs after `warm_up` others.
 
     Memory is what the device allocator held at most on CUDA. On the CPU it is how far the process's resident memory
     rose above where it stood before, as Linux keeps its peak; None on systems that do not.
@@ -25,7 +27,8 @@ def measure(run: Callable[[], object], *, device: torch.device | str = "cpu", nu
         raise UserError(f"num = {num} is not allowed; use at least 1")
     is_cuda = torch.device(device).type == "cuda"
     before = _reset_peak(device, is_cuda)
-    run()
+    for _ in range(warm_up):
+        run()
     seconds = []
     for _ in range(num):
         if is_cuda:

@@ -4,10 +4,14 @@ import dataclasses
 import json
 
 import pytest
+import torch
 
-from orchestration import bench_cli, bench_decode
+import training.bench
+from orchestration import bench_cli, bench_decode, bench_sampling
 from orchestration.bench import Options, Results, Row, compare, load_results
+from orchestration.bench_measure import macs_of, quality
 from orchestration.cli import main
+from training.presets import debug
 
 FACTS = {"device": "d", "cores": 2, "threads": 2, "dtype": "float32", "busy": 0.1}
 
@@ -23,10 +27,11 @@ def test_decode_is_measured_kept_and_compared(tmp_path, capsys, monkeypatch):
     arguments = ["bench", "--only", "decode", "--quick", "--rounds", "1", "--threads", "1"]
     assert main([*arguments, "--json", str(first)]) == 0
     out = capsys.readouterr().out
-    assert "straightforward 512²" in out and "1.00x" in out
+    assert "straightforward 512²" in out and "1.00x" in out and "GMAC/s" in out
     rows = {row.name: row for row in load_results(first).rows}
     assert rows["light 512²"].ratio > 0 and rows["liif 512²"].ratio > 0 and rows["liif 512²"].share_of_peak > 0
-    assert rows["liif 512²"].max_difference < 1e-5 and abs(rows["liif 512²"].psnr_change) < 0.05
+    for name in ("liif 512²", "light 512²"):
+        assert rows[name].max_difference < 1e-5 and abs(rows[name].psnr_change) < 0.05
     data = json.loads(first.read_text())
     for row in data["rows"]:
         row["rate"] *= 2
@@ -63,12 +68,65 @@ def test_other_machines_compare_by_ratio_only():
         (["--only", "speed"], "no part speed"),
         (["--compare", "missing.json"], "cannot read missing.json"),
         (["--threads", "0"], "at least 1"),
+        (["--device", "tpu"], "device 'tpu' is not there"),
+        (["--device", "meta"], "device 'meta' is not measured"),
     ],
 )
 def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys, arguments, words):
     monkeypatch.chdir(tmp_path)
     assert main(["bench", *arguments]) == 2
     assert words in capsys.readouterr().err
+
+
+QUICK = ["--quick", "--width", "0.05", "--rounds", "1", "--threads", "1", "--device", "cpu"]
+
+
+def test_sampling_sr_and_stage_one_are_measured(tmp_path, capsys, monkeypatch):
+    for name, value in (("IMAGE", 32), ("LOW", 4), ("STEPS", 2)):
+        monkeypatch.setattr(bench_sampling, name, value)
+    monkeypatch.setattr(training.bench, "narrow_preset", lambda width, batch: debug())
+    parts = ["sampling", "sr", "stage1", "kernel"]
+    assert main(["bench", "--only", *parts, *QUICK, "--json", str(tmp_path / "a")]) == 0
+    rows = {(row.part, row.name): row for row in load_results(tmp_path / "a").rows}
+    assert {part for part, _ in rows} == set(parts)
+    assert rows.pop(("kernel", "not run")).note == "needs a CUDA device and Triton"
+    assert all(row.ratio > 0 and row.seconds > 0 and 0 < row.share_of_peak < 1 for row in rows.values())
+    assert rows["sampling", "straightforward: ddim 200 steps"].ratio == 1.0
+    assert rows["stage1", "straightforward step"].ratio == 1.0
+    for row in (rows["sampling", "dpm++ 2 steps, batch 1"], rows["sr", "x8 (4² → 32²)"], rows["stage1", "ours step"]):
+        assert 0 < row.max_difference < 1e-3
+    assert abs(rows["sr", "x8 (4² → 32²)"].psnr_change) < 0.05
+
+
+@pytest.mark.slow
+def test_preprocessing_and_stage_two_are_measured(tmp_path, capsys):
+    arguments = ["--quick", "--width", "0.125", "--rounds", "1", "--threads", "1", "--device", "cpu"]
+    assert main(["bench", "--only", "preprocess", "stage2", *arguments, "--json", str(tmp_path / "a")]) == 0
+    rows = {(row.part, row.name): row for row in load_results(tmp_path / "a").rows}
+    for name in ("straightforward", "whole command", "encoder alone", "load latents", "load latents and pixels"):
+        assert rows["preprocess", name].rate > 0
+    assert 0 < rows["preprocess", "whole command"].share_of_peak < 1
+    assert rows["stage2", "straightforward step"].ratio == 1.0 and rows["stage2", "straightforward step"].memory_mb > 0
+    assert rows["stage2", "cached step"].ratio > 0
+
+
+def test_operations_are_counted_with_attention():
+    query, weight = torch.randn(1, 2, 8, 4), torch.randn(6, 4)
+    assert macs_of(lambda: torch.nn.functional.linear(query, weight)) == 2 * 8 * 4 * 6
+    assert macs_of(lambda: torch.nn.functional.scaled_dot_product_attention(query, query, query)) == 2 * 2 * 8 * 8 * 4
+
+
+def test_quality_is_what_the_difference_does_to_a_picture():
+    exact = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    assert quality(exact, exact) == (0.0, 0.0)
+    noise = torch.randn(exact.shape, generator=torch.Generator().manual_seed(2))
+    difference, change = quality(exact, exact + noise * 2 * 10**-1.5)  # as far again: half the signal-to-noise ratio
+    assert difference > 0.1 and change == pytest.approx(-3.0, abs=0.1)
+
+
+def test_lost_quality_is_a_regression():
+    assert compare(results(psnr_change=-0.001), results(psnr_change=-0.04))[1] == 0
+    assert compare(results(psnr_change=-0.001), results(psnr_change=-0.06))[1] == 1
 
 
 def test_parts_exist():

@@ -1,0 +1,78 @@
+"""The fused kernel's launch shapes on this GPU: which cut is fastest, and how far it is from the plain path."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from orchestration.bench import Options, Row
+from orchestration.bench_measure import alternate, observe, quality
+from pipeline.geometry import axis_range
+from pipeline.liif import LiifHead
+
+SIDE = 2048
+CELLS = 64
+_CHECKED_ROWS = 64
+
+
+@torch.inference_mode()
+def bench_kernel(options: Options, peak: float) -> list[Row]:
+    """2048² from 64² at the paper's width, in the dtype of `options`. Without CUDA or Triton: one row that says so.
+
+    Shares of the peak count the products of hidden layers alone (the most of the work, and all that is left of it where
+    the first layer is a table)."""
+    if not options.device.startswith("cuda") or importlib.util.find_spec("triton") is None:
+        return [Row(part="kernel", name="not run", note="needs a CUDA device and Triton")]
+    from pipeline.kernels import liif_triton
+
+    dtype = getattr(torch, options.dtype)
+    torch.manual_seed(0)
+    head = LiifHead(128, 256, 4).to(options.device)
+    features = torch.randn(1, 128, CELLS, CELLS, device=options.device)
+    axis = axis_range(0, SIDE, SIDE, CELLS, dtype=torch.float32, device=features.device)
+    exact = head._block(head.table(features), axis.narrow(0, _CHECKED_ROWS), axis)
+    head = head.to(dtype)
+    table = head.table(features.to(dtype))
+    fixed = (table, axis, axis, head._later_layers(), head.out, head._position())
+    plain = partial(head.grid, table, axis, axis, chunk=1 << 17)
+    runs: dict[str, Callable[[], Tensor]] = {"plain PyTorch path": plain}
+    for launch in liif_triton.LAUNCHES:
+        name = f"{launch.pixels} pixels, {launch.num_warps} warps"
+        runs[name] = partial(liif_triton.render_liif, *fixed, launch=launch)
+    macs = SIDE * SIDE * 4 * (head.depth - 1) * head.width**2
+    return _rows(options, runs, exact, macs / peak)
+
+
+def _rows(options: Options, runs: dict[str, Callable[[], Tensor]], exact: Tensor, peak_seconds: float) -> list[Row]:
+    """The first of `runs` is what the others are compared with. One that does not run becomes a row that says so."""
+    rows, slow = [], None
+    for name, run in runs.items():
+        try:
+            seconds = alternate({name: run}, options.rounds, options.device)[name]
+            image, memory = observe(run, options.device)
+        except Exception as error:  # a launch that does not fit this GPU is a result, not a failure
+            if slow is None:
+                raise
+            rows.append(Row(part="kernel", name=name, note=f"does not run: {(str(error) or repr(error))[:80]}"))
+            continue
+        slow = slow or seconds
+        difference, psnr = quality(exact, image[:, :, :_CHECKED_ROWS])
+        rows.append(
+            Row(
+                part="kernel",
+                name=name,
+                rate=SIDE * SIDE / seconds / 1e6,
+                unit="Mpixel/s",
+                seconds=seconds,
+                memory_mb=memory,
+                ratio=slow / seconds,
+                share_of_peak=peak_seconds / seconds,
+                max_difference=difference,
+                psnr_change=psnr,
+            )
+        )
+    return rows

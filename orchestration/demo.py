@@ -7,6 +7,7 @@ promote → load the champion back → generate and upscale
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import shutil
 from pathlib import Path
@@ -16,6 +17,7 @@ from orchestration import demo_photos, registry, tracking
 from orchestration.contact_sheet import draw
 from orchestration.evaluate import evaluate
 from orchestration.evaluation_spec import EvaluationSpec
+from orchestration.output import save_atomically
 from orchestration.ray_train import launch
 from orchestration.steps import Result, Step
 from pipeline.config import to_dict
@@ -183,13 +185,8 @@ def _train(demo: Demo, stage: str, data: str, bundle: str | None) -> Result:
 
 def _clear_other_run(run_dir: Path, preset: Preset, stage: str, bundle: str | None) -> None:
     """A run folder of other settings or another bundle is begun anew; one of these is continued."""
-    import json
-
-    from orchestration.registry import bundle_digest
-
-    mark = json.dumps(
-        [to_dict(preset.stage(stage)), to_dict(preset.model), bundle_digest(bundle) if bundle else None], sort_keys=True
-    )
+    digest = registry.bundle_digest(bundle) if bundle else None
+    mark = json.dumps([to_dict(preset.stage(stage)), to_dict(preset.model), digest], sort_keys=True)
     file = run_dir / "demo.json"
     if run_dir.exists() and (not file.exists() or file.read_text() != mark):
         shutil.rmtree(run_dir)
@@ -263,7 +260,5 @@ def _use(demo: Demo) -> Result:
     title = f"latentzoom demo: a tiny model, {os.cpu_count()} CPU cores, {len(demo_photos.TRAIN)} training photographs"
     sheet = draw(model, held_out, title)
     target = demo.work / "contact-sheet.png"
-    temporary = target.with_suffix(".part.png")
-    sheet.save(temporary)
-    temporary.replace(target)
+    save_atomically(sheet, target, "PNG", {})
     return {"metric": f"{sheet.width}x{sheet.height} pixels", "sheet": str(target)}

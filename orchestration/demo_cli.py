@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import fcntl
 import math
 import os
 import secrets
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import tyro
 
 from orchestration.demo_photos import MODEL_NAME
+from orchestration.lease import sole_job
 from orchestration.steps import Result, Status
-from pipeline.errors import UserError
 from pipeline.progress import format_seconds
 
 
@@ -42,7 +39,7 @@ def main(argv: list[str]) -> int:
 
     demo = open_demo(arguments.work, arguments.minutes)
     start = time.monotonic()
-    with _lock(demo.work):
+    with sole_job(str(demo.work), "demo", "--work"):
         chain = steps(demo)
         print(f"latentzoom demo: {len(chain)} steps, about {arguments.minutes:g} minutes, in {demo.work}", flush=True)
         needs_ray = any(s.state != "done" for s in statuses(str(demo.work), chain)[:7])
@@ -58,21 +55,6 @@ def main(argv: list[str]) -> int:
     print(_table(results))
     print(_after(demo.work, demo.tracking_uri, results))
     return 0
-
-
-@contextmanager
-def _lock(work: Path) -> Iterator[None]:
-    """Only one demo at a time in a folder. The lock goes when the process does, however it ends."""
-    file: IO[str] = open(work / ".lock", "w")  # noqa: SIM115
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.close()
-        raise UserError(f"another demo is running in {work}; wait for it, or use --work OTHER") from error
-    try:
-        yield
-    finally:
-        file.close()
 
 
 def _announce(start: float) -> Any:

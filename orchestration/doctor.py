@@ -18,7 +18,7 @@ from typing import Literal
 
 from orchestration.redact import redact, url_without_secrets
 from pipeline import storage
-from pipeline.errors import UserError
+from pipeline.errors import UserError, first_line
 
 Level = Literal["ok", "warning", "trouble"]
 GIB = 1 << 30
@@ -168,11 +168,11 @@ def store(url: str) -> list[Finding]:
         storage.remove_tree(probe)
     except (UserError, OSError, ImportError, ValueError) as error:
         todo = "check the address, the credentials and the rights (read, write, list, delete)"
-        return [Finding("trouble", "storage", f"cannot {step} {shown}: {redact(_first_line(error))}", todo)]
+        return [Finding("trouble", "storage", f"cannot {step} {shown}: {redact(first_line(error))}", todo)]
     except Exception as error:  # clients of object stores raise their own kinds
         todo = "set the store's credentials (AWS_ACCESS_KEY_ID, ..., AWS_ENDPOINT_URL)"
         name = type(error).__name__
-        return [Finding("trouble", "storage", f"cannot {step} {shown}: {name}: {redact(_first_line(error))}", todo)]
+        return [Finding("trouble", "storage", f"cannot {step} {shown}: {name}: {redact(first_line(error))}", todo)]
     if not is_conditional:
         todo = "start no two jobs in one --workdir there"
         return [Finding("warning", "storage", f"{shown} works, but has no conditional writes", todo)]
@@ -186,8 +186,3 @@ def _refuses_second_write(url: str) -> bool:
     except (OSError, NotImplementedError):
         return True
     return False
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

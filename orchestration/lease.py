@@ -28,13 +28,14 @@ _PREFIX = "lease-"
 
 
 @contextlib.contextmanager
-def sole_job(work: str) -> Iterator[Callable[[], None]]:
+def sole_job(work: str, kind: str = "job", option: str = "--workdir") -> Iterator[Callable[[], None]]:
     """Hold `work` for the time of the block; yields a check that raises `UserError` when it was lost.
 
-    Raises `UserError` when another job holds it. A killed job's hold ends with it (local) or within 90 s (remote).
+    kind, option: what messages call the job, and the option that chooses another folder. Raises `UserError` when
+    another job holds it. A killed job's hold ends with it (local) or within 90 s (remote).
     """
     if storage.is_local(work):
-        with _file_lock(work):
+        with _file_lock(work, kind, option):
             yield lambda: None
     else:
         lease = _Lease(work)
@@ -46,18 +47,18 @@ def sole_job(work: str) -> Iterator[Callable[[], None]]:
 
 
 @contextlib.contextmanager
-def _file_lock(work: str) -> Iterator[None]:
+def _file_lock(work: str, kind: str, option: str) -> Iterator[None]:
     folder = Path(storage.filesystem(work)[1])
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file: IO[str] = open(folder / ".lock", "w")  # noqa: SIM115
     except OSError as error:
-        raise UserError(f"cannot write to {work}: {error.strerror}; choose another --workdir") from error
+        raise UserError(f"cannot write to {work}: {error.strerror}; choose another {option}") from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         file.close()
-        raise UserError(f"another job is running in {work}; wait for it, or use another --workdir") from error
+        raise UserError(f"another {kind} is running in {work}; wait for it, or use another {option}") from error
     try:
         yield
     finally:

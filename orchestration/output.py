@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from orchestration import registry
@@ -49,17 +48,6 @@ def parse_size(text: str) -> Size:
 def origin(model: str, facts: Mapping[str, object]) -> dict[str, str]:
     """Text fields that name the model version and `facts` (seed, sampler, ...)."""
     return {"Software": "latentzoom", "latentzoom:model": model, **{name: str(fact) for name, fact in facts.items()}}
-
-
-def save_png(picture: Image.Image, target: Path, model: str, facts: Mapping[str, object]) -> None:
-    """Write a PNG with the text fields of `origin`. Never half a file."""
-    info = PngInfo()
-    for name, value in origin(model, facts).items():
-        info.add_text(name, value)
-    options: dict[str, object] = {"pnginfo": info}
-    if icc := picture.info.get("icc_profile"):
-        options["icc_profile"] = icc
-    save_atomically(picture, target, "PNG", options)
 
 
 def save_atomically(picture: Image.Image, target: Path, form: str, options: Mapping[str, object]) -> None:

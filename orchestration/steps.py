@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from pipeline import storage
+from pipeline.differences import differences
 from pipeline.errors import UserError
 
 Result = dict[str, Any]
@@ -81,24 +82,6 @@ def _judge(stored: dict[str, Any] | None, step: Step, keys: dict[str, str]) -> t
             more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
             return "stale", f"{'; '.join(changed[:3])}{more}"
     return "stale", "its settings changed"
-
-
-def differences(earlier: Any, now: Any, name: str = "") -> Iterator[str]:
-    """What differs between two plain JSON values: "lr was 0.1, now 0.2"."""
-    if earlier == now:
-        return
-    if isinstance(earlier, dict) and isinstance(now, dict):
-        for key in sorted(earlier.keys() | now.keys()):
-            yield from differences(earlier.get(key), now.get(key), f"{name}.{key}" if name else key)
-    elif earlier is None:
-        yield f"{name} is now {_short(now)}"
-    else:
-        yield f"{name or 'settings'} was {_short(earlier)}, now {_short(now)}"
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 40 else text[:37] + "..."
 
 
 def run_steps(

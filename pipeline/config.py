@@ -12,14 +12,9 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, require
 
 T = TypeVar("T")
-
-
-def _require(condition: bool, name: str, value: object, allowed: str) -> None:
-    if not condition:
-        raise UserError(f"{name} = {value!r} is not allowed; use {allowed}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,13 +36,13 @@ class AutoencoderConfig:
     norm_groups: int = 32
 
     def __post_init__(self) -> None:
-        _require(self.kind in ("kl", "vq"), "autoencoder.kind", self.kind, "'kl' or 'vq'")
-        _require(self.latent_channels >= 1, "autoencoder.latent_channels", self.latent_channels, "at least 1")
-        _require(1 <= len(self.width_mult) <= 6, "autoencoder.width_mult", self.width_mult, "1 to 6 levels")
-        _require(self.num_res_blocks >= 1, "autoencoder.num_res_blocks", self.num_res_blocks, "at least 1")
-        _require(self.norm_groups >= 1, "autoencoder.norm_groups", self.norm_groups, "at least 1")
+        require(self.kind in ("kl", "vq"), "autoencoder.kind", self.kind, "'kl' or 'vq'")
+        require(self.latent_channels >= 1, "autoencoder.latent_channels", self.latent_channels, "at least 1")
+        require(1 <= len(self.width_mult) <= 6, "autoencoder.width_mult", self.width_mult, "1 to 6 levels")
+        require(self.num_res_blocks >= 1, "autoencoder.num_res_blocks", self.num_res_blocks, "at least 1")
+        require(self.norm_groups >= 1, "autoencoder.norm_groups", self.norm_groups, "at least 1")
         for width in self.widths:
-            _require(
+            require(
                 width > 0 and width % self.norm_groups == 0,
                 "autoencoder.base_width × width_mult",
                 width,
@@ -92,11 +87,11 @@ class DecoderConfig:
     light_depth: int = 3
 
     def __post_init__(self) -> None:
-        _require(self.kind in ("liif", "light"), "decoder.kind", self.kind, "'liif' or 'light'")
+        require(self.kind in ("liif", "light"), "decoder.kind", self.kind, "'liif' or 'light'")
         for name in ("mlp_width", "mlp_depth", "light_width", "light_depth"):
-            _require(getattr(self, name) >= 1, f"decoder.{name}", getattr(self, name), "at least 1")
+            require(getattr(self, name) >= 1, f"decoder.{name}", getattr(self, name), "at least 1")
         for width in self.widths:
-            _require(
+            require(
                 width > 0 and width % self.norm_groups == 0,
                 "decoder.base_width × width_mult",
                 width,
@@ -129,21 +124,21 @@ class DenoiserConfig:
     resample: Literal["conv", "resnet"] = "conv"
 
     def __post_init__(self) -> None:
-        _require(0.0 <= self.dropout < 1.0, "denoiser.dropout", self.dropout, "0 <= dropout < 1")
-        _require(
+        require(0.0 <= self.dropout < 1.0, "denoiser.dropout", self.dropout, "0 <= dropout < 1")
+        require(
             self.num_heads >= 0 and (not self.num_heads or self.base_width % self.num_heads == 0),
             "denoiser.num_heads",
             self.num_heads,
             f"0 or a divisor of base_width = {self.base_width}",
         )
         for width in self.widths:
-            _require(
+            require(
                 width > 0 and width % self.norm_groups == 0,
                 "denoiser.base_width × width_mult",
                 width,
                 f"a multiple of norm_groups = {self.norm_groups}",
             )
-            _require(
+            require(
                 self.num_heads > 0 or width % self.head_channels == 0 or not self.attention_factors,
                 "denoiser.head_channels",
                 self.head_channels,
@@ -169,14 +164,14 @@ class ScheduleConfig:
     prediction: Literal["eps", "x0", "v"] = "eps"
 
     def __post_init__(self) -> None:
-        _require(self.num_steps >= 1, "schedule.num_steps", self.num_steps, "at least 1")
-        _require(
+        require(self.num_steps >= 1, "schedule.num_steps", self.num_steps, "at least 1")
+        require(
             0 < self.beta_start <= self.beta_end < 1,
             "schedule.beta_start, beta_end",
             (self.beta_start, self.beta_end),
             "0 < beta_start <= beta_end < 1",
         )
-        _require(self.prediction in ("eps", "x0", "v"), "schedule.prediction", self.prediction, "'eps', 'x0' or 'v'")
+        require(self.prediction in ("eps", "x0", "v"), "schedule.prediction", self.prediction, "'eps', 'x0' or 'v'")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,11 +196,11 @@ class ModelConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
 
     def __post_init__(self) -> None:
-        _require(self.task in ("generation", "sr"), "task", self.task, "'generation' or 'sr'")
+        require(self.task in ("generation", "sr"), "task", self.task, "'generation' or 'sr'")
         f = self.autoencoder.factor
-        _require(self.image_size >= f and self.image_size % f == 0, "image_size", self.image_size, f"a multiple of {f}")
-        _require(self.scale_factor > 0, "scale_factor", self.scale_factor, "a positive number")
-        _require(
+        require(self.image_size >= f and self.image_size % f == 0, "image_size", self.image_size, f"a multiple of {f}")
+        require(self.scale_factor > 0, "scale_factor", self.scale_factor, "a positive number")
+        require(
             (self.task == "sr") == (self.lr_size > 0),
             "lr_size",
             self.lr_size,

@@ -15,6 +15,7 @@ import zlib
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
+from pipeline.errors import first_line
 from preprocess.crops import Box
 from preprocess.rejects import Reject
 
@@ -57,7 +58,7 @@ def open_header(data: bytes, max_pixels: int) -> Image.Image:
         raise Reject("too_large", str(error)) from error
     except _DECODE_ERRORS as error:
         reason = "damaged" if data.startswith(_MAGIC) else "not_an_image"
-        raise Reject(reason, _first_line(error)) from error
+        raise Reject(reason, first_line(error)) from error
     width, height = image.size
     if width * height > max_pixels:
         raise Reject("too_large", f"{height}x{width} has more than {max_pixels} pixels")
@@ -83,14 +84,14 @@ def decode(data: bytes, max_pixels: int) -> Image.Image:
         image.seek(0)
         image.load()
     except (*_DECODE_ERRORS, Image.DecompressionBombError, MemoryError) as error:
-        raise Reject("damaged", _first_line(error)) from error
+        raise Reject("damaged", first_line(error)) from error
     profile = image.info.get("icc_profile")
     try:
         with contextlib.suppress(*_DECODE_ERRORS):  # unreadable EXIF: the picture is still good
             image = ImageOps.exif_transpose(image) or image
         return _to_rgb(image, profile)
     except _DECODE_ERRORS as error:
-        raise Reject("unsupported", f"mode {image.mode}: {_first_line(error)}") from error
+        raise Reject("unsupported", f"mode {image.mode}: {first_line(error)}") from error
 
 
 def _to_rgb(image: Image.Image, profile: bytes | None) -> Image.Image:
@@ -153,7 +154,3 @@ def decode_stored(data: bytes) -> np.ndarray:
     """Stored sample bytes → uint8 (H, W, 3)."""
     with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as image:
         return np.asarray(image.convert("RGB") if image.mode != "RGB" else image)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0][:200]

@@ -5,7 +5,6 @@ Legend: B batch of one rank, H/W pixels, S stored channels, h/w latent grid.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Iterator
@@ -191,11 +190,6 @@ class ShardLoader:
         if self.lr_size:
             batch.condition = _latents(samples, flips, self.lr_size)
         return batch
-
-
-def default_num_threads() -> int:
-    """Loader threads that suit this machine."""
-    return max(1, min(8, os.cpu_count() or 1))
 
 
 def _pixels(samples: list[tuple[ShardReader, int]], flips: np.ndarray) -> Tensor:

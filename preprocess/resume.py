@@ -5,9 +5,9 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Iterator
 from typing import Any
 
+from pipeline.differences import differences
 from pipeline.errors import UserError
 from pipeline.storage import join, sha256_bytes
 from preprocess.config import PreprocessConfig
@@ -29,12 +29,12 @@ def accept_or_refuse(config: PreprocessConfig, plan: Plan) -> None:
     earlier = read_plan(config.dest)
     if earlier is None:
         return  # damaged: receipts carry the plan's hash too, so foreign shards are rebuilt, never mixed in
-    differences = list(_differences(earlier, json.loads(json.dumps(plan.facts))))
-    if differences:
-        if any(name.startswith("source.") for name in differences):
-            differences.append(_changed_images(config, plan))
+    changed = list(differences(earlier, json.loads(json.dumps(plan.facts))))
+    if changed:
+        if any(name.startswith("source.") for name in changed):
+            changed.append(_changed_images(config, plan))
         raise UserError(
-            f"{config.dest} was begun differently: {'; '.join(differences)}. Use the settings it was begun with, "
+            f"{config.dest} was begun differently: {'; '.join(changed)}. Use the settings it was begun with, "
             "or another folder"
         )
 
@@ -58,19 +58,6 @@ def read_plan(dest: str) -> dict[str, Any] | None:
 
 def plan_file(plan: Plan) -> bytes:
     return (json.dumps({"facts": plan.facts, "sha256": plan.hash}, indent=1, sort_keys=True) + "\n").encode()
-
-
-def _differences(earlier: Any, now: Any, name: str = "") -> Iterator[str]:
-    if isinstance(earlier, dict) and isinstance(now, dict):
-        for key in sorted(earlier.keys() | now.keys()):
-            yield from _differences(earlier.get(key), now.get(key), f"{name}.{key}" if name else key)
-    elif earlier != now:
-        yield f"{name} was {_short(earlier)}, now {_short(now)}"
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 40 else text[:37] + "..."
 
 
 def _changed_images(config: PreprocessConfig, plan: Plan) -> str:

@@ -12,17 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from pipeline.config import ModelConfig, from_dict, to_dict
-from pipeline.errors import UserError
+from pipeline.errors import UserError, require
 
 STAGES = ("autoencoder", "decoder", "denoiser", "align")
 StageName = Literal["autoencoder", "decoder", "denoiser", "align"]
 Precision = Literal["fp32", "bf16", "fp16"]
 D = TypeVar("D")
-
-
-def _require(condition: bool, name: str, value: object, allowed: str) -> None:
-    if not condition:
-        raise UserError(f"{name} = {value!r} is not allowed; use {allowed}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +32,8 @@ class StageConfig:
     checkpoint_every, keep: steps between checkpoints, and how many complete ones stay.
     log_every, grid_every: steps between log lines and between image grids (0: no grids).
     activation_checkpointing, compile, channels_last: memory and speed options of the trained network.
+    checkpointing_keeps: with activation checkpointing, "products" keeps the results of convolutions, matrix products
+        and attention and computes only cheap operations again; "nothing" computes whole blocks again (least memory).
     """
 
     steps: int = 1000
@@ -60,22 +57,23 @@ class StageConfig:
     seed: int = 0
     flip: bool = True
     activation_checkpointing: bool = False
+    checkpointing_keeps: Literal["nothing", "products"] = "products"
     compile: bool = False
     channels_last: bool = False
 
     def __post_init__(self) -> None:
         for name in ("steps", "global_batch", "checkpoint_every", "keep", "log_every"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "a whole number of at least 1")
+            require(getattr(self, name) >= 1, name, getattr(self, name), "a whole number of at least 1")
         for name in ("micro_batch", "warmup_steps", "grid_every"):
-            _require(getattr(self, name) >= 0, name, getattr(self, name), "a whole number of at least 0")
+            require(getattr(self, name) >= 0, name, getattr(self, name), "a whole number of at least 0")
         for name in ("weight_decay", "clip_norm"):
-            _require(getattr(self, name) >= 0, name, getattr(self, name), "a number of at least 0")
-        _require(self.lr > 0, "lr", self.lr, "a positive number")
+            require(getattr(self, name) >= 0, name, getattr(self, name), "a number of at least 0")
+        require(self.lr > 0, "lr", self.lr, "a positive number")
         for name in ("beta1", "beta2", "ema_decay"):
-            _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "0 <= value < 1")
-        _require(self.schedule in ("constant", "cosine"), "schedule", self.schedule, "'constant' or 'cosine'")
-        _require(self.precision in ("fp32", "bf16", "fp16"), "precision", self.precision, "'fp32', 'bf16' or 'fp16'")
-        _require(self.zero_stage in (0, 1, 2, 3), "zero_stage", self.zero_stage, "0, 1, 2 or 3")
+            require(0 <= getattr(self, name) < 1, name, getattr(self, name), "0 <= value < 1")
+        require(self.schedule in ("constant", "cosine"), "schedule", self.schedule, "'constant' or 'cosine'")
+        require(self.precision in ("fp32", "bf16", "fp16"), "precision", self.precision, "'fp32', 'bf16' or 'fp16'")
+        require(self.zero_stage in (0, 1, 2, 3), "zero_stage", self.zero_stage, "0, 1, 2 or 3")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,8 +99,8 @@ class AutoencoderStage(StageConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("crop", "kl_weight", "codebook_weight", "perceptual_weight", "adversarial_weight"):
-            _require(getattr(self, name) >= 0, name, getattr(self, name), "a number of at least 0")
-        _require(
+            require(getattr(self, name) >= 0, name, getattr(self, name), "a number of at least 0")
+        require(
             not self.perceptual_weight or bool(self.lpips_weights),
             "lpips_weights",
             self.lpips_weights,
@@ -131,7 +129,7 @@ class DecoderStage(StageConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_sizes(self.min_size, self.max_size, self.crop)
-        _require(self.latent_noise >= 0, "latent_noise", self.latent_noise, "a number of at least 0")
+        require(self.latent_noise >= 0, "latent_noise", self.latent_noise, "a number of at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +143,8 @@ class DenoiserStage(StageConfig):
 class AlignStage(StageConfig):
     """Alignment stage 2, paper eqs. (7)-(9): lambda_dm · L_dm + lambda_recon · L_recon.
 
+    crop, crop_cells: the random window of the target that a step renders, at most `crop` pixels and `crop_cells` latent
+        cells a side; 0 is no bound. In cells the work is the same for every target size.
     context_cells: latent cells around the rendered window that D_phi sees. 0: the whole latent, which is exact; 8 or
         more is close and much cheaper (its normalisation then sees the cells of the neighbourhood only).
     weight_clip: upper bound of w(t) = abar/(1-abar), which reaches 1e4 at t = 0 (as min-SNR does); 0 is no bound.
@@ -158,20 +158,21 @@ class AlignStage(StageConfig):
     min_size: int = 0
     max_size: int = 0
     crop: int = 0
+    crop_cells: int = 0
     context_cells: int = 0
     sample_latents: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_sizes(self.min_size, self.max_size, self.crop)
-        for name in ("lambda_dm", "lambda_recon", "weight_clip", "context_cells"):
-            _require(getattr(self, name) >= 0, name, getattr(self, name), "a number of at least 0")
+        for name in ("lambda_dm", "lambda_recon", "weight_clip", "crop_cells", "context_cells"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), "a number of at least 0")
 
 
 def _check_sizes(min_size: int, max_size: int, crop: int) -> None:
-    _require(min_size >= 0, "min_size", min_size, "a whole number of at least 0")
-    _require(max_size == 0 or max_size >= min_size, "max_size", max_size, f"0 or at least min_size = {min_size}")
-    _require(crop >= 0, "crop", crop, "a whole number of at least 0")
+    require(min_size >= 0, "min_size", min_size, "a whole number of at least 0")
+    require(max_size == 0 or max_size >= min_size, "max_size", max_size, f"0 or at least min_size = {min_size}")
+    require(crop >= 0, "crop", crop, "a whole number of at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,7 +188,7 @@ class Preset:
 
     def stage(self, name: str) -> StageConfig:
         """The settings of one stage; `UserError` for an unknown name."""
-        _require(name in STAGES, "stage", name, f"one of {', '.join(STAGES)}")
+        require(name in STAGES, "stage", name, f"one of {', '.join(STAGES)}")
         return getattr(self, name)
 
 

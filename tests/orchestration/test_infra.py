@@ -7,9 +7,11 @@ import json
 import re
 import shlex
 import urllib.request
+from importlib import resources
 from pathlib import Path
 
 import jsonschema
+import kubernetes_validate
 import pytest
 import yaml
 from ray_head import ray_head
@@ -80,6 +82,29 @@ def test_rays_own_reader_understands_the_cluster(values):
     head = types[config["head_node_type"]]
     assert head["resources"]["CPU"] == 0 and "GPU" not in head["resources"]
     assert cluster["spec"] == load("kuberay/rayjob.yaml")["spec"]["rayClusterSpec"]
+
+
+def test_pods_and_policy_follow_kubernetes_published_schemas():
+    """The pods inside KubeRay's objects too, in the strict form that refuses unknown fields."""
+    spec = load("kuberay/raycluster.yaml")["spec"]
+    templates = [spec["headGroupSpec"]["template"], *(group["template"] for group in spec["workerGroupSpecs"])]
+    pods = [{"apiVersion": "v1", "kind": "Pod", **template} for template in templates]
+    for version in ("1.31", "1.37"):
+        for thing in (*pods, load("kuberay/networkpolicy.yaml")):
+            kubernetes_validate.validate(thing, version, strict=True)
+    pods[0]["spec"]["containers"][0]["envfrom"] = []
+    with pytest.raises(kubernetes_validate.ValidationError, match="envfrom"):
+        kubernetes_validate.validate(pods[0], "1.37", strict=True)
+
+
+def test_the_compose_file_follows_the_published_schema():
+    vendored = resources.files("check_jsonschema") / "builtin_schemas/vendor/compose-spec.json"
+    schema = json.loads(vendored.read_text())
+    compose = load("compose.yaml")
+    jsonschema.validate(compose, schema)
+    compose["services"]["mlflow"]["dependson"] = []
+    with pytest.raises(jsonschema.ValidationError, match="dependson"):
+        jsonschema.validate(compose, schema)
 
 
 def test_the_ray_up_file_follows_rays_published_schema():

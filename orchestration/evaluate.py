@@ -12,7 +12,7 @@ from orchestration import registry, tracking
 from orchestration.evaluation_chunk import Arrays, ChunkWorker
 from orchestration.evaluation_data import Pictures, open_pictures
 from orchestration.evaluation_networks import FEATURE_FIGURES
-from orchestration.evaluation_spec import EvaluationSpec, spec_to_dict
+from orchestration.evaluation_spec import EvaluationSpec, ModelReference, spec_to_dict
 from orchestration.evaluation_store import ChunkStore
 from orchestration.report import Figure, Report
 from pipeline import storage
@@ -58,26 +58,20 @@ def evaluate(
             f"{identity[:12]}; preprocess again with the model's autoencoder"
         )
     digest = registry.bundle_digest(bundle)
+    reference = ModelReference(
+        uri=model if model.startswith("models:/") else storage.absolute(model),
+        tracking_uri=tracking.tracking_uri(tracking_uri),
+        digest=digest,
+    )
     num = min(spec.num, pictures.num)
     chunks = [(start, min(start + spec.chunk_size, num)) for start in range(0, num, spec.chunk_size)]
     with tempfile.TemporaryDirectory(prefix="latentzoom-evaluate-") as scratch:
         folder = storage.join(work_dir or scratch, "chunks", spec.fingerprint(digest, pictures.digest)[:16])
         store = ChunkStore(folder, chunks, storage.join(scratch, "copies"))
         todo = store.missing()
-        if num_workers and todo:
-            from orchestration.evaluation_ray import Model, compute_on_ray
-
-            found = Model(
-                uri=model if model.startswith("models:/") else storage.absolute(model),
-                tracking_uri=tracking.tracking_uri(tracking_uri),
-                digest=digest,
-            )
-            computed = compute_on_ray(spec, found, pictures, todo, num_workers, device)
-        else:
-            computed = _compute_here(spec, str(bundle), pictures, todo, device)
         done = num - sum(stop - start for start, stop in todo)
         with Progress(f"evaluate {spec.task}", num, "samples", initial=done) if progress else _Silent() as bar:
-            for chunk, arrays in computed:
+            for chunk, arrays in _compute(spec, reference, str(bundle), pictures, todo, num_workers, device):
                 store.write(chunk, arrays)
                 bar.update(chunk[1] - chunk[0])
         store.open()
@@ -193,13 +187,25 @@ def _subset_mmd(real: np.ndarray, fake: np.ndarray) -> float:
     return polynomial_mmd(real[:5000], fake[:5000])
 
 
-def _compute_here(
-    spec: EvaluationSpec, bundle: str, pictures: Pictures, todo: list[tuple[int, int]], device: str
+def _compute(
+    spec: EvaluationSpec,
+    model: ModelReference,
+    bundle: str,
+    pictures: Pictures,
+    todo: list[tuple[int, int]],
+    num_workers: int,
+    device: str,
 ) -> Iterator[tuple[tuple[int, int], Arrays]]:
-    if todo:
-        worker = ChunkWorker(spec, bundle, pictures, device)
-        for chunk in todo:
-            yield chunk, worker.run(*chunk)
+    if not todo:
+        return
+    if num_workers > 0:
+        from orchestration.evaluation_ray import compute_on_ray
+
+        yield from compute_on_ray(spec, model, pictures, todo, num_workers, device)
+        return
+    worker = ChunkWorker(spec, bundle, pictures, device)
+    for chunk in todo:
+        yield chunk, worker.run(*chunk)
 
 
 class _Silent:

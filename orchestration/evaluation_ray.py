@@ -1,36 +1,46 @@
-"""Chunks of an evaluation on Ray workers. A worker that dies is started again and its chunk repeated."""
+"""Chunks of an evaluation on Ray workers. A lost worker's chunks go to the others, and a new worker takes its place.
+
+A worker dies alone or with its machine. Its successor may have to wait for a machine; the others go on meanwhile.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
+from orchestration import registry
 from orchestration.evaluation_chunk import Arrays, ChunkWorker
 from orchestration.evaluation_data import Pictures
-from orchestration.evaluation_spec import EvaluationSpec
+from orchestration.evaluation_spec import EvaluationSpec, ModelReference
 from orchestration.ray_train import start_ray
-from pipeline.errors import UserError
+from pipeline.errors import UserError, first_line
 
 Chunk = tuple[int, int]
+_MAX_ATTEMPTS = 4
+_QUEUED = 2
 
 
 def compute_on_ray(
-    spec: EvaluationSpec, bundle: str, pictures: Pictures, todo: list[Chunk], num_workers: int, device: str
+    spec: EvaluationSpec, model: ModelReference, pictures: Pictures, todo: list[Chunk], num_workers: int, device: str
 ) -> Iterator[tuple[Chunk, Arrays]]:
-    """(chunk, arrays) as they finish. Each worker holds the model once and two chunks at most are queued on it."""
+    """(chunk, arrays) as they finish. Each worker holds the model once and two chunks at most are queued on it.
+
+    Raises `UserError` when a worker cannot load the model, or workers die again and again.
+    """
     import ray
     from ray.exceptions import RayTaskError
 
     started = start_ray()
     try:
         num_workers = min(num_workers, len(todo))
-        cpus = ray.cluster_resources().get("CPU", 1.0) / num_workers
-        options: dict[str, Any] = {"num_cpus": max(1, int(cpus)) if cpus >= 1 else cpus, "max_restarts": 3}
-        options |= {"max_task_retries": 3, "num_gpus": 1 if device.startswith("cuda") else 0}
+        options: dict[str, Any] = {"num_cpus": 1, "num_gpus": 1, "max_restarts": 0}
+        if not device.startswith("cuda"):
+            machines = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
+            options |= {"num_cpus": cpus_for_each(machines, num_workers), "num_gpus": 0}
         actor = ray.remote(_Worker).options(**options)
-        workers = [actor.remote(spec, bundle, pictures, device) for _ in range(num_workers)]
-        yield from _drain(workers, list(todo))
+        yield from _ChunkPool(lambda: actor.remote(spec, model, pictures, device), todo).run(num_workers)
     except RayTaskError as error:
         cause = error.cause
         raise cause if isinstance(cause, UserError) else error from error
@@ -39,31 +49,100 @@ def compute_on_ray(
             ray.shutdown()
 
 
+def cpus_for_each(machines: list[float], num_workers: int) -> float:
+    """CPUs to reserve for each worker, so that all of them find room: a whole number, or less than one where there are
+    fewer CPUs than workers. machines: CPUs of each. One CPU while there is none yet (they may start on demand)."""
+    for cpus in range(int(max(machines, default=0)), 0, -1):
+        if sum(int(there // cpus) for there in machines) >= num_workers:
+            return cpus
+    total = sum(machines)
+    return total / num_workers if len(machines) == 1 and total > 0 else 1
+
+
 class _Worker:
     """A `ChunkWorker` in a process of its own."""
 
-    def __init__(self, spec: EvaluationSpec, bundle: str, pictures: Pictures, device: str) -> None:
+    def __init__(self, spec: EvaluationSpec, model: ModelReference, pictures: Pictures, device: str) -> None:
+        self.arguments = spec, model, pictures, device
+
+    def load(self) -> None:
+        """Find and load the model."""
         import torch
 
         torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
-        self.worker = ChunkWorker(spec, bundle, pictures, device)
+        spec, model, pictures, device = self.arguments
+        bundle = registry.resolve(model.uri, tracking_uri=model.tracking_uri)
+        if registry.bundle_digest(bundle) != model.digest:
+            raise UserError(f"{model.uri} changed while it was being evaluated; run the same command again")
+        self.worker = ChunkWorker(spec, str(bundle), pictures, device)
 
     def run(self, chunk: Chunk) -> Arrays:
         return self.worker.run(*chunk)
 
 
-def _drain(workers: list[Any], todo: list[Chunk]) -> Iterator[tuple[Chunk, Arrays]]:
-    import ray
+class _ChunkPool:
+    """Hands chunks to workers. start: makes one worker, which gets chunks once it has loaded."""
 
-    running: dict[Any, tuple[Chunk, Any]] = {}
-    for worker in workers * 2:
-        if todo:
-            chunk = todo.pop(0)
-            running[worker.run.remote(chunk)] = (chunk, worker)
-    while running:
-        finished, _ = ray.wait(list(running), num_returns=1)
-        chunk, worker = running.pop(finished[0])
-        yield chunk, ray.get(finished[0])
-        if todo:
-            following = todo.pop(0)
-            running[worker.run.remote(following)] = (following, worker)
+    def __init__(self, start: Callable[[], Any], todo: list[Chunk]) -> None:
+        self.start, self.todo = start, list(todo)
+        self.waiting: dict[Any, tuple[Any, Chunk | None]] = {}  # Ray reference → (worker, chunk; None: it loads)
+        self.attempts: dict[Chunk, int] = {}
+        self.num_failed_starts = 0  # since the last worker that started
+
+    def run(self, num_workers: int) -> Iterator[tuple[Chunk, Arrays]]:
+        import ray
+        from ray.exceptions import RayActorError
+
+        try:
+            for _ in range(num_workers):
+                self._start()
+            while self.todo or any(chunk for _, chunk in self.waiting.values()):
+                finished, _ = ray.wait(list(self.waiting), num_returns=1)
+                worker, chunk = self.waiting[finished[0]]
+                try:
+                    arrays = ray.get(finished[0])
+                except RayActorError as error:
+                    self._replace(worker, error)
+                    continue
+                del self.waiting[finished[0]]
+                self.num_failed_starts = 0
+                self._feed(worker)
+                if chunk is not None:
+                    yield chunk, arrays
+        finally:
+            for worker in {id(worker): worker for worker, _ in self.waiting.values()}.values():
+                ray.kill(worker)
+
+    def _start(self) -> None:
+        worker = self.start()
+        self.waiting[worker.load.remote()] = (worker, None)
+
+    def _feed(self, worker: Any) -> None:
+        """Keep a worker's queue full."""
+        num = sum(other is worker for other, _ in self.waiting.values())
+        for chunk in self.todo[: _QUEUED - num]:
+            self.waiting[worker.run.remote(chunk)] = (worker, chunk)
+        del self.todo[: _QUEUED - num]
+
+    def _replace(self, worker: Any, error: Exception) -> None:
+        """Put a lost worker's chunks back and start another worker, a few times."""
+        import ray
+
+        ray.kill(worker)  # one that is only out of reach would hold its CPUs
+        refs = [ref for ref, (other, _) in self.waiting.items() if other is worker]
+        lost = [chunk for ref in refs if (chunk := self.waiting.pop(ref)[1]) is not None]
+        why = first_line(error)
+        for chunk in lost:
+            self.attempts[chunk] = self.attempts.get(chunk, 0) + 1
+            if self.attempts[chunk] >= _MAX_ATTEMPTS:
+                raise UserError(
+                    f"samples {chunk[0]} to {chunk[1] - 1} lost {_MAX_ATTEMPTS} workers; are they short of memory? "
+                    f"The last: {why}"
+                ) from error
+        self.num_failed_starts += not lost
+        if self.num_failed_starts >= _MAX_ATTEMPTS:
+            raise UserError(f"workers do not start: {why}") from error
+        names = ", ".join(f"samples {start} to {stop - 1}" for start, stop in lost)
+        print(f"evaluate: a worker died; redoing {names or 'nothing'}", file=sys.stderr)
+        self.todo[:0] = lost
+        self._start()

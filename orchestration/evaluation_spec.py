@@ -74,6 +74,16 @@ class EvaluationSpec:
         return f"{self.sampler}, {self.num_steps} steps, eta {self.eta:g}"
 
 
+@dataclass(frozen=True, kw_only=True)
+class ModelReference:
+    """A bundle that each worker finds by itself, since machines share no cache. uri: path, URL or models:/ URI; a path
+    must be on storage that every machine sees. digest: what all of them must find there."""
+
+    uri: str
+    tracking_uri: str
+    digest: str
+
+
 def spec_to_dict(spec: EvaluationSpec) -> dict[str, Any]:
     """Plain JSON types; `from_dict(EvaluationSpec, ...)` reads it back."""
     return to_dict(spec)

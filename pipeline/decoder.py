@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pipeline.config import DecoderConfig
 from pipeline.errors import UserError
-from pipeline.geometry import Axis, Size, Window, axis_at, axis_range, check_size, check_window
+from pipeline.geometry import Axis, Size, Window, axis_at, axis_range, check_index, check_size, check_window
 from pipeline.light import LightHead
 from pipeline.liif import LiifHead
 
@@ -118,8 +118,10 @@ class ImplicitDecoder(nn.Module):
 
     def query(self, features: Tensor, size: Size, index_y: Tensor, index_x: Tensor) -> Tensor:
         """Single pixels of an output of `size`, for training: index_y, index_x (B,Q) int64 pixel indices in 0..H-1 and
-        0..W-1 → (B,3,Q), with gradient."""
+        0..W-1 → (B,3,Q), with gradient. Raises `UserError` for indices outside the size or of another kind."""
         size = check_size(size)
+        check_index(index_y, size[0], "index_y")
+        check_index(index_x, size[1], "index_x")
         table = self.prepare(features)
         rows: Axis = axis_at(index_y, size[0], table.shape[1], table.dtype)
         cols: Axis = axis_at(index_x, size[1], table.shape[2], table.dtype)

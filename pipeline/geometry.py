@@ -111,6 +111,17 @@ def check_size(size: Size) -> Size:
     return sides[0], sides[1]
 
 
+def check_index(index: Tensor, num_pixels: int, name: str) -> None:
+    """`UserError` unless `index` holds whole numbers, each a pixel 0..num_pixels-1."""
+    if index.is_floating_point() or index.is_complex() or index.dtype == torch.bool:
+        raise UserError(f"{name} holds {index.dtype}; pixel indices are whole numbers")
+    if index.numel() == 0:
+        return
+    low, high = (int(end) for end in torch.aminmax(index))
+    if low < 0 or high >= num_pixels:
+        raise UserError(f"{name} holds {low}..{high}; an output of {num_pixels} pixels has indices 0..{num_pixels - 1}")
+
+
 def check_window(window: Window | None, size: Size) -> Window:
     """(y0, x0, y1, x1) inside `size`; None is the whole output. Raises `UserError` when it lies outside or is empty."""
     if window is None:

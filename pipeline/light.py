@@ -10,13 +10,12 @@ adds the effect of the pixel size, and goes through a narrow MLP to RGB.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from pipeline.chunks import render_in_chunks
 from pipeline.geometry import Axis
 from pipeline.kernels import cpu
 
@@ -60,19 +59,7 @@ class LightHead(nn.Module):
             return cpu.render_light(table, rows, cols, layers, self.out, shift, part)
         rows, cols = rows.to(table.dtype), cols.to(table.dtype)
         chunk = chunk or (CUDA_CHUNK if table.is_cuda else CPU_CHUNK)
-        num_rows = max(1, chunk // (len(cols) * table.shape[0]))
-        evaluate = partial(self._rows, cols=cols)
-        blocks = [rows.narrow(y, min(y + num_rows, len(rows))) for y in range(0, len(rows), num_rows)]
-        if with_grad:
-            if len(blocks) == 1:
-                return evaluate(table, blocks[0])
-            return torch.cat([checkpoint(evaluate, table, b, use_reentrant=False) for b in blocks], dim=2)
-        image = table.new_empty(table.shape[0], 3, len(rows), len(cols))
-        start = 0
-        for block in blocks:
-            image[:, :, start : start + len(block)] = evaluate(table, block)
-            start += len(block)
-        return image
+        return render_in_chunks(self._block, table, rows, cols, chunk=chunk, with_grad=with_grad)
 
     def points(self, table: Tensor, rows: Axis, cols: Axis) -> Tensor:
         """Single pixels: table (B,h,w,3D), axes with fields (B,Q) → (B,3,Q)."""
@@ -85,8 +72,8 @@ class LightHead(nn.Module):
                 hidden = hidden + field * (weight_y * weight_x)[..., None]
         return self._mlp(hidden, rows.cell, cols.cell).transpose(1, 2)
 
-    def _rows(self, table: Tensor, rows: Axis, cols: Axis) -> Tensor:
-        """One block of rows, all columns. The blend is separable: first along y (at latent columns), then along x."""
+    def _block(self, table: Tensor, rows: Axis, cols: Axis) -> Tensor:
+        """table (B,h,w,3D) → (B,3,len(rows),len(cols)). The blend is separable: along y at latent columns, then x."""
         lower = self._blend_y(table[:, rows.lower], rows.rel_lower, rows.weight_lower)
         upper = self._blend_y(table[:, rows.upper], rows.rel_upper, rows.weight_upper)
         value, slope = lower[0] + upper[0], lower[1] + upper[1]  # (B,R,w,D) each

@@ -18,8 +18,8 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from pipeline.chunks import render_in_chunks
 from pipeline.geometry import Axis
 from pipeline.kernels import cpu
 
@@ -72,24 +72,7 @@ class LiifHead(nn.Module):
                 return image
         rows, cols = rows.to(table.dtype), cols.to(table.dtype)
         chunk = chunk or (CUDA_CHUNK if table.is_cuda else GRADIENT_CHUNK if with_grad else CPU_CHUNK)
-        chunk = max(1, chunk // table.shape[0])
-        num_cols = min(len(cols), chunk)
-        num_rows = max(1, chunk // num_cols)
-        image = None if with_grad else table.new_empty(table.shape[0], 3, len(rows), len(cols))
-        strips = []
-        for y0 in range(0, len(rows), num_rows):
-            block_rows, strip = rows.narrow(y0, min(y0 + num_rows, len(rows))), []
-            for x0 in range(0, len(cols), num_cols):
-                block_cols = cols.narrow(x0, min(x0 + num_cols, len(cols)))
-                if image is not None:
-                    block = self._block(table, block_rows, block_cols)
-                    image[:, :, y0 : y0 + len(block_rows), x0 : x0 + len(block_cols)] = block
-                elif num_rows >= len(rows) and num_cols >= len(cols):
-                    return self._block(table, rows, cols)
-                else:
-                    strip.append(checkpoint(self._block, table, block_rows, block_cols, use_reentrant=False))
-            strips.append(strip)
-        return image if image is not None else torch.cat([torch.cat(strip, dim=3) for strip in strips], dim=2)
+        return render_in_chunks(self._block, table, rows, cols, chunk=chunk, with_grad=with_grad)
 
     def _fused(self, table: Tensor, rows: Axis, cols: Axis) -> Tensor | None:
         """The Triton kernel's image, or None where there is none for this shape or machine."""

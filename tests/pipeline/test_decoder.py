@@ -9,8 +9,9 @@ from small_models import relative_error, small_bundle
 from pipeline.decoder import ImplicitDecoder
 from pipeline.errors import UserError
 from pipeline.geometry import MAX_SIDE
+from pipeline.light import LightHead
 from pipeline.liif import LiifHead
-from pipeline.reference import query_reference, render_reference
+from pipeline.reference import query_reference, render_light_reference, render_reference
 
 KINDS = ["liif", "light"]
 
@@ -52,6 +53,31 @@ def test_liif_equals_the_plain_evaluation_in_float64() -> None:
     features = decoder.features(latent_of(5, 8).double())
     expected = render_reference(decoder.head, features, (46, 90))
     assert float((decoder.render(features, (46, 90)) - expected).abs().max()) < 1e-7
+
+
+@pytest.mark.parametrize(
+    ("cells", "size"),
+    [((5, 8), (46, 90)), ((7, 5), (41, 99)), ((6, 9), (4, 300)), ((1, 6), (8, 36)), ((16, 16), (10, 12))],
+)
+def test_light_equals_its_formula(cells: tuple[int, int], size: tuple[int, int]) -> None:
+    """Against corner by corner in float64: all blocks of grid, the CPU path in float32, and single pixels. (The
+    reference adds 1e-9 to its areas, and fields are as large as 13.)"""
+    decoder = decoder_of("light")
+    head = decoder.head
+    assert isinstance(head, LightHead) and len(head.hidden) == head.depth - 1 > 0
+    features = decoder.features(latent_of(*cells))
+    with torch.no_grad():
+        fast = decoder.render(features, size)
+        decoder = decoder.double()
+        expected = render_light_reference(head, features.double(), size)
+        exact = decoder.render(features.double(), size, chunk=37)
+        index_y, index_x = torch.randint(0, size[0], (2, 30)), torch.randint(0, size[1], (2, 30))
+        pixels = decoder.query(features.double(), size, index_y, index_x)
+    assert float(expected.std()) > 0.05
+    assert float((exact - expected).abs().max()) < 1e-6
+    assert float((fast - expected).abs().max()) < 1e-5
+    for b in range(2):
+        assert torch.allclose(pixels[b], expected[b][:, index_y[b], index_x[b]], atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -165,6 +191,14 @@ def test_bad_input() -> None:
             decoder.render(features, size)
         with pytest.raises(UserError, match="size"):
             decoder.query(features, size, torch.zeros(2, 1, dtype=torch.int64), torch.zeros(2, 1, dtype=torch.int64))
+    index = torch.zeros(2, 1, dtype=torch.int64)
+    for wrong in (index - 1, index + 10):
+        with pytest.raises(UserError, match=r"index_y holds -?\d+\.\.-?\d+; an output of 10 pixels has indices 0\.\.9"):
+            decoder.query(features, (10, 20), wrong, index)
+    with pytest.raises(UserError, match="index_x holds 20"):
+        decoder.query(features, (10, 20), index, index + 20)
+    with pytest.raises(UserError, match="whole numbers"):
+        decoder.query(features, (10, 20), index, index.float())
     with pytest.raises(UserError, match="window"):
         decoder.render(features, (10, 10), (0, 0, 11, 10))
     for chunk in (0, -5):

@@ -14,7 +14,7 @@ from orchestration import registry
 from orchestration.evaluation_chunk import Arrays, ChunkWorker
 from orchestration.evaluation_data import Pictures
 from orchestration.evaluation_spec import EvaluationSpec, ModelReference
-from orchestration.ray_train import start_ray
+from orchestration.ray_train import cpus_for_each, machine_cpus, start_ray
 from pipeline.errors import UserError, first_line
 
 Chunk = tuple[int, int]
@@ -37,8 +37,7 @@ def compute_on_ray(
         num_workers = min(num_workers, len(todo))
         options: dict[str, Any] = {"num_cpus": 1, "num_gpus": 1, "max_restarts": 0}
         if not device.startswith("cuda"):
-            machines = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
-            options |= {"num_cpus": cpus_for_each(machines, num_workers), "num_gpus": 0}
+            options |= {"num_cpus": cpus_for_each(machine_cpus(), num_workers), "num_gpus": 0}
         actor = ray.remote(_Worker).options(**options)
         yield from _ChunkPool(lambda: actor.remote(spec, model, pictures, device), todo).run(num_workers)
     except RayTaskError as error:
@@ -47,16 +46,6 @@ def compute_on_ray(
     finally:
         if started:
             ray.shutdown()
-
-
-def cpus_for_each(machines: list[float], num_workers: int) -> float:
-    """CPUs to reserve for each worker, so that all of them find room: a whole number, or less than one where there are
-    fewer CPUs than workers. machines: CPUs of each. One CPU while there is none yet (they may start on demand)."""
-    for cpus in range(int(max(machines, default=0)), 0, -1):
-        if sum(int(there // cpus) for there in machines) >= num_workers:
-            return cpus
-    total = sum(machines)
-    return total / num_workers if len(machines) == 1 and total > 0 else 1
 
 
 class _Worker:

@@ -50,6 +50,26 @@ def start_ray(num_cpus: int | None = None, **options: Any) -> bool:
     return True
 
 
+def machine_cpus() -> list[float]:
+    """CPUs of each machine of the cluster."""
+    import ray
+
+    return [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
+
+
+def cpus_for_each(machines: list[float], num_workers: int) -> float:
+    """CPUs to reserve for each worker, so that every one finds room on some machine: a whole number, or less than one
+    on a single machine with fewer CPUs than workers.
+
+    machines: CPUs of each. One CPU while there are too few (more machines may start on demand).
+    """
+    for cpus in range(int(max(machines, default=0)), 0, -1):
+        if sum(int(there // cpus) for there in machines) >= num_workers:
+            return cpus
+    total = sum(machines)
+    return total / num_workers if len(machines) == 1 and total > 0 else 1
+
+
 def launch(
     stage: str,
     preset: Preset,
@@ -82,8 +102,7 @@ def launch(
     started = start_ray(num_cpus=None if os.environ.get("RAY_ADDRESS") else max(most, os.cpu_count() or 1))
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     use_gpu = gpus_per_worker > 0
-    total_cpus = ray.cluster_resources().get("CPU", 1.0)
-    cpus = cpus_per_worker or max(1.0, total_cpus // most) if not use_gpu else cpus_per_worker or 1.0
+    cpus = cpus_per_worker or (1.0 if use_gpu else max(1.0, cpus_for_each(machine_cpus(), most)))
     _check_capacity(ray.cluster_resources(), least, cpus, gpus_per_worker)
     run_dir = storage.absolute(run_dir)
     relay = Relay()

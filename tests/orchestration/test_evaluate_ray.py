@@ -7,9 +7,24 @@ from tiny_bundle import make_bundle
 
 from orchestration.evaluate import evaluate
 from orchestration.evaluation_spec import EvaluationSpec
+from orchestration.ray_train import cpus_for_each
 from pipeline.errors import UserError
 
-pytestmark = pytest.mark.slow
+
+@pytest.mark.parametrize(
+    ("machines", "num_workers", "cpus"),
+    [
+        ([8], 2, 4),
+        ([0, 8, 8, 8], 2, 8),  # not 12: no machine has that many
+        ([0, 16, 4], 2, 8),
+        ([2], 8, 0.25),
+        ([0], 2, 1),  # machines start on demand
+        ([0, 1, 1], 4, 1),
+        ([], 1, 1),
+    ],
+)
+def test_every_worker_finds_room_on_some_machine(machines, num_workers, cpus):
+    assert cpus_for_each(machines, num_workers) == cpus
 
 
 @pytest.fixture
@@ -22,6 +37,7 @@ def data(tmp_path):
     return str(folder)
 
 
+@pytest.mark.slow
 def test_workers_do_not_change_figures(tmp_path, data):
     bundle = make_bundle(tmp_path / "b", task="sr")
     spec = EvaluationSpec(task="sr", scales=(4.0,), num_steps=2, chunk_size=2, sr_mode="fixed-input", eta=1.0)

@@ -19,6 +19,7 @@ from orchestration.evaluate import evaluate
 from orchestration.evaluation_spec import EvaluationSpec
 from orchestration.output import save_atomically
 from orchestration.ray_train import launch
+from orchestration.stage_run import stage_run
 from orchestration.steps import Result, Step
 from pipeline.config import to_dict
 from pipeline.errors import UserError
@@ -160,17 +161,9 @@ def _clear_other_plan(config: PreprocessConfig) -> None:
 def _train(demo: Demo, stage: str, data: str, bundle: str | None) -> Result:
     run_dir = demo.path("runs", stage)
     _clear_other_run(Path(run_dir), demo.preset, stage, bundle)
-    run_id = _child_run(demo, stage)
-    result = launch(
-        stage,
-        demo.preset,
-        data=demo.path(data),
-        run_dir=run_dir,
-        bundle=bundle,
-        num_workers=NUM_WORKERS,
-        reporter_spec={"run_id": run_id, "tracking_uri": demo.tracking_uri},
-    )
-    tracking.end_run(demo.tracking_uri, run_id)
+    places: dict[str, Any] = {"data": demo.path(data), "run_dir": run_dir}
+    with stage_run(demo.tracking_uri, stage, demo.preset, parent=_parent_run(demo), **places) as spec:
+        result = launch(stage, demo.preset, bundle=bundle, num_workers=NUM_WORKERS, reporter_spec=spec, **places)
     key = "psnr" if stage in ("autoencoder", "decoder") else "loss"
     value = result.metrics.get(key, float("nan"))
     return {
@@ -179,7 +172,7 @@ def _train(demo: Demo, stage: str, data: str, bundle: str | None) -> Result:
         "last_loss": result.last_loss,
         "num_steps": result.steps,
         "metric": f"{result.steps} steps" + (f", {value:.2f} dB on its last batches" if key == "psnr" else ""),
-        "run_id": run_id,
+        "run_id": spec["run_id"],
     }
 
 
@@ -197,14 +190,6 @@ def _clear_other_run(run_dir: Path, preset: Preset, stage: str, bundle: str | No
 def _parent_run(demo: Demo) -> str:
     uri = demo.tracking_uri
     return tracking.find_run(uri, "demo") or tracking.start_run(uri, "demo", params=preset_to_dict(demo.preset))
-
-
-def _child_run(demo: Demo, stage: str) -> str:
-    uri, parent = demo.tracking_uri, _parent_run(demo)
-    config = demo.preset.stage(stage)
-    params = {name: getattr(config, name) for name in ("steps", "global_batch", "lr", "schedule", "ema_decay")}
-    found = tracking.find_run(uri, stage, parent=parent)
-    return found or tracking.start_run(uri, stage, parent=parent, params={"preset": "demo", **params})
 
 
 def _evaluate(demo: Demo, bundle: str) -> Result:

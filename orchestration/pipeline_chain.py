@@ -20,6 +20,7 @@ from orchestration import registry, tracking
 from orchestration.evaluation_spec import EvaluationSpec, spec_to_dict
 from orchestration.ray_metrics import report_preprocessing
 from orchestration.redact import plain_without_secrets
+from orchestration.stage_run import stage_run
 from orchestration.steps import Result, Step, step_keys
 from pipeline import storage
 from pipeline.config import to_dict
@@ -179,21 +180,16 @@ def _shards(chain: Chain, name: str, bundle: str | None) -> Result:
 
 def _train(chain: Chain, stage: str, data: str, bundle: str | None) -> Result:
     job, run_dir = chain.job, chain.folder(stage)
-    run_id = _stage_run(chain, stage)
-    spec = {"run_id": run_id, "tracking_uri": job.tracking_uri}
-    places = {"data": chain.folder(data), "run_dir": run_dir, "bundle": bundle}
-    try:
+    places: dict[str, Any] = {"data": chain.folder(data), "run_dir": run_dir}
+    with stage_run(job.tracking_uri, stage, job.preset, parent=parent_run(chain), **places) as spec:
+        places["bundle"] = bundle
         result = _train_here(job, stage, places, spec) if job.local else _train_on_ray(job, stage, places, spec)
-    except BaseException as error:
-        tracking.end_run(job.tracking_uri, run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-        raise
-    tracking.end_run(job.tracking_uri, run_id)
     metric = f"{result.steps} steps, loss {result.first_loss:.4g} → {result.last_loss:.4g}"
     if "psnr" in result.metrics:
         metric += f", {result.metrics['psnr']:.2f} dB"
     return {
         "bundle": result.bundle,
-        "run_id": run_id,
+        "run_id": spec["run_id"],
         "metric": metric,
         "outputs": [storage.join(result.bundle, "config.json")],
     }
@@ -240,13 +236,6 @@ def parent_run(chain: Chain) -> str:
     name = f"pipeline {job.model_name} {chain.keys[chain.names()[-1]][:8]}"
     params = {"preset": preset_to_dict(job.preset), "source": plain_without_secrets(to_dict(job.preprocess))}
     return tracking.find_run(job.tracking_uri, name) or tracking.start_run(job.tracking_uri, name, params=params)
-
-
-def _stage_run(chain: Chain, stage: str) -> str:
-    job, parent = chain.job, parent_run(chain)
-    found = tracking.find_run(job.tracking_uri, stage, parent=parent)
-    params = {"stage": to_dict(job.preset.stage(stage)), "preset": job.preset.name}
-    return found or tracking.start_run(job.tracking_uri, stage, parent=parent, params=params)
 
 
 def _evaluate(chain: Chain, done: dict[str, Result]) -> Result:

@@ -32,6 +32,10 @@ _UI = {"mlflow.experimentKind": "custom_model_development"}
 _LOCKS = ("requirements.lock", "requirements.txt", "uv.lock")
 
 
+class StoreError(UserError):
+    """The tracking store cannot be reached, or refuses."""
+
+
 def tracking_uri(uri: str | None = None, folder: str | Path | None = None) -> str:
     """The tracking URI to use: `uri`, else MLFLOW_TRACKING_URI, else SQLite in `folder` (default: working folder).
 
@@ -110,14 +114,29 @@ def start_run(
     return run_id
 
 
-def find_run(uri: str, name: str, *, parent: str | None = None, experiment: str = EXPERIMENT) -> str | None:
-    """The newest run called `name` (a child of `parent` when given), so that a continued job finds its run again."""
-    query = f"attributes.run_name = '{name}'"
-    if parent is not None:
-        query += f" and tags.`mlflow.parentRunId` = '{parent}'"
+def find_run(
+    uri: str,
+    name: str,
+    *,
+    parent: str | None = None,
+    tag: tuple[str, str] | None = None,
+    experiment: str = EXPERIMENT,
+) -> str | None:
+    """The newest run called `name` (a child of `parent`, or with the tag (key, value), when given), so that a
+    continued job finds its run again."""
+    wanted = {"mlflow.parentRunId": parent} if parent is not None else {}
+    if tag is not None:
+        wanted[tag[0]] = tag[1]
+    query = " and ".join([f"attributes.run_name = '{name}'", *(f"tags.`{k}` = '{v}'" for k, v in wanted.items())])
     with user_errors(uri):
         runs = client(uri).search_runs([experiment_id(uri, experiment)], query, max_results=1)
     return str(runs[0].info.run_id) if runs else None
+
+
+def reopen_run(uri: str, run_id: str) -> None:
+    """A run that was killed, or failed, goes on."""
+    with user_errors(uri):
+        client(uri).update_run(run_id, status="RUNNING")
 
 
 def end_run(uri: str, run_id: str, status: str = "FINISHED") -> None:
@@ -262,11 +281,11 @@ def user_errors(uri: str) -> Iterator[None]:
     try:
         yield
     except requests.exceptions.RequestException as error:
-        raise UserError(f"cannot reach the tracking server {uri}: {type(error).__name__}; is it running?") from error
+        raise StoreError(f"cannot reach the tracking server {uri}: {type(error).__name__}; is it running?") from error
     except sqlalchemy.exc.SQLAlchemyError as error:
-        raise UserError(f"cannot use the tracking data base {uri}: {str(error).splitlines()[0]}") from error
+        raise StoreError(f"cannot use the tracking data base {uri}: {str(error).splitlines()[0]}") from error
     except MlflowException as error:
-        raise UserError(f"tracking store {uri}: {str(error).splitlines()[0]}") from error
+        raise StoreError(f"tracking store {uri}: {str(error).splitlines()[0]}") from error
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from pipeline.errors import UserError
 from pipeline.progress import format_seconds
 from training.config import STAGES, Preset, override
 from training.presets import PRESETS, get_preset
+from training.reporter import Reporter
 from training.run import TrainResult, train
 from training.session import Preempted
 
@@ -44,18 +45,24 @@ def parser(prog: str = "latentzoom train") -> argparse.ArgumentParser:
     parser.add_argument("--gpus-per-worker", type=float, default=0.0)
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: CUDA where there is one")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads with --local (0: torch's choice)")
-    parser.add_argument("--tracking-uri", help="MLflow tracking server or sqlite:/// file")
-    parser.add_argument("--run-id", help="existing MLflow run to report to")
+    parser.add_argument(
+        "--tracking-uri",
+        help="MLflow tracking server or sqlite:/// file; default MLFLOW_TRACKING_URI, else ./mlflow.db",
+    )
+    parser.add_argument("--no-tracking", action="store_true", help="report to the run folder only")
     parser.add_argument("--dry-run", action="store_true", help="check, and print sizes, memory, steps and time")
     return parser
 
 
-def main(argv: Sequence[str] | None = None, *, launch: Callable[..., TrainResult] | None = None) -> int:
-    """`launch` starts a run on Ray Train workers (orchestration.ray_train.launch); without it only --local works."""
+Run = Callable[[argparse.Namespace, Preset], TrainResult]
+
+
+def main(argv: Sequence[str] | None = None, *, run: Run | None = None) -> int:
+    """`run` trains as the arguments ask, on Ray Train workers too; without it only --local works."""
     arguments = parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        return _run(arguments, launch)
+        return _run(arguments, run or _local_only)
     except UserError as error:
         print(f"latentzoom: error: {error}", file=sys.stderr)
         return 2
@@ -64,32 +71,14 @@ def main(argv: Sequence[str] | None = None, *, launch: Callable[..., TrainResult
         return INTERRUPTED
 
 
-def _run(arguments: argparse.Namespace, launch: Callable[..., TrainResult] | None) -> int:
+def _run(arguments: argparse.Namespace, run: Run) -> int:
     preset = override(get_preset(arguments.preset), arguments.set)
     if arguments.dry_run:
         from training.estimate import dry_run
 
         print(dry_run(arguments.stage, preset, parse_workers(arguments.workers)[1], arguments.device))
         return 0
-    if arguments.local:
-        result = train_here(arguments, preset)
-    elif launch is None:
-        raise UserError("training on Ray workers starts through `latentzoom train`; here only --local works")
-    else:
-        low, high = parse_workers(arguments.workers)
-        spec = None
-        if arguments.run_id:
-            spec = {"run_id": arguments.run_id, "tracking_uri": arguments.tracking_uri}
-        result = launch(
-            arguments.stage,
-            preset,
-            data=arguments.data,
-            run_dir=arguments.run_dir,
-            bundle=arguments.bundle,
-            num_workers=low if low == high else (low, high),
-            gpus_per_worker=arguments.gpus_per_worker,
-            reporter_spec=spec,
-        )
+    result = run(arguments, preset)
     print(
         f"{result.stage}: {result.steps} steps in {format_seconds(result.seconds)}, loss {result.first_loss:.4g} → "
         f"{result.last_loss:.4g}; bundle in {result.bundle}"
@@ -97,7 +86,15 @@ def _run(arguments: argparse.Namespace, launch: Callable[..., TrainResult] | Non
     return 0
 
 
-def train_here(arguments: argparse.Namespace, preset: Preset) -> TrainResult:
+def _local_only(arguments: argparse.Namespace, preset: Preset) -> TrainResult:
+    if not arguments.local:
+        raise UserError("training on Ray workers starts through `latentzoom train`; here only --local works")
+    return train_here(arguments, preset)
+
+
+def train_here(
+    arguments: argparse.Namespace, preset: Preset, reporters: list[Callable[[], Reporter]] | None = None
+) -> TrainResult:
     """Train in this process; SIGTERM and Ctrl-C lead to a checkpoint at the next report, a second one stops at once."""
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
@@ -116,6 +113,7 @@ def train_here(arguments: argparse.Namespace, preset: Preset) -> TrainResult:
         data=arguments.data,
         run_dir=arguments.run_dir,
         bundle=arguments.bundle,
+        reporters=reporters,
         device=arguments.device,
         stop_requested=stop.is_set,
     )

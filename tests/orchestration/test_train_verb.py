@@ -1,0 +1,77 @@
+"""`latentzoom train`: its MLflow run is begun, found again and closed; a store that is away stops nothing."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from orchestration import tracking
+from orchestration.cli import main
+from orchestration.stage_run import stage_run
+from preprocess.config import PreprocessConfig
+from preprocess.manifest import load_manifest
+from preprocess.run import preprocess
+from training.presets import get_preset
+from training.session import Preempted
+
+
+@pytest.fixture
+def shards(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / "photos").mkdir()
+    for i in range(8):
+        noise = np.random.default_rng(i).integers(0, 256, (5, 5, 3), dtype=np.uint8)
+        Image.fromarray(noise).resize((40, 40), Image.Resampling.BICUBIC).save(tmp_path / "photos" / f"{i}.png")
+    preprocess(PreprocessConfig(source_url=str(tmp_path / "photos"), dest=str(tmp_path / "shards"), size=32))
+    return str(tmp_path / "shards")
+
+
+def train(shards, *more):
+    settings = ["--set", "autoencoder.steps=2", "--set", "autoencoder.log_every=1", "--set", "autoencoder.grid_every=1"]
+    words = ["train", "autoencoder", "--preset", "debug", "--data", shards, "--run-dir", "run", "--local", *settings]
+    return main([*words, *more])
+
+
+def test_a_stage_has_one_run_with_parameters_data_figures_and_pictures(shards, tmp_path):
+    assert train(shards) == 0
+    uri = tracking.tracking_uri()
+    run_id = tracking.find_run(uri, "autoencoder", tag=("latentzoom.run_dir", str(tmp_path / "run")))
+    run = tracking.get_run(uri, run_id)
+    assert run.info.status == "FINISHED" and run.data.params["preset"] == "debug"
+    assert run.data.params["stage.steps"] == "2" and "Stage 0" in run.data.tags["mlflow.note.content"]
+    assert run.data.tags["data.training"] == load_manifest(shards).digest
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    history = tracking.client(uri).get_metric_history(run_id, "loss")
+    assert [(m.step, m.value) for m in history] == [(line["step"], line["loss"]) for line in lines]
+    assert tracking.client(uri).list_artifacts(run_id, "images")
+
+    assert train(shards) == 0  # finished before: nothing is trained, and no other run is begun
+    experiment = tracking.experiment_id(uri, tracking.EXPERIMENT)
+    assert [r.info.run_id for r in tracking.client(uri).search_runs([experiment])] == [run_id]
+
+
+@pytest.mark.parametrize(("error", "status"), [(Preempted("notice"), "KILLED"), (RuntimeError(), "FAILED")])
+def test_a_stopped_stage_goes_on_in_its_own_run(shards, tmp_path, error, status):
+    uri, preset = tracking.tracking_uri(), get_preset("debug")
+    places = {"data": shards, "run_dir": "s3://user:word@bucket/run"}
+    with pytest.raises(type(error)), stage_run(uri, "decoder", preset, **places) as first:
+        raise error
+    run = tracking.get_run(uri, first["run_id"])
+    assert run.info.status == status and "word" not in json.dumps(run.data.tags)
+    with stage_run(uri, "decoder", preset, **places) as second:
+        assert second == first and tracking.get_run(uri, first["run_id"]).info.status == "RUNNING"
+
+
+def test_a_store_that_is_away_is_a_warning(shards, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    assert train(shards, "--tracking-uri", "http://127.0.0.1:9") == 0
+    error = capsys.readouterr().err
+    assert "warning: tracking store http://127.0.0.1:9" in error and "figures go to run only" in error
+    assert (tmp_path / "run/metrics.jsonl").exists()
+
+
+def test_without_tracking_no_store_is_made(shards, tmp_path):
+    assert train(shards, "--no-tracking") == 0
+    assert not (tmp_path / "mlflow.db").exists() and (tmp_path / "run/bundle/config.json").exists()

@@ -13,6 +13,7 @@ from typing import Any
 
 import tyro
 
+from orchestration import tracking
 from orchestration.demo_photos import MODEL_NAME
 from orchestration.lease import sole_job
 from orchestration.steps import Result, Status
@@ -88,6 +89,7 @@ def _number(value: float | None) -> str:
 def _after(work: Path, tracking_uri: str, results: dict[str, Result]) -> str:
     psnr = results["evaluate"]["psnr"]
     bin_folder = Path(sys.executable).parent
+    experiment = tracking.experiment_id(tracking_uri, tracking.EXPERIMENT)
     champion = f"--model models:/{MODEL_NAME}@champion"
     return f"""
 On held-out photographs the implicit decoder rebuilds a picture from its latent at {psnr["ours"]:.2f} dB (mean PSNR).
@@ -99,6 +101,7 @@ the method is. `make demo MINUTES=60` spends more.
 look at   {results["use"]["sheet"]}
 registry  {work / "mlflow.db"} (model {MODEL_NAME}, champion is version {results["promote"]["champion"]})
 browse    {bin_folder}/mlflow ui --backend-store-uri {tracking_uri}
+          then http://127.0.0.1:5000/#/experiments/{experiment}/runs?workflowType=machine_learning
 try       export MLFLOW_TRACKING_URI={tracking_uri}
           {bin_folder}/latentzoom generate {champion} --size 200x300 --num 4 --seed 7 --out made
           {bin_folder}/latentzoom upscale {champion} --scale 3.7 {work / "photos/val/coffee.png"} coffee-x3.7.png"""

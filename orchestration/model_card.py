@@ -18,9 +18,8 @@ def model_card(
 ) -> str:
     """Markdown. The bundle's own card (training, licence, use) comes first, then what the registry knows."""
     card = bundle.card.strip() or pipeline_card(bundle.config, bundle.meta).strip()
-    lines = [card, "", f"# Version of {name}", "", "## Data", ""]
+    lines = [card, "", "## Figures of this version", "", *_figures(report), "", "## Data", ""]
     lines += [f"{dataset[0]}, manifest SHA-256 `{dataset[1]}`." if dataset else "Not recorded.", ""]
-    lines += ["## Figures", "", *_figures(report), ""]
     lines += [
         "## Use from the registry",
         "",

@@ -9,9 +9,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.bundle import build_autoencoder, build_decoder, build_denoiser
@@ -21,7 +24,7 @@ from pipeline.progress import format_seconds
 from training.config import AlignStage, AutoencoderStage, DecoderStage, Preset, StageConfig
 from training.engine import enable_activation_checkpointing
 from training.reconstruction import Reconstruction
-from training.targets import size_range
+from training.targets import largest_target, render_target
 
 _PEAK_TFLOPS = {
     # dense, without sparsity: (bf16 or fp16, fp32)
@@ -68,7 +71,7 @@ def estimate(stage: str, config: StageConfig, model: ModelConfig, num_workers: i
     num_frozen = sum(p.numel() for p in frozen.parameters()) if frozen is not None else 0
     saved = _SavedBytes()
     counter = FlopCounterMode(display=False)
-    with counter, torch.autograd.graph.saved_tensors_hooks(saved.pack, saved.unpack):
+    with counter, _FusedAttention(), torch.autograd.graph.saved_tensors_hooks(saved.pack, saved.unpack):
         forward()
     half = 2 if config.precision != "fp32" else 4
     activations = saved.total * half // 4
@@ -93,17 +96,31 @@ class _SavedBytes:
 
     def __init__(self) -> None:
         self.total = 0
-        self._seen: set[int] = set()
+        self._seen: dict[int, torch.UntypedStorage] = {}  # kept alive, or another could have its key
 
     def pack(self, tensor: Tensor) -> Tensor:
-        key = tensor.untyped_storage()._cdata
-        if not isinstance(tensor, nn.Parameter) and not tensor.is_leaf and key not in self._seen:
-            self._seen.add(key)
-            self.total += tensor.untyped_storage().nbytes()
+        if not isinstance(tensor, nn.Parameter) and not tensor.is_leaf:
+            self.add(tensor)
         return tensor
+
+    def add(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self._seen:
+            self._seen[storage._cdata] = storage
+            self.total += storage.nbytes()
 
     def unpack(self, tensor: Tensor) -> Tensor:
         return tensor
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Attention as CPUs and CUDA devices run it, in one kernel: on the "meta" device torch would take the plain path,
+    which keeps a matrix of all pairs of cells."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.scaled_dot_product_attention:
+            return torch.ops.aten._scaled_dot_product_flash_attention(*args[:3])[0]
+        return func(*args, **(kwargs or {}))
 
 
 def _case(
@@ -120,23 +137,17 @@ def _case(
         return network, None, lambda: network(torch.empty(micro, 3, side, side, device="meta"), noise)
     if isinstance(config, DecoderStage):
         decoder = build_decoder(model)
-        return decoder, None, lambda: decoder(latent, *_largest_target(config, model))
+        target = largest_target(config, model)
+        return decoder, None, lambda: decoder(latent, target.size, target.window)
     denoiser = build_denoiser(model)
     t = torch.empty(micro, dtype=torch.int64)
     condition = latent if model.task == "sr" else None
     if not isinstance(config, AlignStage):
         return denoiser, None, lambda: denoiser(latent, t, condition)
     frozen = build_decoder(model).requires_grad_(False)
-    target = _largest_target(config, model)
-    return denoiser, frozen, lambda: frozen(denoiser(latent, t, condition), *target)
-
-
-def _largest_target(
-    config: DecoderStage | AlignStage, model: ModelConfig
-) -> tuple[tuple[int, int], tuple[int, int, int, int]]:
-    side = size_range(config, model)[1]
-    crop = min(config.crop or side, side)
-    return (side, side), (0, 0, crop, crop)
+    target = largest_target(config, model)
+    scale, context = model.scale_factor, config.context_cells
+    return denoiser, frozen, lambda: render_target(frozen, denoiser(latent, t, condition) / scale, target, context)
 
 
 def peak_flops(device: torch.device, precision: str) -> float | None:

@@ -61,11 +61,29 @@ def size_range(config: DecoderStage | AlignStage, model: ModelConfig) -> tuple[i
     return low, high
 
 
+def window_side(config: DecoderStage | AlignStage, model: ModelConfig, side: int) -> int:
+    """Side of the window of a target of `side` pixels: the smallest of the target, `crop` and `crop_cells` cells."""
+    bounds = [side]
+    if config.crop:
+        bounds.append(config.crop)
+    if isinstance(config, AlignStage) and config.crop_cells:
+        bounds.append(max(1, config.crop_cells * side // model.latent_size))
+    return min(bounds)
+
+
+def largest_target(config: DecoderStage | AlignStage, model: ModelConfig) -> Target:
+    """The costliest target of a stage: the largest size, a window in its middle."""
+    side = size_range(config, model)[1]
+    window = window_side(config, model, side)
+    start = (side - window) // 2
+    return Target((side, side), (start, start, start + window, start + window))
+
+
 def draw_target(config: DecoderStage | AlignStage, model: ModelConfig, step: int) -> Target:
-    """A uniformly drawn size of the range and, when `crop` is smaller, a uniformly placed window of crop × crop."""
+    """A uniformly drawn size of the range and a uniformly placed window of it (`window_side`)."""
     low, high = size_range(config, model)
     generator = generator_for(config.seed, "target", step)
     side = int(torch.randint(low, high + 1, (), generator=generator))
-    window = min(config.crop or side, side)
+    window = window_side(config, model, side)
     y0, x0 = (int(torch.randint(0, side - window + 1, (), generator=generator)) for _ in range(2))
     return Target((side, side), (y0, x0, y0 + window, x0 + window))

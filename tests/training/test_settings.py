@@ -3,13 +3,13 @@ import dataclasses
 import pytest
 import torch
 
-from pipeline.bundle import build_decoder
+from pipeline.bundle import build_decoder, build_denoiser
 from pipeline.errors import UserError
 from training.config import AlignStage, DecoderStage, StageConfig, override, preset_from_dict, preset_to_dict
 from training.estimate import dry_run, estimate
 from training.optim import generator_for, lr_at, normal
 from training.presets import PRESETS, debug, get_preset
-from training.targets import Target, draw_target, render_target
+from training.targets import Target, draw_target, largest_target, render_target, window_side
 
 
 def test_override_reaches_nested_fields_and_keeps_the_rest() -> None:
@@ -74,6 +74,20 @@ def test_target_sizes_include_both_ends_and_windows_fit() -> None:
     assert whole.window == (0, 0, *whole.size)
 
 
+def test_windows_in_cells_cover_as_much_of_every_size() -> None:
+    model = debug().model
+    assert model.latent_size == 8
+    config = AlignStage(min_size=8, max_size=96, crop_cells=2)
+    for step in range(50):
+        target = draw_target(config, model, step)
+        y0, x0, y1, x1 = target.window
+        assert y1 - y0 == x1 - x0 == max(1, 2 * target.size[0] // 8)
+        assert min(y0, x0) >= 0 and max(y1, x1) <= target.size[0]
+    assert window_side(dataclasses.replace(config, crop=10), model, 96) == 10
+    assert window_side(dataclasses.replace(config, crop_cells=20), model, 96) == 96
+    assert largest_target(config, model).window == (36, 36, 60, 60)
+
+
 @pytest.mark.parametrize("size", [19, 32, 45])
 def test_window_from_its_neighbourhood_is_the_window_of_the_whole(size: int) -> None:
     """With enough context nothing is left out, so the geometry must be exact; with little it must still be close."""
@@ -105,6 +119,29 @@ def test_zero_stages_and_precision_shrink_the_state() -> None:
     assert state(zero_stage=0) == num * (4 + 4 + 8 + 4)  # weights, gradients, two moments, averages
     assert state(zero_stage=3, precision="bf16") == (2 + 2 + 4 + 8 + 4) * num // 2  # and masters, all split in two
     assert state(zero_stage=1) > state(zero_stage=2) > state(zero_stage=3)
+
+
+def test_estimated_activations_are_those_that_a_step_keeps() -> None:
+    """Attention among many places too, whose matrix of all pairs no device keeps."""
+    model = override(debug(), ["model.image_size=128", "model.denoiser.attention_factors=[1]"]).model
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if not tensor.is_leaf:
+            kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        build_denoiser(model)(torch.randn(4, 3, 32, 32), torch.zeros(4, dtype=torch.int64)).sum()
+    guess = estimate("denoiser", debug().denoiser, model, 1).activation_bytes
+    assert guess == pytest.approx(sum(kept.values()), rel=0.15)
+
+
+def test_smaller_windows_are_estimated_smaller() -> None:
+    model = debug().model
+    whole, window = (estimate("align", AlignStage(crop_cells=cells), model, 1).activation_bytes for cells in (0, 2))
+    near = estimate("align", AlignStage(crop_cells=2, context_cells=1), model, 1).activation_bytes
+    assert near < window < whole
 
 
 def test_activation_checkpointing_keeps_less() -> None:

@@ -7,6 +7,7 @@ worker needs only two strings: the tracking URI and the run id.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 import hashlib
 import json
@@ -66,7 +67,23 @@ def client(uri: str) -> MlflowClient:
             raise UserError(f"cannot write to {folder}: {error.strerror}; choose another --tracking-uri") from error
         if not os.access(folder, os.W_OK):
             raise UserError(f"cannot write to {folder}: permission denied; choose another --tracking-uri")
+        with _alone_in(folder), user_errors(uri):
+            made = MlflowClient(tracking_uri=uri, registry_uri=uri)
+            made.get_experiment_by_name(EXPERIMENT)  # creates the tables: of two processes at once one would fail
+        return made
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Wait for other processes in the same block. The lock is the folder's own: no file, and a kill releases it."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # some network file systems have no locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def experiment_id(uri: str, name: str = EXPERIMENT) -> str:

@@ -71,8 +71,8 @@ def preprocess(
     config, source = resolve(config, source, encoder)
     facts = autoencoder_facts(encoder, config.size) if encoder else None
     plan = plan_run(config, source, facts)
-    accept_or_refuse(config, plan)
     with sole_run(config.dest):
+        accept_or_refuse(config, plan)
         remove_scratch(config.dest)
         write_plan(config, plan)
         done, troubles = finished_receipts(config.dest, [s.name for s in plan.shards], plan.hash, config.recheck)
@@ -81,6 +81,7 @@ def preprocess(
         todo = [shard for shard in plan.shards if shard.name not in done]
         builder = ShardBuilder(config, source, encoder, facts, plan.hash)
         tally = _build(config, plan, todo, dict(done), builder)
+        remove_scratch(config.dest)  # what workers left that died in this run
         manifest = finish(config, plan, facts, tally.receipts)
     seconds = time.monotonic() - start
     num_built = sum(tally.receipts[s.name]["num_samples"] for s in todo)

@@ -1,4 +1,7 @@
-"""Ray actors that build shards. A dead actor's unfinished shards go to another; bytes do not depend on who builds."""
+"""Ray actors that build shards. A dead actor's unfinished shards go to another; bytes do not depend on who builds.
+
+An actor dies alone or with its machine. Its successor may have to wait for a machine; the others go on meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from typing import Any
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, first_line
 from preprocess.build import Built, ShardBuilder
 from preprocess.config import PreprocessConfig
 from preprocess.plan import ShardPlan
@@ -60,7 +63,7 @@ class WorkerPool:
         self.chunk = max(1, min(_MAX_CHUNK, len(todo) // (2 * max(1, self.num_workers))))
         self.num_lost = 0
         self.num_started = 0
-        self.num_failed_starts = 0
+        self.num_failed_starts = 0  # since the last actor that started
         self.attempts: dict[str, int] = {}
         self.busy: dict[Any, _Worker] = {}  # Ray reference to wait for → worker
 
@@ -69,7 +72,7 @@ class WorkerPool:
         try:
             for _ in range(self.num_workers):
                 self._start()
-            while self.busy:
+            while self.todo or any(worker.shards for worker in self.busy.values()):
                 ready, _ = ray.wait(list(self.busy), num_returns=1, fetch_local=True)
                 worker = self.busy.pop(ready[0])
                 try:
@@ -84,6 +87,7 @@ class WorkerPool:
                 ray.kill(worker.actor)
 
     def _start(self) -> None:
+        """Ask for an actor; it gets shards once it is there."""
         self.num_started += 1
         options = {"num_cpus": self.config.cpus_per_worker, "num_gpus": self.config.gpus_per_worker}
         actor = ShardActor.options(**options).remote(self.builder_ref)  # type: ignore[attr-defined]
@@ -94,6 +98,7 @@ class WorkerPool:
         """Take one piece of news from a worker, or give it the next chunk."""
         if worker.stream is None:
             ray.get(ready)
+            self.num_failed_starts = 0
             self._assign(worker)
             return None
         try:
@@ -121,17 +126,18 @@ class WorkerPool:
 
     def _replace(self, worker: _Worker, error: Exception) -> None:
         """Put a dead worker's shards back and start another worker, a few times."""
+        ray.kill(worker.actor)  # one that is only out of reach would hold its CPUs and write on
         self.num_lost += 1
         names = list(worker.shards)
         for name in names:
             self.attempts[name] = self.attempts.get(name, 0) + 1
             if self.attempts[name] >= _MAX_ATTEMPTS:
                 raise UserError(
-                    f"{name} lost {_MAX_ATTEMPTS} workers; are they short of memory? The last: {_first_line(error)}"
+                    f"{name} lost {_MAX_ATTEMPTS} workers; are they short of memory? The last: {first_line(error)}"
                 ) from error
         self.num_failed_starts += worker.stream is None
         if self.num_failed_starts >= _MAX_ATTEMPTS:
-            raise UserError(f"workers do not start: {_first_line(error)}") from error
+            raise UserError(f"workers do not start: {first_line(error)}") from error
         print(f"preprocess: {worker.name} died; redoing {', '.join(names) or 'nothing'}", file=sys.stderr)
         self.todo.extendleft(reversed(worker.shards.values()))
         self._start()
@@ -153,7 +159,3 @@ def ray_session(config: PreprocessConfig) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

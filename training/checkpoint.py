@@ -16,6 +16,7 @@ import tempfile
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,8 +53,9 @@ class CheckpointStore:
         self._error: BaseException | None = None
         self._fetched: Path | None = None
 
-    def save(self, step: int, engine: str, files: dict[str, Any], state: dict[str, Any]) -> None:
-        """Start writing; returns at once unless the previous checkpoint is still being written."""
+    def save(self, step: int, engine: str, files: Callable[[], dict[str, Any]], state: dict[str, Any]) -> None:
+        """Start writing what `files` gives (it is called in the background); returns at once unless the previous
+        checkpoint is still being written."""
         self.wait()
         self._thread = threading.Thread(
             target=self._write_guarded, args=(step, engine, files, state), name=f"checkpoint-{step}", daemon=True
@@ -139,9 +141,11 @@ class CheckpointStore:
         key = hashlib.sha256(f"{self.url} {self.attempt}".encode()).hexdigest()[:16]
         return Path(tempfile.gettempdir(), f"latentzoom-checkpoint-{key}", step_name(step))
 
-    def _write_guarded(self, step: int, engine: str, files: dict[str, Any], state: dict[str, Any]) -> None:
+    def _write_guarded(
+        self, step: int, engine: str, files: Callable[[], dict[str, Any]], state: dict[str, Any]
+    ) -> None:
         try:
-            self._write(step, engine, files, state)
+            self._write(step, engine, files(), state)
         except BaseException as error:
             self._error = error
 
@@ -152,7 +156,7 @@ class CheckpointStore:
             for name, content in files.items():
                 path = scratch / name.replace("/", "_")
                 if name.endswith(".safetensors"):
-                    save_file(content, path)
+                    save_file({key: tensor.contiguous() for key, tensor in content.items()}, path)
                 else:
                     torch.save(content, path)
                 entries[name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}

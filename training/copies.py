@@ -1,12 +1,17 @@
-"""Copies of nested state on the CPU, into memory that is used again: what a checkpoint stops training for.
+"""Copies of nested state on the CPU, into memory that is used again: what a checkpoint is written from.
 
 Fresh memory costs several times the copy itself (each page is cleared and mapped first), so the second and later
 snapshots of a run write over the first one's tensors.
+
+Weights, moments and averages change in the optimizer's step only. So the copy too is made in the background, during the
+forward and backward pass that follow; only the next optimizer step waits for it, should it still be going on.
 """
 
 from __future__ import annotations
 
 import copy
+import threading
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +20,8 @@ from torch import Tensor
 
 
 class CpuCopies:
-    """`take` gives a deep copy in which every tensor is a compact CPU copy, valid until the next `take`."""
+    """`take` gives a deep copy in which every tensor is a compact CPU copy, valid until the next `take`. A copy has its
+    tensor's order in memory (rows first or channels last), since copying straight through is several times faster."""
 
     def __init__(self) -> None:
         self._held: dict[tuple[Any, ...], Tensor] = {}
@@ -37,10 +43,53 @@ class CpuCopies:
     def _tensor(self, tensor: Tensor, place: tuple[Any, ...]) -> Tensor:
         held = self._held.get(place)
         if held is None or held.shape != tensor.shape or held.dtype != tensor.dtype:
-            held = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
+            held = torch.empty_like(tensor, device="cpu", requires_grad=False, pin_memory=tensor.is_cuda)
             self._held[place] = held
-        held.copy_(tensor.detach())
+        held.copy_(tensor.detach(), non_blocking=tensor.is_cuda)
         return held
+
+
+class Snapshot:
+    """State that is being copied. The thread that writes it calls `files`, the one that trains calls `wait` before it
+    changes the state."""
+
+    def __init__(self, state: dict[str, Any], copies: CpuCopies) -> None:
+        """`state`: file name → content, whose tensors stay as they are until `wait` has returned."""
+        self._state, self._copies = state, copies
+        self._copied = threading.Event()
+        # On CUDA the copy has a stream of its own, which begins once the work queued so far is done.
+        self._ready = torch.cuda.Event() if torch.cuda.is_initialized() else None
+        if self._ready is not None:
+            self._ready.record()
+
+    def files(self) -> dict[str, Any]:
+        """The copy, valid until the next snapshot's `files`. To be called once, in any thread."""
+        try:
+            if self._ready is None:
+                return self._copies.take(self._state)
+            stream = torch.cuda.Stream()
+            with torch.cuda.stream(stream):
+                stream.wait_event(self._ready)
+                taken = self._copies.take(self._state)
+            stream.synchronize()
+            return taken
+        finally:
+            self._state = {}
+            self._copied.set()
+
+    def wait(self) -> float:
+        """Until the state may change → seconds that took."""
+        started = time.perf_counter()
+        self._copied.wait()
+        return time.perf_counter() - started
+
+
+def tensors_of(value: Any) -> list[Tensor]:
+    """The tensors in nested dictionaries, lists and tuples."""
+    if isinstance(value, Tensor):
+        return [value]
+    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
+    return [tensor for item in items for tensor in tensors_of(item)]
 
 
 def _same_mapping(original: Mapping[Any, Any], copied: dict[Any, Any]) -> Any:

@@ -15,7 +15,8 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Fragment:
-    """`tensor` (flat, float32) is elements start .. start+len of parameter `name`, which has `shape` in full."""
+    """Elements of parameter `name` from number `start` on; it has `shape` in full. `tensor` is float32 and flat, or has
+    that shape where it is all of the parameter."""
 
     name: str
     shape: tuple[int, ...]
@@ -54,7 +55,7 @@ class Ema:
         """Take this worker's part of whole averaged parameters, flat or shaped. Every name must be there."""
         for fragment, average in zip(fragments, self.averages):
             whole = full[fragment.name].flatten()
-            average.copy_(whole[fragment.start : fragment.start + fragment.numel])
+            average.copy_(whole[fragment.start : fragment.start + fragment.numel].view(average.shape))
 
 
 def to_tensors(fragments: list[Fragment]) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from pipeline.decoder import ImplicitDecoder
 from pipeline.errors import UserError
 from training.config import StageConfig
-from training.copies import CpuCopies
+from training.copies import CpuCopies, Snapshot
 from training.ema import Ema, Fragment, assemble, decay_at, to_tensors
 from training.optim import make_optimizer, set_lr
 from training.plain_engine import PlainEngine
@@ -35,6 +35,8 @@ class Engine(Protocol):
     name: str
     module: nn.Module
     world: World
+    stall: float
+    """Seconds that optimizer steps waited for a snapshot to be copied."""
 
     def __call__(self, *inputs: Any) -> Any:
         """The network's forward pass, in the stage's precision."""
@@ -45,8 +47,8 @@ class Engine(Protocol):
     def step(self, step: int, lr: float) -> float:
         """Apply optimizer step `step` (1, 2, ...) and average the weights → global gradient norm."""
 
-    def snapshot(self) -> dict[str, Any]:
-        """File name → content of this worker's part of a checkpoint, on the CPU, valid until the next. Collective."""
+    def snapshot(self) -> Snapshot:
+        """This worker's part of a checkpoint. The next `step` waits until its `files` has been called. Collective."""
 
     def load(self, folder: Path, saved_world_size: int) -> None:
         """Continue from a checkpoint's files in a local folder. Collective."""
@@ -126,7 +128,8 @@ class DeepSpeedEngine:
             _gather_decoder_whole(deepspeed, self.module)
         self._fragments = self._find_fragments()
         self.ema = Ema(self._fragments)
-        self._copies = CpuCopies()
+        self._copies, self.stall = CpuCopies(), 0.0
+        self._snapshot: Snapshot | None = None
 
     def __call__(self, *inputs: Any) -> Any:
         cast = [_cast(value, self.dtype) for value in inputs]
@@ -138,6 +141,8 @@ class DeepSpeedEngine:
             self._engine.step()
 
     def step(self, step: int, lr: float) -> float:
+        if self._snapshot is not None:
+            self.stall += self._snapshot.wait()
         set_lr(self._engine.optimizer, lr)
         whole_norm = self._unpartitioned_norm()
         self._engine.step()
@@ -151,8 +156,8 @@ class DeepSpeedEngine:
             return None
         return nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None])
 
-    def snapshot(self) -> dict[str, Any]:
-        recorder = _Recorder(self._copies)
+    def snapshot(self) -> Snapshot:
+        recorder = _Recorder()
         original, self._engine.checkpoint_engine = self._engine.checkpoint_engine, recorder
         self._engine._copy_recovery_script = lambda save_path: None
         try:
@@ -163,9 +168,9 @@ class DeepSpeedEngine:
         finally:
             self._engine.checkpoint_engine = original
         if self.config.zero_stage or self.world.is_main:
-            name = f"ema-{self.world.rank:05d}.safetensors"
-            files[name] = self._copies.take({name: to_tensors(self._averages())})[name]
-        return files
+            files[f"ema-{self.world.rank:05d}.safetensors"] = to_tensors(self._averages())
+        self._snapshot = Snapshot(files, self._copies)
+        return self._snapshot
 
     def load(self, folder: Path, saved_world_size: int) -> None:
         if saved_world_size != self.world.size and self.config.zero_stage:
@@ -243,11 +248,10 @@ class DeepSpeedEngine:
 
 
 class _Recorder:
-    """A DeepSpeed checkpoint engine that keeps CPU copies instead of writing; a background thread writes them later."""
+    """A DeepSpeed checkpoint engine that keeps what it is given instead of writing it."""
 
-    def __init__(self, copies: CpuCopies) -> None:
+    def __init__(self) -> None:
         self.saved: dict[str, Any] = {}
-        self._copies = copies
 
     def create(self, info: Any) -> None: ...
 
@@ -255,8 +259,7 @@ class _Recorder:
         Path(path).mkdir(parents=True, exist_ok=exist_ok)
 
     def save(self, state_dict: Any, path: str) -> None:
-        name = Path(path).name
-        self.saved[path] = self._copies.take({name: state_dict})[name]
+        self.saved[path] = state_dict
 
     def commit(self, info: Any) -> bool:
         return True

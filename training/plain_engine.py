@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from training.config import StageConfig
-from training.copies import CpuCopies
+from training.copies import CpuCopies, Snapshot
 from training.ema import Ema, Fragment, assemble, decay_at, to_tensors
 from training.optim import make_optimizer, set_lr
 from training.world import World
@@ -33,16 +33,17 @@ class PlainEngine:
         self._scaler = torch.amp.GradScaler(world.device.type, enabled=config.precision == "fp16")
         self._parameters = [p for p in self.module.parameters() if p.requires_grad]
         self.ema = Ema(self.fragments())
-        self._copies = CpuCopies()
+        self._copies, self.stall = CpuCopies(), 0.0
+        self._snapshot: Snapshot | None = None
 
     def __call__(self, *inputs: Any) -> Any:
         with torch.autocast(self.world.device.type, self.dtype, enabled=self.dtype != torch.float32):
             return self.module(*inputs)
 
     def fragments(self) -> list[Fragment]:
-        """Master weights: here every parameter in full, in logical order (a copy where memory is channels-last)."""
+        """Master weights: here every parameter in full, in its own shape and order in memory."""
         return [
-            Fragment(name, tuple(p.shape), 0, p.detach().flatten())
+            Fragment(name, tuple(p.shape), 0, p.detach())
             for name, p in self.module.named_parameters()
             if p.requires_grad
         ]
@@ -53,6 +54,8 @@ class PlainEngine:
 
     def step(self, step: int, lr: float) -> float:
         """Apply the gradients of optimizer step `step` (1, 2, ...), average the weights → gradient norm."""
+        if self._snapshot is not None:
+            self.stall += self._snapshot.wait()
         set_lr(self.optimizer, lr)
         self._scaler.unscale_(self.optimizer)
         limit = self.config.clip_norm or float("inf")
@@ -63,15 +66,16 @@ class PlainEngine:
         self.ema.update(self.fragments(), decay_at(step, self.config.ema_decay, self.config.ema_warmup))
         return float(norm)
 
-    def snapshot(self) -> dict[str, Any]:
-        """File name → what it holds, copied to the CPU; it stays as it is until the next snapshot."""
+    def snapshot(self) -> Snapshot:
+        """What a checkpoint holds, to be copied by its `files`; the next step waits for that."""
         state = {
             "module": self.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self._scaler.state_dict(),
         }
         averages = to_tensors(self.ema.fragments(self.fragments()))
-        return self._copies.take({"state.pt": state, "ema-00000.safetensors": averages})
+        self._snapshot = Snapshot({"state.pt": state, "ema-00000.safetensors": averages}, self._copies)
+        return self._snapshot
 
     def load(self, folder: Path, saved_world_size: int) -> None:
         """Continue from the files of `snapshot` in a local folder."""

@@ -84,7 +84,7 @@ class Session:
         self.first: dict[str, float] = {}
         self.last: dict[str, float] = {}
         self.sample_order = ""
-        self.stall = 0.0
+        self._stall = 0.0
         self._stop = self._warned = self._closed = False
         self._ask, self._asked = True, time.monotonic()
         self._attached: dict[str, Stateful] = {}
@@ -190,8 +190,8 @@ class Session:
 
     def save(self) -> None:
         """Start writing a checkpoint of this step."""
-        self.store.wait()  # the last checkpoint's copies are written over now
         started = time.perf_counter()
+        self.store.wait()  # the last checkpoint's copies are written over now
         state = {
             "loader": self.loader.state_dict(),
             "seconds": self.seconds,
@@ -200,11 +200,18 @@ class Session:
             "sample_order": self.sample_order,
             "fingerprint": self.context.fingerprint(),
         }
-        files = self.engine.snapshot()
-        if self.world.is_main:
-            files.update({f"{name}.pt": part.state_dict() for name, part in self._attached.items()})
-        self.store.save(self.step, self.engine.name, files, state)
-        self.stall += time.perf_counter() - started
+        snapshot = self.engine.snapshot()
+        # The attached parts copy theirs now: they are small and change outside the engine's step.
+        attached = (
+            {f"{name}.pt": part.state_dict() for name, part in self._attached.items()} if self.world.is_main else {}
+        )
+        self.store.save(self.step, self.engine.name, lambda: {**snapshot.files(), **attached}, state)
+        self._stall += time.perf_counter() - started
+
+    @property
+    def stall(self) -> float:
+        """Seconds that training has stood still for checkpoints."""
+        return self._stall + self.engine.stall
 
     def close(self) -> None:
         """Finish writing; give back the loader and the reporter."""

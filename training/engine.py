@@ -62,7 +62,7 @@ def make_engine(module: nn.Module, config: StageConfig, world: World, *, deepspe
     accumulation = accumulation_steps(config, world)
     if config.precision == "fp16" and world.device.type == "cpu":
         raise UserError("precision fp16 needs a CUDA device; use bf16 or fp32 on a CPU")
-    if config.channels_last:
+    if config.channels_last and not deepspeed:  # DeepSpeed flattens weights, so there only what flows is channels-last
         module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if config.activation_checkpointing:
         enable_activation_checkpointing(module)
@@ -133,6 +133,8 @@ class DeepSpeedEngine:
 
     def __call__(self, *inputs: Any) -> Any:
         cast = [_cast(value, self.dtype) for value in inputs]
+        if self.config.channels_last:
+            cast = [_channels_last(value) for value in cast]
         return _cast(self._engine(*cast), torch.float32)
 
     def backward(self, loss: Tensor) -> None:
@@ -305,6 +307,11 @@ def _cast(value: Any, dtype: torch.dtype) -> Any:
     if isinstance(value, tuple) and any(isinstance(item, Tensor) for item in value):
         return tuple(_cast(item, dtype) for item in value)
     return value
+
+
+def _channels_last(value: Any) -> Any:
+    is_image = isinstance(value, Tensor) and value.ndim == 4
+    return value.contiguous(memory_format=torch.channels_last) if is_image else value
 
 
 def _full_shape(parameter: Any) -> tuple[int, ...]:

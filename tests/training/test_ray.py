@@ -105,6 +105,7 @@ def _every_combination(arguments: dict[str, Any]) -> dict[str, Any]:
         for precision in ("fp32", "bf16"):
             name = f"{zero_stage}-{precision}"
             settings = [f"decoder.zero_stage={zero_stage}", f"decoder.precision={precision}"]
+            settings += ["decoder.channels_last=true"]  # as the paper's presets have it
             result = train(
                 "decoder",
                 override(preset_from_dict(arguments["preset"]), settings),

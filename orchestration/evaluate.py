@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -10,7 +11,7 @@ import numpy as np
 
 from orchestration import registry, tracking
 from orchestration.evaluation_chunk import Arrays, ChunkWorker
-from orchestration.evaluation_data import Pictures, open_pictures
+from orchestration.evaluation_data import Pictures, check_encoder, open_pictures
 from orchestration.evaluation_networks import FEATURE_FIGURES
 from orchestration.evaluation_spec import EvaluationSpec, ModelReference, spec_to_dict
 from orchestration.evaluation_store import ChunkStore
@@ -20,7 +21,7 @@ from pipeline.errors import UserError
 from pipeline.metrics.bootstrap import mean_interval, set_interval
 from pipeline.metrics.gaussian import FeatureStatistics, frechet_distance
 from pipeline.metrics.kid import kid, polynomial_mmd
-from pipeline.metrics.manifold import manifold
+from pipeline.metrics.manifold import manifold_samples
 from pipeline.progress import Progress
 
 PSNR_TEXT = {
@@ -45,18 +46,17 @@ def evaluate(
 
     work_dir: where finished chunks are kept, so that an interrupted evaluation goes on (none: nothing is kept).
     num_workers: Ray workers; 0 computes in this process. Neither that number nor the batch size changes the figures.
-    Raises `UserError` for a damaged bundle, a data set encoded by another encoder, and too few samples.
+    Raises `UserError` for a damaged bundle and a data set encoded by another encoder. A figure that needs more samples
+    than there are is left out, with a note that says how many it needs.
     """
     started = time.monotonic()
     bundle = registry.resolve(model, tracking_uri=tracking_uri)
     config = registry.verify_bundle(bundle)
     pictures = open_pictures(storage.absolute(data), spec.split)
     identity = str(config["autoencoder_identity"])
-    if pictures.encoder_identity not in (None, identity):
-        raise UserError(
-            f"{data} was encoded by autoencoder {str(pictures.encoder_identity)[:12]}, but the model's is "
-            f"{identity[:12]}; preprocess again with the model's autoencoder"
-        )
+    check_encoder(data, pictures.encoder_identity, identity)
+    if spec.task == "sr" and spec.sr_mode == "auto":
+        spec = dataclasses.replace(spec, sr_mode="fixed-input" if pictures.split else "fixed-truth")
     digest = registry.bundle_digest(bundle)
     reference = ModelReference(
         uri=model if model.startswith("models:/") else storage.absolute(model),
@@ -87,7 +87,9 @@ def evaluate(
         encoder_identity=identity,
         data=storage.absolute(data),
         data_digest=pictures.digest,
-        split=spec.split,
+        split=pictures.split,
+        sr_mode=spec.sr_mode if spec.task == "sr" else "",
+        lr_size=int(config["model"].get("lr_size", 0)),
         num=num,
         seed=spec.seed,
         sampler=spec.sampler_text(),
@@ -159,9 +161,8 @@ def _feature_figures(
         values["kid"] = (mean, *set_interval(_subset_mmd, real, fake, num_resamples=20, seed=spec.seed))
     if "precision" in wanted:
         try:
-            result = manifold(real, fake)
-            for name in ("precision", "recall", "density", "coverage"):
-                values[name] = (getattr(result, name), None, None)
+            for name, each in manifold_samples(real, fake).items():
+                values[name] = (float(each.mean()), *mean_interval(each, seed=spec.seed))
         except UserError as error:
             notes.append(f"precision and recall{suffix} are left out: {error}")
     return [

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from orchestration.evaluation_data import Pictures, ShardPictures, square, stack
+from orchestration.evaluation_data import Pictures, square, stack
 from orchestration.evaluation_networks import Networks, build_networks
 from orchestration.evaluation_spec import EvaluationSpec, scale_name, size_name
 from pipeline.errors import UserError
@@ -62,10 +62,7 @@ class ChunkWorker:
         yield result
 
     def _sr(self, first: int, last: int) -> Iterator[dict[str, Tensor]]:
-        mode = self.spec.sr_mode
-        if mode == "auto":
-            mode = "fixed-input" if isinstance(self.pictures, ShardPictures) else "fixed-truth"
-        if mode == "fixed-input":
+        if self.spec.sr_mode == "fixed-input":
             yield self._sr_fixed_input(first, last)
         else:
             for index, picture in enumerate(self.pictures.read(first, last), start=first):

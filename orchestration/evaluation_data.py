@@ -21,14 +21,25 @@ _MAX_PIXELS = 1 << 28
 
 
 class Pictures(Protocol):
-    """digest: names the exact content. num: pictures there are. encoder_identity: None for plain pictures."""
+    """digest: names the exact content. num: pictures there are. split: "" where the data has none. encoder_identity:
+    None for plain pictures."""
 
     digest: str
     num: int
+    split: str
     encoder_identity: str | None
 
     def read(self, start: int, stop: int) -> list[Tensor]:
         """Pictures start..stop-1, each uint8 (3,H,W)."""
+
+
+def check_encoder(data: str, encoder_identity: str | None, model_identity: str) -> None:
+    """Raise `UserError` when `data` was encoded by another autoencoder than the model's; None: it holds pixels only."""
+    if encoder_identity not in (None, model_identity):
+        raise UserError(
+            f"{data} was encoded by autoencoder {str(encoder_identity)[:12]}, but the model's is "
+            f"{model_identity[:12]}; preprocess again with the model's autoencoder"
+        )
 
 
 def open_pictures(url: str, split: str = "val") -> Pictures:
@@ -70,6 +81,7 @@ class ShardPictures:
 class FolderPictures:
     """Every picture under a folder, sorted by name. The digest covers names and contents."""
 
+    split = ""
     encoder_identity: str | None = None
 
     def __init__(self, url: str) -> None:

@@ -20,10 +20,11 @@ PRIMARY = {
 @dataclass(frozen=True, kw_only=True)
 class Rule:
     """Promote if the primary figure is lower with non-overlapping intervals at a majority of settings and higher with
-    non-overlapping intervals at none, and the guard (PSNR, dB) is nowhere worse by more than `guard_tolerance`."""
+    non-overlapping intervals at none, and the guard (dB) is nowhere worse by more than `guard_tolerance`. The guard is
+    every figure whose name begins so: PSNR by each protocol that was measured."""
 
     primary: str = "auto"
-    guard: str = "psnr_rgb"
+    guard: str = "psnr"
     guard_tolerance: float = 0.1
 
     def text(self) -> str:
@@ -55,8 +56,8 @@ class _Comparison:
 def decide(champion: Mapping[str, Any] | None, candidate: Mapping[str, Any], rule: Rule | None = None) -> Decision:
     """Compare two reports (`Report.to_dict()`). With no champion the candidate is promoted.
 
-    Raises `UserError` naming the difference when the figures are not comparable: another task, data set, protocol,
-    number of samples or seed, or no figure in common.
+    Raises `UserError` naming the difference when the figures are not comparable: another task, data set, split, way to
+    make pairs, protocol, number of samples or seed, or no figure in common.
     """
     rule = rule or Rule()
     check_finite(candidate)
@@ -78,6 +79,8 @@ def check_comparable(champion: Mapping[str, Any], candidate: Mapping[str, Any]) 
     for key, words in (
         ("task", "task"),
         ("data_digest", "data set digest"),
+        ("split", "split"),
+        ("sr_mode", "way to make pairs (sr_mode)"),
         ("protocol_version", "protocol version"),
         ("num", "number of samples"),
         ("seed", "seed"),
@@ -147,13 +150,18 @@ def _compare_one(name: str, setting: str, champion: Mapping[str, Any], candidate
 
 def _guard(champion: Mapping[str, Any], candidate: Mapping[str, Any], rule: Rule) -> list[tuple[bool, str]]:
     theirs, ours = _by_key(champion), _by_key(candidate)
+    keys = sorted(key for key in ours.keys() | theirs.keys() if key[0].startswith(rule.guard))
+    if not keys and candidate["task"] != "generation":  # of a generated picture there is no truth
+        raise UserError(f"the figures are not comparable: neither report has {rule.guard}, which the rule guards")
     results = []
-    for key in ours:
-        if key[0] != rule.guard or key not in theirs:
-            continue
+    for key in keys:
+        name = f"{key[0]} at {key[1]}"
+        if key not in ours or key not in theirs:
+            lacking = "candidate" if key not in ours else "champion"
+            raise UserError(f"the figures are not comparable: the {lacking} has no {name}")
         new, old = ours[key]["value"], theirs[key]["value"]
         if new < old - rule.guard_tolerance:
-            results.append((False, f"{rule.guard} at {key[1]}: {new:.2f} dB is worse than {old:.2f} dB"))
+            results.append((False, f"{name}: {new:.2f} dB is worse than {old:.2f} dB"))
         else:
-            results.append((True, f"{rule.guard} at {key[1]}: {new:.2f} dB against {old:.2f} dB is allowed"))
+            results.append((True, f"{name}: {new:.2f} dB against {old:.2f} dB is allowed"))
     return results

@@ -29,13 +29,17 @@ class Arguments:
 def main(argv: list[str]) -> int:
     arguments = tyro.cli(Arguments, prog="latentzoom register", args=argv)
     from orchestration import registry
+    from orchestration.evaluation_data import check_encoder
     from orchestration.report import load_report
     from pipeline import storage
     from preprocess.manifest import load_manifest
 
     dataset = None
     if arguments.data:
-        dataset = (storage.absolute(arguments.data), load_manifest(arguments.data).digest)
+        manifest = load_manifest(arguments.data)
+        own = storage.read_json(storage.join(arguments.bundle, "config.json")).get("autoencoder_identity")
+        check_encoder(arguments.data, manifest.autoencoder_identity, str(own))
+        dataset = (storage.absolute(arguments.data), manifest.digest)
     version = registry.register(
         arguments.bundle,
         arguments.name,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline import storage
+from pipeline.errors import UserError, first_line
 
 PROTOCOL_VERSION = 1
 """Raised when a change of code changes figures: reports of different versions are not comparable."""
@@ -30,7 +31,8 @@ class Figure:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """A whole evaluation. notes say what is missing and why. spec: the options."""
+    """A whole evaluation. notes say what is missing and why. spec: the options. split: "" where the data has none.
+    sr_mode: how pairs were made, "" unless the task is sr. lr_size: height and width of the model's SR inputs or 0."""
 
     task: str
     model: str
@@ -43,7 +45,9 @@ class Report:
     num: int
     seed: int
     sampler: str
-    figures: tuple[Figure, ...]
+    sr_mode: str = ""
+    lr_size: int = 0
+    figures: tuple[Figure, ...] = ()
     protocol_version: int = PROTOCOL_VERSION
     notes: tuple[str, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
@@ -69,16 +73,23 @@ class Report:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Report:
-        figures = tuple(_figure(dict(f)) for f in data["figures"])
-        return cls(**{**data, "figures": figures, "notes": tuple(data.get("notes", ()))})
+        """Raises `UserError` when `data` is no report."""
+        try:
+            figures = tuple(_figure(dict(f)) for f in data["figures"])
+            return cls(**{**data, "figures": figures, "notes": tuple(data.get("notes", ()))})
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"this is not a report of latentzoom evaluate: {first_line(error)}") from error
 
 
 _NUMBERS = ("value", "low", "high")
 
 
 def load_report(url: str) -> Report:
-    """Read a `report.json`."""
-    return Report.from_dict(storage.read_json(url))
+    """Read a `report.json`. Raises `UserError` when it is something else."""
+    try:
+        return Report.from_dict(storage.read_json(url))
+    except UserError as error:
+        raise UserError(f"{url}: {error}") from error
 
 
 def _json_safe(value: Any) -> Any:

@@ -27,6 +27,12 @@ class Manifold:
 
 def manifold(real: np.ndarray, fake: np.ndarray, k: int = 3, block: int = _BLOCK) -> Manifold:
     """Features (N,D) and (M,D) → the four figures, with balls up to the k-th nearest neighbour."""
+    return Manifold(**{name: float(each.mean()) for name, each in manifold_samples(real, fake, k, block).items()})
+
+
+def manifold_samples(real: np.ndarray, fake: np.ndarray, k: int = 3, block: int = _BLOCK) -> dict[str, np.ndarray]:
+    """What each sample adds: a figure of `Manifold` is the mean of its array, of fakes (M,) for precision and density,
+    of reals (N,) for recall and coverage. Resampling an array gives an interval with the balls as they are."""
     if min(len(real), len(fake)) <= k:
         raise UserError(
             f"precision/recall with k = {k} needs at least {k + 1} samples a side, got {len(real)} and {len(fake)}"
@@ -42,12 +48,12 @@ def manifold(real: np.ndarray, fake: np.ndarray, k: int = 3, block: int = _BLOCK
         fake_hits += (distance < real_radius[rows, None]).sum(axis=0)
         real_inside[rows] = (distance < fake_radius[None]).any(axis=1)
         covered[rows] = distance.min(axis=1) < real_radius[rows]
-    return Manifold(
-        precision=float((fake_hits > 0).mean()),
-        recall=float(real_inside.mean()),
-        density=float(fake_hits.mean() / k),
-        coverage=float(covered.mean()),
-    )
+    return {
+        "precision": (fake_hits > 0).astype(np.float64),
+        "recall": real_inside.astype(np.float64),
+        "density": fake_hits / k,
+        "coverage": covered.astype(np.float64),
+    }
 
 
 def kth_neighbour(features: np.ndarray, k: int, block: int = _BLOCK) -> np.ndarray:

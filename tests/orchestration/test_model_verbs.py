@@ -10,6 +10,8 @@ from tiny_bundle import make_bundle
 from orchestration import registry, tracking
 from orchestration.cli import main
 from orchestration.report import load_report
+from preprocess.config import PreprocessConfig
+from preprocess.run import preprocess
 
 
 @pytest.fixture
@@ -61,8 +63,9 @@ def test_the_whole_life_of_a_model(work, capsys):
 def _report(value):
     figure = {"name": "lpips", "method": "ours", "setting": "x2", "value": value, "low": value, "high": value,
               "protocol": "p", "num": 1}  # fmt: skip
+    guard = {**figure, "name": "psnr_rgb", "value": 20.0, "low": None, "high": None}
     return {"task": "sr", "data_digest": "d", "protocol_version": 1, "num": 1, "seed": 0, "sampler": "s",
-            "figures": [figure]}  # fmt: skip
+            "figures": [figure, guard]}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -75,6 +78,9 @@ def _report(value):
         (["evaluate", "--model", "one", "--task", "sr", "--data", "nowhere", "--scales", "2"], "no data at"),
         (["evaluate", "--model", "one", *SR, "--inception", "none.pth", "--task", "generation"], "none.pth"),
         (["register", "nowhere", "m"], "no bundle at"),
+        (["register", "one", "m", "--report", "empty.json"], "empty.json: this is not a report"),
+        (["register", "one", "m", "--data", "shards"], "was encoded by autoencoder"),
+        (["generate", "--model", "one", "--seed", "10000000000000000000000"], "seed 1"),
         (["promote", "nobody"], "no alias 'candidate'"),
         (["rollback", "nobody"], "no alias 'champion'"),
         (["lineage", "models:/nobody@champion"], "no alias 'champion'"),
@@ -83,7 +89,11 @@ def _report(value):
     ],
 )
 def test_bad_input_is_one_line_and_status_2(work, capsys, arguments, words):
-    make_bundle(work / "one", task="sr")
+    make_bundle(work / "one", task="sr" if arguments[0] != "generate" else "generation")
+    (work / "empty.json").write_text("{}")
+    if "shards" in arguments:
+        other = make_bundle(work / "other", seed=5, task="sr")
+        preprocess(PreprocessConfig(source_url="photos", dest="shards", size=32, batch_size=2), autoencoder=other)
     assert main(arguments) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("latentzoom: error: ") and words in error

@@ -18,6 +18,7 @@ def report(lpips, psnr=(25.0, 24.0), half=0.01, **changes):
     figures = [figure("lpips", f"x{i}", v, half) for i, v in enumerate(lpips)]
     figures += [figure("psnr_rgb", f"x{i}", v, 0.2) for i, v in enumerate(psnr)]
     base = {"task": "sr", "data_digest": "d", "protocol_version": 1, "num": 9, "seed": 0, "sampler": "s"}
+    base |= {"split": "val", "sr_mode": "fixed-input"}
     return base | {"figures": figures} | changes
 
 
@@ -58,6 +59,8 @@ def test_the_tolerance_is_a_parameter():
         ({"num": 8}, "number of samples"),
         ({"seed": 1}, "seed"),
         ({"sampler": "t"}, "sampler"),
+        ({"split": "train"}, "split"),
+        ({"sr_mode": "fixed-truth"}, "way to make pairs"),
     ],
 )
 def test_figures_that_do_not_compare_are_refused(changes, words):
@@ -66,17 +69,38 @@ def test_figures_that_do_not_compare_are_refused(changes, words):
 
 
 def test_other_protocols_settings_and_names_are_refused():
-    base = report((0.5,), psnr=())
+    base = report((0.5,), psnr=(25.0,))
+    guard = base["figures"][-1]
     with pytest.raises(UserError, match="protocol of lpips/x0"):
-        decide(base, base | {"figures": [figure("lpips", "x0", 0.1, protocol="q")]})
+        decide(base, base | {"figures": [figure("lpips", "x0", 0.1, protocol="q"), guard]})
     with pytest.raises(UserError, match="other sizes or scales"):
-        decide(base, base | {"figures": [figure("lpips", "x9", 0.1)]})
+        decide(base, base | {"figures": [figure("lpips", "x9", 0.1), guard]})
     with pytest.raises(UserError, match="both reports need one of"):
-        decide(base, base | {"figures": [figure("lpips_random_vgg", "x0", 0.1)]})
+        decide(base, base | {"figures": [figure("lpips_random_vgg", "x0", 0.1), guard]})
     with pytest.raises(UserError, match="no interval"):
-        decide(base, base | {"figures": [figure("lpips", "x0", 0.1, half=None)]})
+        decide(base, base | {"figures": [figure("lpips", "x0", 0.1, half=None), guard]})
     with pytest.raises(UserError, match="no data set digest"):
         decide(base | {"data_digest": ""}, base | {"data_digest": ""})
+
+
+@pytest.mark.parametrize("name", ["psnr_rgb", "psnr_div2k", "psnr_benchmark"])
+def test_psnr_by_any_protocol_guards(name):
+    def measured(lpips, psnr):
+        return report((lpips,), psnr=()) | {"figures": [figure("lpips", "x4", lpips), figure(name, "x4", psnr, 0.2)]}
+
+    assert decide(measured(0.5, 25.0), measured(0.1, 25.0)).promote
+    assert not decide(measured(0.5, 25.0), measured(0.1, 10.0)).promote
+    with pytest.raises(UserError, match=f"the candidate has no {name} at x4"):
+        decide(measured(0.5, 25.0), report((), psnr=()) | {"figures": [figure("lpips", "x4", 0.1)]})
+    with pytest.raises(UserError, match="neither report has psnr"):
+        decide(report((0.5,), psnr=()), report((0.1,), psnr=()))
+
+
+def test_generated_pictures_have_no_truth_and_need_no_guard():
+    def measured(fid):
+        return report((), psnr=()) | {"task": "generation", "figures": [figure("fid", "128x128", fid, 0.1)]}
+
+    assert decide(measured(9.0), measured(7.0)).promote
 
 
 def test_a_figure_that_is_not_a_number_never_promotes():
@@ -92,5 +116,5 @@ def test_baselines_do_not_count():
 
 @given(st.lists(st.floats(0.01, 1.0), min_size=1, max_size=4), st.lists(st.floats(0.01, 1.0), min_size=4, max_size=4))
 def test_two_models_never_both_beat_each_other(first, second):
-    one, two = report(tuple(first), psnr=()), report(tuple(second[: len(first)]), psnr=())
+    one, two = report(tuple(first)), report(tuple(second[: len(first)]))
     assert not (decide(one, two).promote and decide(two, one).promote)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 PAPER = "Kim & Kim, CVPR 2024"
 
 # LSUN Bedroom, 50 k samples. Method → output size → figures; SelfSSIM against 128, 160 and 192 on 5 k samples.
@@ -49,12 +51,45 @@ CELEBA_SR: dict[str, dict[str, dict[str, float]]] = {
     },
 }
 
-CAPTIONS = {
-    "generation": "Published rows: LSUN Bedroom, 50 000 samples, Inception 2015 and VGG16 weights.",
-    "sr": "Published rows: CelebA-HQ, trained on FFHQ, 16-pixel input; LPIPS with AlexNet.",
+# LSUN at 256 pixels from 16-pixel inputs.
+LSUN_SR: dict[str, dict[str, dict[str, float]]] = {
+    "paper, Bedroom": {"x16": {"psnr_rgb": 20.08, "lpips": 0.3269}},
+    "paper, Tower": {"x16": {"psnr_rgb": 21.24, "lpips": 0.1897}},
 }
 
+# DIV2K's 100 validation pictures, shrunk and enlarged again; ×4 has no LPIPS, the others no SSIM.
+DIV2K_SR: dict[str, dict[str, dict[str, float]]] = {
+    "paper": {
+        "x4": {"psnr_div2k": 27.61, "ssim": 0.81},
+        "x8": {"psnr_div2k": 23.82, "lpips": 0.4265},
+        "x12": {"psnr_div2k": 22.73, "lpips": 0.5463},
+        "x17": {"psnr_div2k": 21.83, "lpips": 0.6225},
+    },
+}
 
-def rows(task: str) -> dict[str, dict[str, dict[str, float]]]:
-    """Published rows that belong beside a report of this task."""
-    return {"generation": BEDROOM, "sr": CELEBA_SR}.get(task, {})
+# SR pictures a second on one RTX 4090; IDM runs out of memory at ×200.
+SPEED: dict[str, dict[str, float]] = {
+    "IDM": {"x8": 0.0202, "x12": 0.0200, "x30": 0.0065, "x100": 0.0004},
+    "paper": {"x8": 0.2568, "x12": 0.2510, "x30": 0.2473, "x100": 0.1833, "x200": 0.0982},
+}
+SPEED_CAPTION = f"Published speed: {PAPER}, super-resolution on one RTX 4090."
+
+
+@dataclass(frozen=True)
+class Published:
+    """Rows by method → setting → figure, and what they were measured on."""
+
+    caption: str
+    rows: dict[str, dict[str, dict[str, float]]]
+
+
+def beside(task: str, sr_mode: str = "", lr_size: int = 0) -> list[Published]:
+    """Published tables that belong beside a report: those of its task, its way to make pairs and its input size."""
+    if task == "generation":
+        return [Published(f"Published: {PAPER}, LSUN Bedroom, 50 000 samples, Inception 2015 and VGG16.", BEDROOM)]
+    if task == "sr" and sr_mode == "fixed-truth":
+        return [Published(f"Published: {PAPER}, DIV2K validation pictures; LPIPS with AlexNet.", DIV2K_SR)]
+    if task == "sr" and lr_size == 16:
+        faces = f"Published: {PAPER}, CelebA-HQ by models trained on FFHQ, 16-pixel input; LPIPS with AlexNet."
+        return [Published(faces, CELEBA_SR), Published(f"Published: {PAPER}, LSUN, 16-pixel input.", LSUN_SR)]
+    return []

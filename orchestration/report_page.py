@@ -11,6 +11,10 @@ from orchestration.report import Figure, Report
 
 _LOWER = ("fid", "kid", "lpips")
 _UNITS = {"psnr_rgb": "PSNR", "psnr_benchmark": "PSNR (Y)", "psnr_div2k": "PSNR (DIV2K)", "ssim": "SSIM"}
+_PAIRS = {
+    "fixed-input": "each picture's centre square, as input of the model's size and as truth of input × scale",
+    "fixed-truth": "each picture is the truth, shrunk by the scale to make the input",
+}
 Table = tuple[list[str], list[list[str]]]
 
 
@@ -30,7 +34,7 @@ def markdown(report: Report, pictures: Sequence[str] = ()) -> str:
     for title, (header, rows) in tables(report):
         lines += [f"## {title}", "", "| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
         lines += ["| " + " | ".join(row) + " |" for row in rows] + [""]
-    lines += [published.CAPTIONS.get(report.task, ""), ""]
+    lines += ["  \n".join(_captions(report)), ""]
     if report.notes:
         lines += ["## Notes", "", *[f"- {note}" for note in report.notes], ""]
     lines += ["## Protocols", "", *[f"- `{name}`: {text}" for name, text in _protocols(report)], ""]
@@ -52,7 +56,7 @@ def page(report: Report, pictures: Sequence[str] = ()) -> str:
         )
         head = "".join(f"<th>{e(h)}</th>" for h in header)
         parts.append(f"<h2>{e(title)}</h2><table><tr>{head}</tr>{body}</table>")
-    parts.append(f"<p class='small'>{e(published.CAPTIONS.get(report.task, ''))}</p>")
+    parts += [f"<p class='small'>{e(caption)}</p>" for caption in _captions(report)]
     parts += [f"<p class='note'>{e(note)}</p>" for note in report.notes]
     parts += [f"<figure><img src='{e(name)}' alt='{e(name)}'></figure>" for name in pictures]
     parts.append("<h2>Protocols</h2><dl>")
@@ -81,11 +85,27 @@ def _main_table(report: Report) -> Table:
     for method in dict.fromkeys(f.method for f in figures):
         cells = [_cell(report.get(n, s, method)) for s in settings for n in names]
         rows.append([f"**{method}**" if method == "ours" else method, *cells])
-    for method, by_setting in published.rows(report.task).items():
-        values = [by_setting.get(s, {}).get(n) for s in settings for n in names]
-        if any(v is not None for v in values):
-            rows.append([f"{method} (published)", *["–" if v is None else f"{v:.4g}" for v in values]])
+    for table in _published(report):
+        for method, by_setting in table.rows.items():
+            values = [by_setting.get(s, {}).get(n) for s in settings for n in names]
+            if any(v is not None for v in values):
+                rows.append([f"{method} (published)", *["–" if v is None else f"{v:.4g}" for v in values]])
     return header, rows
+
+
+def _published(report: Report) -> list[published.Published]:
+    """Tables with a figure at a setting that was measured here too."""
+    measured = {(f.setting, f.name) for f in report.figures}
+    return [
+        table
+        for table in published.beside(report.task, report.sr_mode, report.lr_size)
+        if any((s, n) in measured for row in table.rows.values() for s, values in row.items() for n in values)
+    ]
+
+
+def _captions(report: Report) -> list[str]:
+    has_speed = any(f.name == "fps" for f in report.figures) and report.task == "sr"
+    return [table.caption for table in _published(report)] + ([published.SPEED_CAPTION] if has_speed else [])
 
 
 def _selfssim_table(report: Report) -> Table:
@@ -103,12 +123,13 @@ def _selfssim_table(report: Report) -> Table:
 
 
 def _speed_table(report: Report) -> Table:
-    speed = [f for f in report.figures if f.name == "fps"]
+    others = published.SPEED if report.task == "sr" else {}
     rows = []
-    for f in speed:
+    for f in [f for f in report.figures if f.name == "fps"]:
         memory = report.get("peak_memory_mb", f.setting)
-        rows.append([f.setting, f"{f.value:.4g}", f"{memory.value:.0f}" if memory else "–"])
-    return ["scale", "pictures a second", "peak memory, MB"], rows
+        theirs = [f"{by_scale[f.setting]:.4g}" if f.setting in by_scale else "–" for by_scale in others.values()]
+        rows.append([f.setting, f"{f.value:.4g}", f"{memory.value:.0f}" if memory else "–", *theirs])
+    return ["scale", "pictures a second", "peak memory, MB", *[f"{name} (published)" for name in others]], rows
 
 
 def _cell(figure: Figure | None) -> str:
@@ -126,8 +147,10 @@ def _label(name: str) -> str:
 
 
 def _summary(report: Report) -> str:
+    split = f" (split {report.split})" if report.split else ""
+    pairs = f" Pairs: {_PAIRS[report.sr_mode]}." if report.sr_mode in _PAIRS else ""
     return (
-        f"{report.num} samples of {report.data} (split {report.split}), seed {report.seed}, {report.sampler}. "
+        f"{report.num} samples of {report.data}{split}, seed {report.seed}, {report.sampler}.{pairs} "
         "Brackets are 95 % bootstrap intervals."
     )
 

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from orchestration.evaluation_chunk import Arrays
-from orchestration.report import Report
+from orchestration.report import Figure, Report
 
 _TILE, _GAP, _TEXT = 192, 6, 16
 _COLUMNS = ("low", "nearest", "bicubic", "ours", "truth")
@@ -30,13 +30,12 @@ def plots(report: Report) -> dict[str, bytes]:
     files = {}
     for name in dict.fromkeys(f.name for f in report.figures):
         figures = [f for f in report.figures if f.name == name]
-        if len({f.setting for f in figures}) < 2 or name == "selfssim":
+        if len({f.setting for f in figures}) < 2:
             continue
         figure, axes = pyplot.subplots(figsize=(5, 3.2), layout="constrained")
-        for method in dict.fromkeys(f.method for f in figures):
-            own = [f for f in figures if f.method == method]
-            x = [position(f.setting) for f in own]
-            axes.plot(x, [f.value for f in own], marker="o", label=method)
+        for label, points in _lines(figures).items():
+            x, own = [x for x, _ in points], [f for _, f in points]
+            axes.plot(x, [f.value for f in own], marker="o", label=label)
             if all(f.low is not None for f in own):
                 axes.fill_between(x, [f.low or 0.0 for f in own], [f.high or 0.0 for f in own], alpha=0.15)
         axes.set_xlabel("scale" if figures[0].setting.startswith("x") else "output size, pixels")
@@ -48,6 +47,19 @@ def plots(report: Report) -> dict[str, bytes]:
         pyplot.close(figure)
         files[f"plot-{name}.png"] = buffer.getvalue()
     return files
+
+
+def _lines(figures: list[Figure]) -> dict[str, list[tuple[float, Figure]]]:
+    """Label → points (place on the axis, figure), in order: a line a method; of pairs of sizes a line a first size."""
+    lines: dict[str, list[tuple[float, Figure]]] = {}
+    for figure in figures:
+        sizes = figure.setting.split("-")
+        if len(sizes) == 1:
+            lines.setdefault(figure.method, []).append((position(figure.setting), figure))
+        else:
+            for one, two in (sizes, sizes[::-1]):
+                lines.setdefault(f"against {one}", []).append((position(two), figure))
+    return {label: sorted(points, key=lambda point: point[0]) for label, points in lines.items()}
 
 
 def position(setting: str) -> float:

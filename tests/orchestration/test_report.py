@@ -1,0 +1,72 @@
+"""The report as people read it: ours beside the published rows that belong there, plots of every figure over size."""
+
+import io
+
+import pytest
+from PIL import Image
+
+from orchestration.report import Figure, Report
+from orchestration.report_page import markdown, page, tables
+from orchestration.report_pictures import _lines, plots
+from pipeline.errors import UserError
+
+
+def figure(name, setting, value=0.5, method="ours"):
+    return Figure(
+        name=name, method=method, setting=setting, value=value, low=value - 0.1, high=value + 0.1, protocol="p", num=4
+    )
+
+
+def report(task, figures, **changes):
+    base = {
+        "task": task, "model": "m", "model_name": "m", "bundle_digest": "b", "encoder_identity": "e", "data": "/d",
+        "data_digest": "d", "split": "val", "num": 4, "seed": 0, "sampler": "s",
+    }  # fmt: skip
+    return Report(**{**base, **changes}, figures=tuple(figures))
+
+
+@pytest.mark.parametrize(
+    ("sr_mode", "lr_size", "setting", "name", "row"),
+    [
+        ("fixed-input", 16, "x5.3", "psnr_rgb", ["paper (published)", "24.66"]),
+        ("fixed-input", 16, "x16", "lpips", ["paper, Bedroom (published)", "0.3269"]),
+        ("fixed-truth", 48, "x8", "psnr_div2k", ["paper (published)", "23.82"]),
+    ],
+)
+def test_published_rows_stand_beside_ours(sr_mode, lr_size, setting, name, row):
+    made = report("sr", [figure(name, setting)], sr_mode=sr_mode, lr_size=lr_size)
+    (_, (_, rows)), *_ = tables(made)
+    assert rows[0][0] == "**ours**" and row in rows and "Published: Kim & Kim" in markdown(made)
+
+
+@pytest.mark.parametrize(("sr_mode", "lr_size"), [("fixed-truth", 16), ("fixed-input", 48)])
+def test_rows_of_another_protocol_or_input_size_stay_away(sr_mode, lr_size):
+    made = report("sr", [figure("psnr_rgb", "x5.3")], sr_mode=sr_mode, lr_size=lr_size)
+    assert len(tables(made)[0][1][1]) == 1 and "Published" not in page(made)
+
+
+def test_speed_has_the_published_columns():
+    made = report("sr", [figure("fps", "x8", 20.0), figure("fps", "x9", 19.0)])
+    header, rows = dict(tables(made))["Speed"]
+    assert header[3:] == ["IDM (published)", "paper (published)"]
+    assert [row[3:] for row in rows] == [["0.0202", "0.2568"], ["–", "–"]]
+
+
+def test_selfssim_is_drawn_against_every_size():
+    pairs = [figure("selfssim", s, v) for s, v in (("16x16-24x24", 0.9), ("16x16-32x32", 0.8), ("24x24-32x32", 0.95))]
+    lines = {label: [(x, f.value) for x, f in points] for label, points in _lines(pairs).items()}
+    assert lines["against 16x16"] == [(24.0, 0.9), (32.0, 0.8)]
+    assert lines["against 24x24"] == [(16.0, 0.9), (32.0, 0.95)] and len(lines) == 3
+    made = plots(report("generation", pairs))
+    assert Image.open(io.BytesIO(made["plot-selfssim.png"])).width > 300
+
+
+def test_a_folder_has_no_split_and_pairs_are_explained():
+    made = report("sr", [figure("psnr_rgb", "x4")], split="", sr_mode="fixed-truth")
+    assert "(split" not in page(made) and "shrunk by the scale" in page(made)
+
+
+@pytest.mark.parametrize("data", [{}, [], {"figures": [{"name": "x"}]}, {"figures": 3}])
+def test_something_else_is_no_report(data):
+    with pytest.raises(UserError, match="not a report of latentzoom evaluate"):
+        Report.from_dict(data)

@@ -26,6 +26,8 @@ from pipeline.windows import resize_window
 
 MAX_PIXELS = 1 << 28
 """Largest image held in memory at once (16 384²); larger ones are decoded window by window."""
+MAX_LATENT_CELLS = 1 << 26
+"""Largest sampled latent (8192 × 8192 cells)."""
 
 
 class LatentZoom:
@@ -79,6 +81,10 @@ class LatentZoom:
         size = check_size(size)
         y0, x0, y1, x1 = check_window(window, size)
         self._check_fits((y1 - y0, x1 - x0))
+        channels = self._decoder().head.feature_channels
+        if features.ndim != 4 or features.shape[1] != channels:
+            raise UserError(f"features have shape {tuple(features.shape)}; expected (B, {channels}, h, w)")
+        finite(features, "feature map")
         return self._decoder().render(features, size, window, chunk=chunk)
 
     def decode(self, latent: Tensor, size: Size, window: Window | None = None, *, chunk: int | None = None) -> Tensor:
@@ -88,6 +94,7 @@ class LatentZoom:
     @torch.no_grad()
     def denoise(self, z_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
         """z_t (B,C,h,w) and condition scaled, t (B,) → eps_pred (B,C,h,w), whatever the model predicts itself."""
+        condition = None if condition is None else finite(condition, "condition")
         prediction = self._predict(finite(z_t, "z_t"), t, condition)
         return self.schedule.to_eps(self._place(z_t), prediction, t.to(self.device))
 
@@ -151,6 +158,9 @@ class LatentZoom:
         if given is not None:
             latent_size = (given.shape[-2], given.shape[-1])
         latent_size = check_size(latent_size or (self.config.latent_size, self.config.latent_size))
+        h, w = latent_size
+        if h * w > MAX_LATENT_CELLS:
+            raise UserError(f"a latent of {h}x{w} cells is not allowed; use at most {MAX_LATENT_CELLS} cells")
         noises = SeededNoise(seeds, (self.config.autoencoder.latent_channels, *latent_size))
         z = noises(self.device, self.dtype) if noise is None else self._place(finite(noise, "noise"))
         condition = None if condition is None else self._place(finite(condition, "condition"))

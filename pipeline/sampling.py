@@ -6,6 +6,7 @@ the CPU, so it does not depend on the device either. Latents here are *scaled*.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -24,9 +25,13 @@ OnStep = Callable[[int, int, Tensor], None]
 
 
 class SeededNoise:
-    """Independent standard normal noise for each image of a batch: image i draws from a generator seeded seeds[i]."""
+    """Independent standard normal noise for each image of a batch: image i draws from a generator seeded seeds[i], from
+    0 to 2^63 - 1 (`UserError` otherwise)."""
 
     def __init__(self, seeds: Sequence[int], shape: tuple[int, int, int]) -> None:
+        for seed in seeds:
+            if not 0 <= int(seed) < 1 << 63:
+                raise UserError(f"seed {seed} is not allowed; use 0 to {(1 << 63) - 1}")
         self.shape = shape
         self.generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
 
@@ -57,7 +62,7 @@ def ddim(
 ) -> Tensor:
     """From z at the noisiest step (B,C,h,w) to the clean latent, in exactly `num_steps` evaluations. The last step
     lands on abar_0, as in the paper. eta > 0 adds noise from `noise`."""
-    if eta < 0:
+    if not 0 <= eta < math.inf:
         raise UserError(f"eta = {eta} is not allowed; use 0 or more")
     if eta > 0 and noise is None:
         raise UserError("DDIM with eta > 0 needs a source of noise")

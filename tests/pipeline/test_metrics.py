@@ -7,6 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from torchmetrics.image.fid import _compute_fid
+from torchmetrics.image.kid import poly_mmd
 
 from pipeline.errors import UserError
 from pipeline.metrics.bootstrap import mean_interval, set_interval
@@ -97,6 +99,8 @@ def test_fid_equals_the_matrix_square_root_and_merges(kind):
     x, y = features(0, 200, kind=kind), features(1, 150, kind=kind)
     whole = frechet_distance(FeatureStatistics.of(x), FeatureStatistics.of(y))
     assert whole == pytest.approx(scipy_fid(x, y), rel=1e-5, abs=1e-5)
+    statistics = [torch.from_numpy(v) for f in (x, y) for v in (f.mean(0), np.cov(f, rowvar=False))]
+    assert whole == pytest.approx(float(_compute_fid(*statistics)), rel=1e-5, abs=1e-5)
     parts = FeatureStatistics.empty(12)
     for part in (x[:3], x[3:3], x[3:120], x[120:]):
         parts = parts.merge(FeatureStatistics.of(part))
@@ -139,6 +143,8 @@ def test_kid_equals_the_sum_over_pairs():
     within_y = np.mean([k(y[i], y[j]) for i in range(7) for j in range(7) if i != j])
     across = np.mean([k(a, b) for a in x for b in y])
     assert polynomial_mmd(x, y) == pytest.approx(within_x + within_y - 2 * across)
+    theirs = poly_mmd(torch.from_numpy(x[:7]), torch.from_numpy(y), degree=3, gamma=None, coef=1.0)
+    assert polynomial_mmd(x[:7], y) == pytest.approx(float(theirs))
     mean, spread = kid(features(0, 400), features(0, 400)[::-1], num_subsets=30, subset_size=50)
     assert abs(mean) < 4 * spread  # the same distribution: zero on average
     assert kid(x, y, seed=3) == kid(x, y, seed=3)

@@ -17,10 +17,11 @@ DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 RUN_ORDER = [
     "verbs/preprocess", "verbs/train", "verbs/evaluate", "verbs/register", "verbs/promote", "verbs/lineage",
+    "verbs/rollback",
     "verbs/generate", "verbs/upscale", "verbs/import", "verbs/pipeline", "verbs/doctor", "verbs/plan",
     "verbs/manifests", "recipes",
 ]  # fmt: skip
-ONLY_ON_CLUSTERS = {"submit", "jobs", "stop", "rollback", "demo", "bench"}
+ONLY_ON_CLUSTERS = {"submit", "jobs", "stop", "demo", "bench"}
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -12,7 +13,8 @@ import pytest
 from PIL import Image
 from test_docs import DOCS, ROOT, RUN_ORDER, commands
 
-from orchestration import cli
+from orchestration import cli, registry
+from orchestration.promotion import Rule
 
 
 @pytest.mark.slow
@@ -21,9 +23,13 @@ def test_the_commands_marked_as_run_work_as_written(tmp_path, monkeypatch, cache
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     for page in RUN_ORDER:
+        if page == "verbs/rollback":
+            promote_a_second_version()
         for command in commands(DOCS / f"{page}.md"):
             if command.mark == "console run":
                 assert cli.main(command.words) == 0, command.line
+    champion = registry.get_version("tiny", registry.CHAMPION)
+    assert champion is not None and champion.version == "1"  # given back
     with Image.open(next(Path("made-square").glob("*.png"))) as made:
         assert made.size == (64, 64)
     with Image.open("enlarged.png") as enlarged:
@@ -45,6 +51,17 @@ def lay_out(root: Path) -> None:
     ).save_pretrained(root / "vae")  # fmt: skip
     (root / "infra").mkdir()
     shutil.copy(ROOT / "infra/values.yaml", root / "infra")
+
+
+def promote_a_second_version() -> None:
+    """Version 2 of `tiny`, by a report that is better than the champion's, becomes the champion."""
+    report = json.loads(Path("evaluation/report.json").read_text())
+    better = [{**figure, "value": -9.0, "low": -9.1, "high": -8.9} for figure in report["figures"]]
+    registry.register("runs/align/bundle", "tiny", report={**report, "figures": better})
+    rule = Rule(guard="none")
+    assert registry.promote("tiny", rule=rule).promote
+    champion = registry.get_version("tiny", registry.CHAMPION)
+    assert champion is not None and champion.version == "2"
 
 
 @pytest.mark.slow

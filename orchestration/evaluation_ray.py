@@ -5,6 +5,7 @@ A worker dies alone or with its machine. Its successor may have to wait for a ma
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from orchestration.evaluation_chunk import Arrays, ChunkWorker
 from orchestration.evaluation_data import Pictures
 from orchestration.evaluation_spec import EvaluationSpec, ModelReference
 from orchestration.ray_train import cpus_for_each, machine_cpus, start_ray
+from pipeline import storage
 from pipeline.errors import UserError, first_line
 
 Chunk = tuple[int, int]
@@ -38,6 +40,9 @@ def compute_on_ray(
         options: dict[str, Any] = {"num_cpus": 1, "num_gpus": 1, "max_restarts": 0}
         if not device.startswith("cuda"):
             options |= {"num_cpus": cpus_for_each(machine_cpus(), num_workers), "num_gpus": 0}
+        paths = {name: getattr(spec, name) for name in ("inception", "vgg16", "lpips", "lpips_heads")}
+        absolute: dict[str, Any] = {name: storage.absolute(path) for name, path in paths.items() if path}
+        spec = dataclasses.replace(spec, **absolute)  # workers have another working folder
         actor = ray.remote(_Worker).options(**options)
         yield from _ChunkPool(lambda: actor.remote(spec, model, pictures, device), todo).run(num_workers)
     except RayTaskError as error:

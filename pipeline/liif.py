@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from typing import cast
 
@@ -66,24 +66,32 @@ class LiifHead(nn.Module):
                 self._position(),
                 max(1, chunk // num_threads) if chunk else CPU_CHUNK,
             )
-        if table.is_cuda and not with_grad and chunk is None:
-            image = self._fused(table, rows, cols)
+        if table.is_cuda and chunk is None:
+            image = self._fused(table, rows, cols, with_grad)
             if image is not None:
                 return image
         rows, cols = rows.to(table.dtype), cols.to(table.dtype)
         chunk = chunk or (CUDA_CHUNK if table.is_cuda else GRADIENT_CHUNK if with_grad else CPU_CHUNK)
         return render_in_chunks(self._block, table, rows, cols, chunk=chunk, with_grad=with_grad)
 
-    def _fused(self, table: Tensor, rows: Axis, cols: Axis) -> Tensor | None:
+    def _fused(self, table: Tensor, rows: Axis, cols: Axis, with_grad: bool) -> Tensor | None:
         """The Triton kernel's image, or None where there is none for this shape or machine."""
         if importlib.util.find_spec("triton") is None:
             return None
-        from pipeline.kernels import liif_triton
+        from pipeline.kernels import liif_triton, liif_triton_gradient
 
         if not liif_triton.supports(table, self.depth):
             return None
-        render = partial(liif_triton.render_liif, table, rows, cols)
-        return _try_kernel(partial(render, self._later_layers(), self.out, self._position()))
+        head = self._later_layers(), self.out, self._position()
+        which: tuple[Hashable, ...] = (str(table.device), table.dtype, self.width, self.depth)
+        if not with_grad:
+            return _try_kernel(which, partial(liif_triton.render_liif, table, rows, cols, *head))
+        # What fails only on the way back is too late for the plain path: try it on one pixel, once.
+        which = *which, "gradient", self.out.weight.requires_grad
+        if which not in _rehearsed and _try_kernel(which, partial(liif_triton_gradient.rehearse, table, *head)) is None:
+            return None
+        _rehearsed.add(which)
+        return _try_kernel(which, partial(liif_triton_gradient.render_liif, table, rows, cols, *head))
 
     def points(self, table: Tensor, rows: Axis, cols: Axis) -> Tensor:
         """Single pixels: table (B,h,w,D), axes with fields (B,Q) → (B,3,Q)."""
@@ -140,19 +148,20 @@ class LiifHead(nn.Module):
         return self.out(blended)
 
 
-_kernel_failed = False
+_failed: set[Hashable] = set()
+_rehearsed: set[Hashable] = set()
 
 
-def _try_kernel(render: Callable[[], Tensor]) -> Tensor | None:
-    """The kernel's result; None, with one warning, once it has failed on this machine. Lack of memory is raised."""
-    global _kernel_failed
-    if _kernel_failed:
+def _try_kernel(which: Hashable, render: Callable[[], Tensor]) -> Tensor | None:
+    """The kernel's result; None, with one warning, once `which` (device, type and shape) has failed in this process.
+    Lack of memory is raised."""
+    if which in _failed:
         return None
     try:
         return render()
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # compilers and drivers raise all kinds
-        _kernel_failed = True
+        _failed.add(which)
         warnings.warn(f"the Triton kernel does not run here, decoding without it: {error}", stacklevel=2)
         return None

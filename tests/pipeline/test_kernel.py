@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from pipeline import liif
+from pipeline.geometry import axis_range
 from pipeline.liif import LiifHead
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -19,11 +21,10 @@ needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installe
 
 
 @needs_triton
-def test_kernel_in_the_interpreter() -> None:
+@pytest.mark.parametrize("program", ["interpret_kernel.py", "interpret_gradient.py"])
+def test_kernel_in_the_interpreter(program: str) -> None:
     """In a process of its own: whether kernels are interpreted is decided when Triton is imported."""
-    run = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("interpret_kernel.py"))], capture_output=True, text=True
-    )
+    run = subprocess.run([sys.executable, str(Path(__file__).with_name(program))], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-3000:]
     assert run.stdout.strip().endswith("cases agree")
 
@@ -35,8 +36,6 @@ def test_kernel_on_a_gpu(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     head = LiifHead(128, 256, 4).cuda().eval()
     features = torch.randn(2, 128, 16, 12, device="cuda")
-    from pipeline.geometry import axis_range
-
     rows = axis_range(3, 90, 100, 16, dtype=torch.float32, device=features.device)
     cols = axis_range(0, 77, 77, 12, dtype=torch.float32, device=features.device)
     with torch.no_grad():
@@ -47,13 +46,38 @@ def test_kernel_on_a_gpu(dtype: torch.dtype) -> None:
     assert float((image - expected).abs().max()) < allowed
 
 
+@pytest.mark.gpu
+@needs_triton
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("is_frozen", [True, False])
+def test_gradient_on_a_gpu(dtype: torch.dtype, is_frozen: bool) -> None:
+    """Errors relative to the largest entry, no worse than twice those of the plain path in the same type."""
+    torch.manual_seed(0)
+    head, features = LiifHead(128, 256, 4).cuda().requires_grad_(not is_frozen), torch.randn(2, 128, 16, 12).cuda()
+    rows = axis_range(3, 90, 100, 16, dtype=torch.float32, device=features.device)
+    cols = axis_range(0, 77, 77, 12, dtype=torch.float32, device=features.device)
+
+    def gradients(head: LiifHead, features: torch.Tensor, chunk: int | None) -> list[torch.Tensor]:
+        features = features.detach().requires_grad_()
+        image = head.grid(head.table(features), rows, cols, chunk=chunk)
+        loss = (image.float() * torch.linspace(-9, 9, image.numel()).sin().reshape(image.shape).cuda()).sum()
+        return list(torch.autograd.grad(loss, [features, *(p for p in head.parameters() if p.requires_grad)]))
+
+    exact = gradients(copy.deepcopy(head).double(), features.double(), 10**6)
+    low = copy.deepcopy(head).to(dtype)
+    for value, usual, here in zip(*(exact, *(gradients(low, features.to(dtype), c) for c in (10**6, None)))):
+        error, usual_error = (float((x.double() - value).abs().max() / value.abs().max()) for x in (here, usual))
+        assert error < 2 * usual_error + 1e-5
+
+
 def test_a_kernel_that_fails_gives_way_to_the_plain_path(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> torch.Tensor:
         raise RuntimeError("out of resources")
 
-    monkeypatch.setattr(liif, "_kernel_failed", False)
+    monkeypatch.setattr(liif, "_failed", set())
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
-        assert liif._try_kernel(broken) is None
-        assert liif._try_kernel(broken) is None
+        assert liif._try_kernel("float32", broken) is None
+        assert liif._try_kernel("float32", broken) is None
     assert len(seen) == 1 and "out of resources" in str(seen[0].message)
+    assert liif._try_kernel("bfloat16", lambda: torch.ones(1)) is not None  # another shape still runs

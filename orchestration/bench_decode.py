@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from orchestration.bench import Options, Row
-from orchestration.bench_measure import alternate, observe, quality
+from orchestration.bench_measure import alternate, autocast, observe, quality
 from pipeline.geometry import Axis, axis_range
 from pipeline.light import LightHead
 from pipeline.liif import LiifHead
@@ -86,14 +86,11 @@ def _straightforward(
     features: Tensor,
     num_pixels: int,
 ) -> dict[str, Callable[[], Tensor]]:
-    dtype, device = getattr(torch, options.dtype), torch.device(options.device)
+    def in_chunks(chunk: int) -> Callable[[], Tensor]:
+        return autocast(lambda: render_reference(_liif(head), features, (side, side), window, chunk=chunk), options)
 
-    def run(chunk: int) -> Tensor:
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            return render_reference(_liif(head), features, (side, side), window, chunk=chunk)
-
-    at_once = 1 << 18 if device.type == "cuda" else num_pixels
-    return {"straightforward": lambda: run(at_once), "in chunks": lambda: run(30_000)}
+    at_once = 1 << 18 if options.device.startswith("cuda") else num_pixels
+    return {"straightforward": in_chunks(at_once), "in chunks": in_chunks(30_000)}
 
 
 def _fast(

@@ -54,6 +54,17 @@ def observe(run: Callable[[], Tensor], device: str) -> tuple[Tensor, float | Non
     return results[0], None if peak is None else max(0, peak - stood) / 1e6
 
 
+def autocast(run: Callable[[], Tensor], options: Options) -> Callable[[], Tensor]:
+    """In the dtype of `options` as scripts have it: the weights stay float32."""
+    dtype, device = getattr(torch, options.dtype), torch.device(options.device)
+
+    def cast() -> Tensor:
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            return run()
+
+    return cast
+
+
 def macs_of(run: Callable[[], object]) -> float:
     """Multiply-accumulates of the matrix products, convolutions and attention in a run, counted by PyTorch."""
     # Fused attention on a CPU is not counted; the plain one is, and does as many.

@@ -189,9 +189,21 @@ def _check_latents(context: Context) -> None:
             f"{context.data} was encoded by autoencoder {manifest.autoencoder_identity[:12]}…, the bundle holds "
             f"{identity[:12]}…; preprocess again with this bundle"
         )
-    if model.task == "sr" and context.stage != "decoder" and model.lr_size not in manifest.lr_sizes:
+    if model.task == "sr" and context.stage != "decoder":
+        _check_conditions(context)
+
+
+def _check_conditions(context: Context) -> None:
+    """The shards' super-resolution conditions are those that the model will be given when it is used."""
+    manifest, model = context.manifest, context.model
+    if model.lr_size not in manifest.lr_sizes:
         raise UserError(
             f"{context.data} has no {model.lr_size}-pixel conditions (it has {manifest.lr_sizes}); preprocess again"
+        )
+    if manifest.transform["condition_resize"] != model.condition_resize:
+        raise UserError(
+            f"{context.data} holds conditions enlarged by {manifest.transform['condition_resize']!r}, the model is for "
+            f"{model.condition_resize!r}; preprocess again with --condition-resize {model.condition_resize}"
         )
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -49,6 +52,7 @@ def observe(run: Callable[[], Tensor], device: str) -> tuple[Tensor, float | Non
     """What one run gives, and its peak memory in MB beyond what stood before (of the process on a CPU, of the device on
     CUDA); None where the system does not tell."""
     results: list[Tensor] = []
+    _give_back_memory()
     stood = torch.cuda.memory_allocated(device) if device.startswith("cuda") else 0
     peak = measure(lambda: results.append(run()), device=device, num=1, warm_up=0)[1]
     return results[0], None if peak is None else max(0, peak - stood) / 1e6
@@ -81,6 +85,13 @@ def quality(exact: Tensor, image: Tensor) -> tuple[float, float]:
     picture = exact + 2 * 10**-1.5 * noise
     error, exact_error = ((each - picture).double().square().mean() for each in (image, exact))
     return float((image - exact).abs().max()), float(10 * torch.log10(exact_error / error))
+
+
+def _give_back_memory() -> None:
+    """What earlier runs freed but the C library still holds would hide what the next one takes."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # only glibc has it
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _wait(device: str) -> None:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import struct
 import zlib
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from pipeline.errors import first_line
 from preprocess.crops import Box
@@ -40,6 +41,7 @@ _DECODE_ERRORS = (
     AttributeError,
     OverflowError,
 )
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
 def use_own_size_limit() -> None:
@@ -55,10 +57,10 @@ def open_header(data: bytes, max_pixels: int) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError as error:
-        raise Reject("too_large", str(error)) from error
+        raise Reject("too_large", _detail(error)) from error
     except _DECODE_ERRORS as error:
         reason = "damaged" if data.startswith(_MAGIC) else "not_an_image"
-        raise Reject(reason, first_line(error)) from error
+        raise Reject(reason, _detail(error)) from error
     width, height = image.size
     if width * height > max_pixels:
         raise Reject("too_large", f"{height}x{width} has more than {max_pixels} pixels")
@@ -84,14 +86,21 @@ def decode(data: bytes, max_pixels: int) -> Image.Image:
         image.seek(0)
         image.load()
     except (*_DECODE_ERRORS, Image.DecompressionBombError, MemoryError) as error:
-        raise Reject("damaged", first_line(error)) from error
+        raise Reject("damaged", _detail(error)) from error
     profile = image.info.get("icc_profile")
     try:
         with contextlib.suppress(*_DECODE_ERRORS):  # unreadable EXIF: the picture is still good
             image = ImageOps.exif_transpose(image) or image
         return _to_rgb(image, profile)
     except _DECODE_ERRORS as error:
-        raise Reject("unsupported", f"mode {image.mode}: {first_line(error)}") from error
+        raise Reject("unsupported", f"mode {image.mode}: {_detail(error)}") from error
+
+
+def _detail(error: BaseException) -> str:
+    """An error in words that are the same in every process: details enter receipts, ledger and manifest."""
+    if isinstance(error, UnidentifiedImageError):
+        return "content is of no known image format"
+    return _ADDRESS.sub("", first_line(error))
 
 
 def _to_rgb(image: Image.Image, profile: bytes | None) -> Image.Image:

@@ -18,6 +18,7 @@ from pipeline.errors import UserError
 from preprocess.images import decode, oriented_size
 from preprocess.rejects import Reject
 from preprocess.run import preprocess
+from tests.preprocess.conftest import read_tree
 
 LIMIT = 10**6
 
@@ -74,6 +75,20 @@ def test_a_hostile_image_is_rejected_for_its_reason(name):
     with pytest.raises(Reject) as error:
         decode(data, LIMIT)
     assert error.value.reason == reason
+    assert " at 0x" not in error.value.detail  # an address would differ from process to process
+
+
+def test_two_processes_name_the_same_rejects_in_the_same_bytes(pictures, tmp_path):
+    _corpus(pictures)
+    trees = []
+    for name in ("first", "second"):
+        argv = ["folder", str(pictures), str(tmp_path / name), "--size", "16", "--policy", "quarantine"]
+        subprocess.run(
+            [sys.executable, "-m", "preprocess", *argv, "--max-reject-fraction", "1", "--encode-threads", "1"],
+            check=True, capture_output=True,
+        )  # fmt: skip
+        trees.append(read_tree(tmp_path / name))
+    assert trees[0] == trees[1] and {"rejects.jsonl", "manifest.json"} < set(trees[0])
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

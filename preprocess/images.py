@@ -2,7 +2,7 @@
 
 The header decides before anything is decoded: format (from the content, never the file name) and size. Then EXIF
 orientation, colour profile, 16-bit range, transparency (over white) and animation (first frame) are settled, in that
-order, so that what is trained on is what a viewer shows.
+order, so that what is trained on is what a viewer shows. 16 bits become 8 by rounding (see `deep_colour`).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from pipeline.errors import first_line
 from preprocess.crops import Box
+from preprocess.deep_colour import load_rounded
 from preprocess.rejects import Reject
 
 # Formats that need no outside program and that no script can hide in (EPS would start Ghostscript).
@@ -84,7 +85,7 @@ def decode(data: bytes, max_pixels: int) -> Image.Image:
     image = open_header(data, max_pixels)
     try:
         image.seek(0)
-        image.load()
+        load_rounded(image, data, FORMATS)
     except (*_DECODE_ERRORS, Image.DecompressionBombError, MemoryError) as error:
         raise Reject("damaged", _detail(error)) from error
     profile = image.info.get("icc_profile")

@@ -2,14 +2,17 @@ import dataclasses
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.bundle import build_decoder, build_denoiser
 from pipeline.errors import UserError
 from training.config import AlignStage, DecoderStage, StageConfig, override, preset_from_dict, preset_to_dict
+from training.engine import deepspeed_config
 from training.estimate import dry_run, estimate
 from training.optim import generator_for, lr_at, normal
 from training.presets import PRESETS, debug, get_preset
 from training.targets import Target, draw_target, largest_target, render_target, window_side
+from training.world import World
 
 
 def test_override_reaches_nested_fields_and_keeps_the_rest() -> None:
@@ -108,6 +111,36 @@ def test_noise_belongs_to_step_and_sample_not_to_the_worker() -> None:
     assert torch.equal(both[2:], second)
     assert not torch.equal(both[0], both[1])
     assert not torch.equal(both, normal((3, 4, 4), [generator_for(0, "x", 6, i) for i in range(4)]))
+
+
+def test_dry_run_prints_the_numbers_of_the_run() -> None:
+    preset = override(
+        debug(), ["align.steps=1200", "align.global_batch=6", "align.micro_batch=2", "align.zero_stage=2"]
+    )
+    rows = {line[:20].strip(): line[21:] for line in dry_run("align", preset, 3, "cpu").splitlines()}
+    trained, frozen = build_denoiser(preset.model), build_decoder(preset.model)
+    num, num_frozen = (sum(p.numel() for p in part.parameters()) for part in (trained, frozen))
+    assert rows["stage"] == "align of preset debug"
+    assert (rows["trained parameters"], rows["frozen parameters"]) == (f"{num:,}", f"{num_frozen:,}")
+    assert rows["workers"] == "3 on cpu, ZeRO 2, fp32"
+    assert rows["global batch"] == "6, 2 at once" and rows["steps"] == "1,200"
+    # A worker: whole weights and frozen ones; its third of gradients, masters, two moments and averages. In float32.
+    state = 4 * num + 4 * num // 3 + num * (4 + 8 + 4) // 3 + 4 * num_frozen
+    assert f"state {state / 2**20:.1f} MiB" in rows["memory of a worker"]
+    with FlopCounterMode(display=False) as counter:  # forward of six samples; backward is twice that
+        frozen(trained(torch.randn(6, 3, 8, 8), torch.zeros(6, dtype=torch.int64)), (32, 32))
+    work = float(rows["work of a step"].split()[0])
+    assert work == pytest.approx(3 * counter.get_total_flops() / 1e9, abs=0.06)
+
+
+def test_deepspeed_is_told_the_batch_the_precision_and_no_offload() -> None:
+    world = World(0, 2, 0, torch.device("cpu"))
+    config = dataclasses.replace(debug().denoiser, global_batch=12, precision="bf16", zero_stage=3, clip_norm=0.5)
+    told = deepspeed_config(config, world, 3)
+    sizes = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+    assert [told[name] for name in sizes] == [12, 2, 3]
+    assert told["zero_optimization"] == {"stage": 3, "overlap_comm": False}  # nothing is offloaded
+    assert told["bf16"]["enabled"] and not told["fp16"]["enabled"] and told["gradient_clipping"] == 0.5
 
 
 def test_zero_stages_and_precision_shrink_the_state() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -73,6 +74,17 @@ def test_activation_checkpointing_changes_nothing_but_memory(run_stage: Run, tmp
     plain = run_stage("denoiser", run_dir=tmp_path / "plain")
     frugal = run_stage("denoiser", "denoiser.activation_checkpointing=true", run_dir=tmp_path / "frugal")
     assert frugal.last_loss == pytest.approx(plain.last_loss, rel=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="needs a C++ compiler")
+def test_compiled_network_trains_the_same(run_stage: Run, tmp_path: Path) -> None:
+    settings = ["denoiser.steps=2"]
+    plain = run_stage("denoiser", *settings, run_dir=tmp_path / "plain")
+    torch._dynamo.utils.counters.clear()
+    compiled = run_stage("denoiser", *settings, "denoiser.compile=true", run_dir=tmp_path / "compiled")
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    assert compiled.last_loss == pytest.approx(plain.last_loss, rel=1e-5)
 
 
 def test_adversarial_and_perceptual_terms(run_stage: Run, tmp_path: Path) -> None:

@@ -1,0 +1,92 @@
+"""A machine that is about to be taken away: Ray's notice leads to a checkpoint while the run goes on."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from small_shop import Shop
+
+from orchestration.ray_train import launch, start_ray
+from training.config import override
+
+ray = pytest.importorskip("ray")
+pytestmark = pytest.mark.slow
+
+
+def test_notice_that_a_node_goes_leads_to_a_checkpoint(
+    shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two nodes of one CPU. Without the notice no checkpoint would be written before the last of a million steps."""
+    from ray.cluster_utils import Cluster
+
+    ray.shutdown()
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    node = subprocess.Popen(
+        _ray("start", f"--address={cluster.address}", "--num-cpus=1", "--block"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    run_dir, written = tmp_path / "run", []
+
+    def scenario() -> None:
+        _wait_until(lambda: _last_step(run_dir) >= 3)
+        assert not list((run_dir / "checkpoints").glob("step-*"))
+        _give_notice(cluster.address)
+        _wait_until(lambda: list((run_dir / "checkpoints").glob("step-*/manifest.json")))
+        written.extend((run_dir / "checkpoints").glob("step-*/manifest.json"))
+        step = _last_step(run_dir)
+        _wait_until(lambda: _last_step(run_dir) > step)  # the machine may be there for a while yet
+        node.kill()  # and now it is gone, and the run with it
+
+    director = threading.Thread(target=scenario, daemon=True)
+    try:
+        start_ray()
+        _wait_until(lambda: ray.cluster_resources().get("CPU", 0) >= 2)
+        director.start()
+        settings = ["denoiser.steps=1000000", "denoiser.checkpoint_every=1000000"]
+        with pytest.raises(Exception):  # noqa: B017 -- Ray's own, of several kinds; the run cannot go on alone
+            launch(
+                "denoiser", override(shop.preset, settings), data=shop.data, run_dir=str(run_dir), bundle=shop.bundle,
+                num_workers=2, cpus_per_worker=1, max_failures=0,
+            )  # fmt: skip
+    finally:
+        ray.shutdown()
+        node.kill()
+        node.wait()
+        cluster.shutdown()
+    (manifest,) = written
+    saved = json.loads(manifest.read_text())
+    assert saved["world_size"] == 2 and 3 <= saved["step"] < 1_000_000
+
+
+def _ray(*words: str) -> list[str]:
+    return [sys.executable, "-m", "ray.scripts.scripts", *words]
+
+
+def _give_notice(address: str) -> None:
+    """Tell Ray that the node which is not the head will be gone in an hour."""
+    (other,) = (n["NodeID"] for n in ray.nodes() if n["Alive"] and "node:__internal_head__" not in n["Resources"])
+    words = _ray("drain-node", f"--address={address}", f"--node-id={other}", "--reason=DRAIN_NODE_REASON_PREEMPTION")
+    words += ["--reason-message=spot", "--deadline-remaining-seconds=3600"]
+    subprocess.run(words, check=True, capture_output=True)
+
+
+def _last_step(run_dir: Path) -> int:
+    file = run_dir / "metrics.jsonl"
+    lines = file.read_text().split("\n")[:-1] if file.exists() else []  # the last one may be half written
+    return int(json.loads(lines[-1])["step"]) if lines else 0
+
+
+def _wait_until(condition: Callable[[], object], seconds: float = 300.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.1)

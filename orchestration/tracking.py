@@ -14,11 +14,13 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orchestration.redact import url_without_secrets
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -71,7 +73,25 @@ def client(uri: str) -> MlflowClient:
             made = MlflowClient(tracking_uri=uri, registry_uri=uri)
             made.get_experiment_by_name(EXPERIMENT)  # creates the tables: of two processes at once one would fail
         return made
+    if uri.startswith(("http://", "https://")):
+        _greet(uri)
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def _greet(uri: str) -> None:
+    """Raise `StoreError` soon when nobody answers at `uri`: MLflow itself tries for minutes. Any answer will do."""
+    import requests
+
+    for pause in (1.0, 2.0, None):
+        try:
+            requests.get(uri.rstrip("/") + "/health", timeout=10)
+            return
+        except requests.exceptions.RequestException as error:
+            if pause is None:
+                raise StoreError(
+                    f"cannot reach the tracking server {url_without_secrets(uri)}: is it running there?"
+                ) from error
+            time.sleep(pause)
 
 
 @contextlib.contextmanager
@@ -295,14 +315,15 @@ def user_errors(uri: str) -> Iterator[None]:
     import sqlalchemy.exc
     from mlflow.exceptions import MlflowException
 
+    shown = url_without_secrets(uri)
     try:
         yield
     except requests.exceptions.RequestException as error:
-        raise StoreError(f"cannot reach the tracking server {uri}: {type(error).__name__}; is it running?") from error
+        raise StoreError(f"cannot reach the tracking server {shown}: {type(error).__name__}; is it running?") from error
     except sqlalchemy.exc.SQLAlchemyError as error:
-        raise StoreError(f"cannot use the tracking data base {uri}: {str(error).splitlines()[0]}") from error
+        raise StoreError(f"cannot use the tracking data base {shown}: {str(error).splitlines()[0]}") from error
     except MlflowException as error:
-        raise StoreError(f"tracking store {uri}: {str(error).splitlines()[0]}") from error
+        raise StoreError(f"tracking store {shown}: {str(error).splitlines()[0]}") from error
 
 
 @contextlib.contextmanager

@@ -64,11 +64,10 @@ def test_a_stopped_stage_goes_on_in_its_own_run(shards, tmp_path, error, status)
         assert second == first and tracking.get_run(uri, first["run_id"]).info.status == "RUNNING"
 
 
-def test_a_store_that_is_away_is_a_warning(shards, tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+def test_a_store_that_is_away_is_a_warning(shards, tmp_path, capsys):
     assert train(shards, "--tracking-uri", "http://127.0.0.1:9") == 0
     error = capsys.readouterr().err
-    assert "warning: tracking store http://127.0.0.1:9" in error and "figures go to run only" in error
+    assert "warning: cannot reach the tracking server http://127.0.0.1:9" in error and "figures go to run only" in error
     assert (tmp_path / "run/metrics.jsonl").exists()
 
 

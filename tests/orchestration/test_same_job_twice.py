@@ -45,6 +45,11 @@ def second_while_first_stands(words: list[str], is_midway: Callable[[], bool]) -
     return second.returncode, error
 
 
+@pytest.fixture(autouse=True)
+def work(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # runs go to the mlflow.db of the working folder
+
+
 @pytest.fixture
 def pictures(tmp_path):
     folder = tmp_path / "pictures"
@@ -123,7 +128,7 @@ except UserError as error:
 FIGURE = {"name": "lpips", "method": "ours", "setting": "x2", "low": 0.0, "high": 1.0, "protocol": "p", "num": 8}
 REPORT = {
     "task": "sr", "data": "/data/val", "data_digest": "d" * 64, "protocol_version": 1, "num": 8, "seed": 0,
-    "sampler": "x", "figures": [{**FIGURE, "value": 0.5}],
+    "sampler": "x", "figures": [{**FIGURE, "value": 0.5}, {**FIGURE, "name": "psnr_rgb", "value": 20.0}],
 }  # fmt: skip
 
 

@@ -80,7 +80,7 @@ class LiifHead(nn.Module):
             return None
         from pipeline.kernels import liif_triton, liif_triton_gradient
 
-        if not liif_triton.supports(table, self.depth):
+        if not liif_triton.supports(table, self.depth) or len(rows) * len(cols) >= 2**31:
             return None
         head = self._later_layers(), self.out, self._position()
         which: tuple[Hashable, ...] = (str(table.device), table.dtype, self.width, self.depth)
@@ -163,5 +163,6 @@ def _try_kernel(which: Hashable, render: Callable[[], Tensor]) -> Tensor | None:
         raise
     except Exception as error:  # compilers and drivers raise all kinds
         _failed.add(which)
-        warnings.warn(f"the Triton kernel does not run here, decoding without it: {error}", stacklevel=2)
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        warnings.warn(f"the Triton kernel does not run here, going on without it: {reason}", stacklevel=2)
         return None

@@ -194,7 +194,9 @@ def colour_pointers(image, start, num_pixels, num_rows, num_cols, P: tl.constexp
     """Where the colours (P,OUT) of pixels start..start+P-1 lie in image (B,3,R,C), and which of them are there."""
     pixel, channel = start + tl.arange(0, P), tl.arange(0, OUT)
     b, inside = pixel // (num_rows * num_cols), pixel % (num_rows * num_cols)
-    place = image + (b * 3 * num_rows * num_cols + inside)[:, None] + channel[None, :] * (num_rows * num_cols)
+    place = (
+        image + (b * 3 * num_rows * num_cols + inside)[:, None] + channel[None, :].to(tl.int64) * (num_rows * num_cols)
+    )
     return place, (pixel < num_pixels)[:, None] & (channel < 3)[None, :]
 
 
@@ -209,7 +211,8 @@ def _kernel(
         table, cell_y, rel_y, weight_y, cell_x, rel_x, weight_x, num_rows, num_cols, num_cells,
         position_y, position_x, shift, start, num_pixels, D, P,
     )  # fmt: skip
-    for layer in tl.static_range(L):
+    # A loop, not unrolled: the compiler would fetch the next layers' matrices ahead, and has no registers for them.
+    for layer in tl.range(L, num_stages=1):
         hidden = later_layer(hidden, weights, biases, layer, D, PRECISION)
     channel = tl.arange(0, OUT)
     matrix = tl.load(last + tl.arange(0, D)[:, None] * OUT + channel[None, :])

@@ -56,14 +56,15 @@ def render_liif(
 
 
 def rehearse(table: Tensor, layers: list[nn.Linear], out: nn.Linear, position: Tensor) -> Tensor:
-    """The image of one pixel over one cell like the table's, after its gradient: to find out whether that compiles and
-    fits here. Parameters' own gradients stay as they are. Raises what compilers and drivers raise."""
-    cell = table.new_zeros(1, 1, 1, table.shape[-1], requires_grad=True)
-    axis = axis_range(0, 1, 1, 1, dtype=torch.float32, device=table.device)
+    """A small image over a few cells like the table's, after its gradient: to find out whether that compiles and fits
+    here. Parameters' own gradients stay as they are. Raises what compilers and drivers raise."""
+    cells = table.new_zeros(1, 2, 3, table.shape[-1], requires_grad=True)
+    # No side of 1: Triton compiles that as a case of its own.
+    rows, cols = (axis_range(0, n, n, k, dtype=torch.float32, device=table.device) for n, k in ((3, 2), (5, 3)))
     with torch.enable_grad():
-        image = render_liif(cell, axis, axis, layers, out, position)
+        image = render_liif(cells, rows, cols, layers, out, position)
     learned = [p for p in (position, out.weight, *(layer.weight for layer in layers)) if p.requires_grad]
-    torch.autograd.grad(image.sum(), [cell, *learned])
+    torch.autograd.grad(image.sum(), [cells, *learned])
     return image.detach()
 
 

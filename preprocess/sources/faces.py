@@ -17,6 +17,7 @@ from preprocess.sources.folder import FolderSource, ZipSource, open_images
 FFHQ_JSON = "ffhq-dataset-v2.json"
 _NUM_FFHQ_TRAIN = 60000
 _RENDITIONS = ("image", "thumbnail", "in_the_wild")
+_FULL_SIZE = "images1024x1024/"
 
 
 def image_number(image: str) -> int | None:
@@ -27,6 +28,7 @@ def image_number(image: str) -> int | None:
 
 class FacesSource(PlainSource):
     """A folder or zip of numbered faces. `num_train`: numbers below it are "train", the rest "val"; 0: no such split.
+    Where `images1024x1024/` is among the folders, the others hold the same faces once more and are left out.
 
     lists: (train, val) numbers from split lists; images in neither are left out.
     facts: per id, the JSON facts that go into the sample; md5: per id, the promised checksum.
@@ -41,6 +43,8 @@ class FacesSource(PlainSource):
 
     def list_images(self) -> list[tuple[str, int]]:
         listed = [(image, size) for image, size in self.images.list_images() if image_number(image) is not None]
+        if any(image.startswith(_FULL_SIZE) for image, _ in listed):
+            listed = [(image, size) for image, size in listed if image.startswith(_FULL_SIZE)]
         if self.lists:
             both = self.lists[0] | self.lists[1]
             listed = [(image, size) for image, size in listed if image_number(image) in both]
@@ -72,7 +76,7 @@ class FacesSource(PlainSource):
         promised = self.md5.get(image)
         if promised is None or hashlib.md5(data, usedforsecurity=False).hexdigest() == promised:
             return None
-        return f"MD5 differs from {FFHQ_JSON}"
+        return f"MD5 differs from {FFHQ_JSON}; for a resized copy use --no-check-md5"
 
 
 def open_ffhq(config: PreprocessConfig) -> Source:
@@ -117,20 +121,10 @@ def _add_ffhq_facts(source: FacesSource, config: PreprocessConfig) -> None:
     url = next((url for url in urls if exists(url)), None)
     if url is None:
         return
-    try:
-        records = json.loads(read_bytes(url))
-        by_path = {
-            record[name]["file_path"]: (record["metadata"], record[name]["file_md5"])
-            for record in records.values()
-            for name in _RENDITIONS
-            if name in record
-        }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{url} is not FFHQ's JSON ({type(error).__name__}: {error})") from error
-    by_tail = {path.split("/", 1)[-1]: value for path, value in by_path.items() if path.startswith("images1024x1024/")}
+    records = _Records(url)
+    base = posixpath.basename(config.source_url.rstrip("/"))
     for image, _ in source.list_images():
-        tail = image.split("images1024x1024/", 1)[-1]
-        found = by_path.get(image) or by_tail.get(tail)
+        found = records.find(image, base)
         if found:
             metadata, md5 = found
             source.facts[image] = {
@@ -140,3 +134,33 @@ def _add_ffhq_facts(source: FacesSource, config: PreprocessConfig) -> None:
             }
             if config.check_md5:
                 source.md5[image] = md5
+
+
+class _Records:
+    """(metadata, MD5) of each rendition in FFHQ's JSON, by its path, and of the full-size images also by number."""
+
+    def __init__(self, url: str) -> None:
+        try:
+            records = json.loads(read_bytes(url))
+            self.by_path = {
+                record[name]["file_path"]: (record["metadata"], record[name]["file_md5"])
+                for record in records.values()
+                for name in _RENDITIONS
+                if name in record
+            }
+            self.by_number = {
+                int(number): (record["metadata"], record["image"]["file_md5"])
+                for number, record in records.items()
+                if "image" in record
+            }
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{url} is not FFHQ's JSON ({type(error).__name__}: {error})") from error
+
+    def find(self, image: str, base: str) -> tuple[dict[str, Any], str] | None:
+        """What is known of an image of a source whose folder is called `base`, in the official layout or any other."""
+        number = image_number(image)
+        return (
+            self.by_path.get(image)
+            or self.by_path.get(f"{base}/{image}")
+            or (self.by_number.get(number) if number is not None else None)
+        )

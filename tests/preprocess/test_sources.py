@@ -93,6 +93,46 @@ def test_ffhq_official_split_facts_and_md5(tmp_path):
     assert preprocess(config.replace(check_md5=False)).num_samples == 3
 
 
+def _ffhq_json(folder: Path, number: int, md5: dict[str, str]) -> None:
+    """The data set's JSON with one face in its three renditions, each with its own MD5."""
+    places = {
+        "image": f"images1024x1024/00000/{number:05d}.png",
+        "thumbnail": f"thumbnails128x128/00000/{number:05d}.png",
+        "in_the_wild": f"in-the-wild-images/00000/{number:05d}.png",
+    }
+    record: dict[str, object] = {name: {"file_path": places[name], "file_md5": md5[name]} for name in places}
+    record["metadata"] = {"author": "A. Uthor", "license": "CC BY 2.0"}
+    (folder / "ffhq-dataset-v2.json").write_text(json.dumps({str(number): record}))
+
+
+def test_ffhq_takes_each_face_once_from_the_official_root_and_finds_the_md5_of_each_rendition(tmp_path):
+    root = tmp_path / "ffhq"
+    kinds = {"image": "images1024x1024", "thumbnail": "thumbnails128x128", "in_the_wild": "in-the-wild-images"}
+    contents = {name: _image(size=(20 + n, 20)) for n, name in enumerate(kinds)}
+    for name, folder in kinds.items():
+        _write(root, f"{folder}/00000/00007.png", data=contents[name])
+    _ffhq_json(root, 7, {name: hashlib.md5(data).hexdigest() for name, data in contents.items()})
+    assert [i for i, _ in open_source(_config("ffhq", root)).list_images()] == ["images1024x1024/00000/00007.png"]
+    for name, folder in kinds.items():
+        source = open_source(_config("ffhq", root / folder))
+        assert source.info("00000/00007.png")["licence"] == "CC BY 2.0"
+        assert source.check("00000/00007.png", contents[name]) is None
+        assert source.check("00000/00007.png", contents[name] + b" ")
+
+
+def test_ffhq_flat_names_get_licence_and_md5_by_number(tmp_path):
+    root = tmp_path / "ffhq"
+    _write(root, "52535.png")
+    _ffhq_json(root, 52535, dict.fromkeys(("image", "thumbnail", "in_the_wild"), hashlib.md5(_image()).hexdigest()))
+    source = open_source(_config("ffhq", root))
+    assert source.info("52535.png") == {"licence": "CC BY 2.0", "author": "A. Uthor"}
+    assert source.check("52535.png", _image()) is None
+    _write(root, "52535.png", data=_image(size=(9, 9)))
+    with pytest.raises(UserError, match="52535.png cannot be used .wrong_checksum.*--no-check-md5"):
+        preprocess(_config("ffhq", root))
+    assert preprocess(_config("ffhq", root, check_md5=False)).num_samples == 1
+
+
 def test_ffhq_ldm_split_reads_its_lists_and_leaves_out_the_rest(tmp_path):
     root = tmp_path / "ffhq"
     _write(root, "00000.png", "00001.png", "61000.png")

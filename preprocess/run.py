@@ -25,7 +25,7 @@ from preprocess.plan_report import probe, report, samples_per_shard
 from preprocess.publish import remove_scratch, sole_run
 from preprocess.receipt import Receipt, finished_receipts
 from preprocess.resume import accept_or_refuse, read_plan, write_plan
-from preprocess.retry import RetryCounter, with_retries
+from preprocess.retry import with_retries
 from preprocess.sources import open_source
 from preprocess.sources.base import Source
 from preprocess.store import exists, read_json
@@ -138,7 +138,8 @@ def resolve(
         if shards.get("shard_bytes") == config.shard_bytes:
             per_shard = shards["samples_per_shard"]
         else:
-            images = sorted(image for image, _ in source.list_images())
+            listed = with_retries(source.list_images, f"listing {config.source_url}", config.retries, store.counter)
+            images = sorted(image for image, _ in listed)
             per_shard = samples_per_shard(config, probe(config, source, encoder, images))
         config = config.replace(samples_per_shard=per_shard)
     return config, source
@@ -148,7 +149,7 @@ def plan_run(config: PreprocessConfig, source: Source, facts: dict[str, Any] | N
     """The plan; listing the source is tried again when its store fails for a passing reason."""
     versions = library_versions(facts is not None)
     what = f"listing {config.source_url}"
-    return with_retries(lambda: make_plan(config, source, facts, versions), what, config.retries, RetryCounter())
+    return with_retries(lambda: make_plan(config, source, facts, versions), what, config.retries, store.counter)
 
 
 def plan_text(config: PreprocessConfig) -> str:

@@ -6,12 +6,14 @@ from collections.abc import Callable
 
 from pipeline.errors import UserError
 from preprocess.config import PreprocessConfig
+from preprocess.retry import with_retries
 from preprocess.sources.base import Source
 from preprocess.sources.faces import open_celebahq, open_ffhq
 from preprocess.sources.folder import open_folder
 from preprocess.sources.lsun import open_lsun
 from preprocess.sources.restoration import open_df2k, open_div2k, open_flickr2k
 from preprocess.sources.webdataset import open_webdataset
+from preprocess.store import counter
 
 SOURCES: dict[str, tuple[Callable[[PreprocessConfig], Source], str]] = {
     "folder": (open_folder, "any images in a folder (recursively) or a zip file"),
@@ -26,7 +28,9 @@ SOURCES: dict[str, tuple[Callable[[PreprocessConfig], Source], str]] = {
 
 
 def open_source(config: PreprocessConfig) -> Source:
-    """The source that `config` names."""
+    """The source that `config` names. What it looks up meanwhile is tried again when its store fails for a passing
+    reason."""
     if config.source not in SOURCES:
         raise UserError(f"unknown source {config.source!r}; known: {', '.join(SOURCES)}")
-    return SOURCES[config.source][0](config)
+    opening = SOURCES[config.source][0]
+    return with_retries(lambda: opening(config), f"opening {config.source_url}", config.retries, counter)

@@ -9,10 +9,11 @@ import re
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.storage import exists, join, read_bytes
+from pipeline.storage import join
 from preprocess.config import PreprocessConfig
 from preprocess.sources.base import PlainSource, Source, read_list
 from preprocess.sources.folder import FolderSource, ZipSource, open_images
+from preprocess.store import exists, read_bytes
 
 FFHQ_JSON = "ffhq-dataset-v2.json"
 _NUM_FFHQ_TRAIN = 60000

@@ -15,6 +15,7 @@ from moto.server import ThreadedMotoServer
 from pipeline.errors import UserError
 from preprocess.loader import ShardLoader
 from preprocess.run import preprocess
+from preprocess.sources import open_source
 from preprocess.verify import verify
 from tests.preprocess.conftest import read_tree
 from tests.preprocess.s3_proxy import FaultyProxy
@@ -70,11 +71,42 @@ def test_an_endpoint_that_fails_a_tenth_of_its_requests_gives_the_same_bytes(pro
     assert proxy.num_failures >= 5, f"{proxy.num_failures} of {proxy.num_requests} failed: nothing was tested"
 
 
-def test_an_endpoint_that_stays_broken_is_one_line(proxy, config, monkeypatch):
+@pytest.fixture
+def no_other_retries(proxy, monkeypatch):
+    """s3fs and botocore try once, so that only this program's own attempts count."""
     monkeypatch.setattr("preprocess.retry.MAX_WAIT", 0.01)
     monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     s3fs.S3FileSystem.clear_instance_cache()
+
+
+def test_opening_a_source_is_tried_again(proxy, no_other_retries, config, pictures):
+    fs = fsspec.filesystem("s3")
+    data = (pictures / "000.png").read_bytes()
+    record = {"image": {"file_path": "images1024x1024/00000.png", "file_md5": "0" * 32}, "metadata": {"license": "BY"}}
+    files = {"00000.png": data, "ffhq-dataset-v2.json": json.dumps({"0": record}).encode()}
+    files |= {"ffhqtrain.txt": b"00000.png\n", "ffhqvalidation.txt": b"00001.png\n"}
+    for name, content in files.items():
+        fs.pipe_file(f"bucket/ffhq/{name}", content)
+    fs.pipe_file("bucket/lsun/0/a.webp", data)
+    proxy.rate = 0.3
+    for _ in range(4):
+        s3fs.S3FileSystem.clear_instance_cache()  # no listing is remembered
+        remote = config.replace(source="ffhq", source_url="s3://bucket/ffhq", split="ldm", retries=10)
+        source = open_source(remote)
+        assert source.info("00000.png") == {"licence": "BY"} and source.md5 == {"00000.png": "0" * 32}
+        open_source(config.replace(source="lsun", source_url="s3://bucket/lsun", retries=10))
+    assert proxy.num_failures >= 5, f"{proxy.num_failures} of {proxy.num_requests} failed: nothing was tested"
+
+
+def test_a_split_list_that_cannot_be_read_is_named_itself(proxy, no_other_retries, config):
+    fsspec.filesystem("s3").pipe_file("bucket/val.txt", b"000.png\n")
+    proxy.rate = 1.0
+    with pytest.raises(UserError, match="^reading s3://bucket/val.txt failed 6 times"):
+        preprocess(config.replace(val_list="s3://bucket/val.txt"))
+
+
+def test_an_endpoint_that_stays_broken_is_one_line(proxy, no_other_retries, config):
     proxy.rate = 1.0
     with pytest.raises(UserError, match="s3://bucket/out.* failed 6 times") as error:
         preprocess(config.replace(dest="s3://bucket/out", retries=2))

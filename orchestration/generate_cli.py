@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from orchestration.output import Previews, load_model, origin, parse_size
+from orchestration.output import Dtype, Previews, load_model, origin, parse_size
 from pipeline.canvas import Facts, check_target
 from pipeline.errors import UserError
 from pipeline.geometry import Size
@@ -48,6 +48,8 @@ class Arguments:
     compile: bool = False
     """Compile the denoiser: slow to start, then faster; pays for many pictures on a GPU."""
     device: Annotated[str, tyro.conf.arg(help="cpu, cuda, cuda:1; default: CUDA where there is one")] = ""
+    dtype: Dtype = "float32"
+    """Precision of the networks. On a GPU bfloat16 is several times faster and changes pixels by a level or two."""
     tracking_uri: str = ""
     """MLflow store for models:/ URIs (default: MLFLOW_TRACKING_URI)."""
 
@@ -61,7 +63,7 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--out {arguments.out} is one file and --num {arguments.num} needs a folder")
     if arguments.preview < 0:
         raise UserError("--preview: use 0 or more")
-    model, name = load_model(arguments.model, arguments.device, arguments.tracking_uri)
+    model, name = load_model(arguments.model, arguments.device, arguments.tracking_uri, arguments.dtype)
     if model.config.task == "sr":
         raise UserError(f"{arguments.model} is a super-resolution model; use `latentzoom upscale`")
     size = parse_size(arguments.size) if arguments.size else (model.config.image_size,) * 2

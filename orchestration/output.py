@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import torch
 from PIL import Image
@@ -17,13 +18,15 @@ from pipeline.geometry import Size, check_size
 from pipeline.model import LatentZoom
 from pipeline.progress import Progress
 
+Dtype = Literal["float32", "bfloat16", "float16"]
 
-def load_model(uri: str, device: str = "", tracking_uri: str = "") -> tuple[LatentZoom, str]:
+
+def load_model(uri: str, device: str = "", tracking_uri: str = "", dtype: Dtype = "float32") -> tuple[LatentZoom, str]:
     """The model at a bundle folder, URL or models:/ URI, and a text naming exactly this version and its digest."""
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     store = tracking_uri or None
     folder = registry.resolve(uri, tracking_uri=store)
-    model = LatentZoom.load(str(folder), device=device)
+    model = LatentZoom.load(str(folder), device=device, dtype=getattr(torch, dtype))
     digest = registry.bundle_digest(folder)[:16]
     if not uri.startswith("models:/"):
         return model, f"{model.config.name} sha256:{digest}"

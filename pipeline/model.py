@@ -162,10 +162,15 @@ class LatentZoom:
         if h * w > MAX_LATENT_CELLS:
             raise UserError(f"a latent of {h}x{w} cells is not allowed; use at most {MAX_LATENT_CELLS} cells")
         noises = SeededNoise(seeds, (self.config.autoencoder.latent_channels, *latent_size))
-        z = noises(self.device, self.dtype) if noise is None else self._place(finite(noise, "noise"))
+        # In half precision the steps themselves stay exact: only networks are rounded.
+        exact = torch.promote_types(self.dtype, torch.float32)
+        z = noises(self.device, exact) if noise is None else finite(noise, "noise").to(self.device, exact)
         condition = None if condition is None else self._place(finite(condition, "condition"))
 
-        predict = tiled_prediction(self._predict, condition, tiling or whole(latent_size))
+        tiled = tiled_prediction(self._predict, condition, tiling or whole(latent_size))
+
+        def predict(z_t: Tensor, t: Tensor) -> Tensor:
+            return tiled(z_t, t).to(exact)
 
         if sampler == "ddim":
             z = ddim(predict, self.schedule, z, num_steps=num_steps, eta=eta, noise=noises, on_step=on_step)

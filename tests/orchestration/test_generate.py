@@ -39,6 +39,16 @@ def test_an_image_depends_on_its_seed_alone(bundle, tmp_path):
     assert np.abs(both - one).max() <= 1  # batched matrix products round differently
 
 
+def test_half_precision_draws_the_same_picture(bundle, tmp_path):
+    pictures = {}
+    for dtype in ("float32", "bfloat16"):
+        target = tmp_path / f"{dtype}.png"
+        assert _generate(bundle, "--size", "24", "--dtype", dtype, "--out", str(target)) == 0
+        pictures[dtype] = np.asarray(Image.open(target)).astype(int)
+    difference = np.abs(pictures["float32"] - pictures["bfloat16"])
+    assert 0 < difference.max() <= 8 and pictures["float32"].std() > difference.std()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -42,7 +42,12 @@ def make_shop(root: Path, preset: Preset, num: int = 24) -> Shop:
     pixels, data = str(root / "pixels"), str(root / "data")
     preprocess(PreprocessConfig(dest=pixels, **common))
     sizes = (preset.model.lr_size,) if preset.model.lr_size else ()
-    preprocess(PreprocessConfig(dest=data, autoencoder=first, lr_sizes=sizes, encode_threads=1, **common))
+    enlarged = preset.model.condition_resize
+    preprocess(
+        PreprocessConfig(
+            dest=data, autoencoder=first, lr_sizes=sizes, condition_resize=enlarged, encode_threads=1, **common
+        )
+    )
     model = with_scale_factor(preset.model, load_manifest(data).scale_factor)
     bundle = str(root / "bundle")
     save_bundle(bundle, Bundle(model, autoencoder, build_decoder(model), build_denoiser(model)))

@@ -85,7 +85,7 @@ def bench_stage1(options: Options, peak: float) -> list[Row]:
 
 def bench_stage2(options: Options, peak: float) -> list[Row]:
     """Training steps of alignment stage 2, as `training.bench` measures them: each way in a process of its own, in
-    float32, on a CPU by processor time (all cores) since that is steadier than the clock on the wall."""
+    float32, on a CPU by the processor time of one thread, which is steadier than the clock on the wall."""
     del peak  # the processes report no operations
     preset = training.bench.narrow_preset(options.width, BATCH)
     steps = 1 if options.quick else options.rounds

@@ -34,12 +34,14 @@ from training.bench_align import narrow_preset as narrow_preset
 from training.bench_align import render_plainly as render_plainly
 from training.checkpoint import CheckpointStore
 from training.copies import tensors_of
+from training.presets import ffhq_256
 from training.world import World
 
 
 def bench_align(arguments: argparse.Namespace) -> dict[str, float]:
     """Each way in a process of its own, since what a process held stays in its heap; in turns, the fastest counts."""
-    preset = narrow_preset(arguments.width, arguments.batch, arguments.precision)
+    precision = arguments.precision or ffhq_256().align.precision
+    preset = narrow_preset(arguments.width, arguments.batch, precision)
     rows: dict[str, dict[str, float]] = {}
     for _ in range(arguments.rounds):
         for kind in KINDS:
@@ -52,7 +54,7 @@ def bench_align(arguments: argparse.Namespace) -> dict[str, float]:
         speed = slow["seconds"] / row["seconds"]
         memory, total = row["memory_mb"] / max(slow["memory_mb"], 1.0), row["total_mb"] / slow["total_mb"]
         print(
-            f"align {kind:16} {row['seconds']:.3f} {clock} a step, {row['memory_mb']:.0f} MiB above the state: "
+            f"align {kind:16} {precision} {row['seconds']:.3f} {clock} a step, {row['memory_mb']:.0f} MiB above state: "
             f"{speed:.2f} times the steps/s (goal 3), {memory:.2f} of the memory (goal 0.33), {total:.2f} of all memory"
         )
         results.update({f"align_{kind}_speed": speed, f"align_{kind}_memory": memory, f"align_{kind}_total": total})
@@ -194,7 +196,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--folder", help="of checkpoint: where they are written; default: the system's temporary folder"
     )
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of align, for every way")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), help="of every way of align; default: the preset's")
     arguments = parser.parse_args(argv)
     results: dict[str, float] = {}
     for name, bench in _BENCHES.items():

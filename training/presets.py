@@ -209,7 +209,8 @@ def div2k_sr() -> Preset:
 def _paper(model: ModelConfig, *, denoiser_lr: float) -> Preset:
     """The paper's training: Adam; 5e-5 for the decoder, 1e-6 for the alignment, EMA 0.9999, bf16 under ZeRO 1.
 
-    Alignment renders windows of up to 128 pixels of each target, which bounds its memory.
+    Alignment stage 2 renders a window of 12 × 12 latent cells of each target, and D_phi sees 4 cells around it: the
+    work is the same for every target size, little more than the denoiser's. docs/verbs/train.md has the figures.
     """
     common: dict[str, Any] = {
         "precision": "bf16",
@@ -235,8 +236,8 @@ def _paper(model: ModelConfig, *, denoiser_lr: float) -> Preset:
             lr=1e-6,
             min_size=low,
             max_size=high,
-            crop=128,
-            activation_checkpointing=True,
+            crop_cells=12,
+            context_cells=4,
             **common,
         ),
     )

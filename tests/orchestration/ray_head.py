@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import secrets
 import shutil
@@ -84,6 +85,38 @@ def ray_head(num_cpus: int = 2) -> Iterator[Head]:
         kill_tree(process)
         log.close()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def ray_node(head: Head, num_cpus: int = 1, environment: dict[str, str] | None = None) -> Iterator[subprocess.Popen]:
+    """One more node of the head's cluster, up when the block begins. `kill_tree` of the process is a lost machine."""
+    agent, metrics, runtime_env = free_ports(3)
+    name = f"node-{secrets.token_hex(4)}"
+    command = [
+        str(BIN / "ray"), "start", f"--address={head.gcs}", "--block", "--disable-usage-stats", f"--node-name={name}",
+        "--node-ip-address=127.0.0.1", f"--dashboard-agent-listen-port={agent}", f"--metrics-export-port={metrics}",
+        f"--runtime-env-agent-port={runtime_env}", f"--num-cpus={num_cpus}", "--object-store-memory=100000000",
+    ]  # fmt: skip
+    process = subprocess.Popen(
+        command, env=head.environment | (environment or {}), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        while name not in alive_nodes(head):
+            assert process.poll() is None, f"ray start ended with {process.returncode}"
+            time.sleep(0.2)
+        yield process
+    finally:
+        kill_tree(process)
+        while name in alive_nodes(head):  # the head takes a while to notice, and would send work there meanwhile
+            time.sleep(0.2)
+
+
+def alive_nodes(head: Head) -> set[str]:
+    """Names of the nodes that the head counts as alive."""
+    request = urllib.request.Request(f"{head.address}/api/v0/nodes", headers={"Authorization": f"Bearer {head.token}"})
+    with urllib.request.urlopen(request, timeout=20) as answer:
+        nodes = json.load(answer)["data"]["result"]["result"]
+    return {node["node_name"] for node in nodes if node["state"] == "ALIVE"}
 
 
 def wait_for_jobs_server(process: subprocess.Popen, address: str, token: str, log: Path) -> None:

@@ -12,8 +12,9 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -61,6 +62,10 @@ def read_bytes(url: str) -> bytes:
         return bytes(fs.cat_file(path))
     except FileNotFoundError as error:
         raise UserError(f"no such file: {url}") from error
+    except NotADirectoryError as error:
+        raise UserError(f"no such file: {url}; a part of its path is a file") from error
+    except IsADirectoryError as error:
+        raise UserError(f"{url} is a folder; give a file") from error
 
 
 def read_json(url: str) -> Any:
@@ -72,9 +77,9 @@ def read_json(url: str) -> Any:
 
 def write_bytes(url: str, data: bytes) -> None:
     """Publish `data` under `url` atomically."""
-    with tempfile.NamedTemporaryFile(prefix="latentzoom-", dir=_scratch_dir(url), delete=False) as file:
+    with _temporary_file(url) as (file, name):
         file.write(data)
-    publish_file(file.name, url)
+    publish_file(name, url)
 
 
 def write_json(url: str, value: Any) -> None:
@@ -92,13 +97,17 @@ def publish_file(local_path: str | Path, url: str) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
             try:
-                local_path.replace(temporary)
+                try:
+                    local_path.replace(temporary)
+                except OSError:
+                    shutil.copyfile(local_path, temporary)
+                with open(temporary, "rb+") as file:
+                    os.fsync(file.fileno())
+                temporary.chmod(0o644)
+                temporary.replace(target)
             except OSError:
-                shutil.copyfile(local_path, temporary)
-            with open(temporary, "rb+") as file:
-                os.fsync(file.fileno())
-            temporary.chmod(0o644)
-            temporary.replace(target)
+                temporary.unlink(missing_ok=True)
+                raise
             _fsync_dir(target.parent)
         else:
             with open(local_path, "rb") as source:
@@ -119,10 +128,9 @@ def publish_dir(local_dir: str | Path, url: str, last: str | None = None) -> Non
     local_dir = Path(local_dir)
     names = sorted(p.relative_to(local_dir).as_posix() for p in local_dir.rglob("*") if p.is_file())
     for name in sorted(names, key=lambda n: n == last):
-        with tempfile.NamedTemporaryFile(prefix="latentzoom-", dir=_scratch_dir(url), delete=False) as file:
-            with open(local_dir / name, "rb") as source:
-                shutil.copyfileobj(source, file, _CHUNK)
-        publish_file(file.name, join(url, name))
+        with _temporary_file(url) as (file, temporary), open(local_dir / name, "rb") as source:
+            shutil.copyfileobj(source, file, _CHUNK)
+        publish_file(temporary, join(url, name))
 
 
 def list_files(url: str) -> list[str]:
@@ -165,6 +173,23 @@ def sha256_file(url: str) -> str:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _temporary_file(url: str) -> Iterator[tuple[BinaryIO, str]]:
+    """A file (and its name) to fill and then publish under `url`. It is deleted when filling it fails."""
+    folder = _scratch_dir(url)
+    try:
+        handle, name = tempfile.mkstemp(prefix="latentzoom-", dir=folder)
+    except FileNotFoundError as error:  # in /proc and its like nothing can be made, and nowhere a temporary file
+        where = folder or "any temporary folder"
+        raise UserError(f"cannot write to {where}: {error.strerror}; choose another folder") from error
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file, name
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
 
 
 def _scratch_dir(url: str) -> str | None:

@@ -53,6 +53,8 @@ def read_checkpoint(url: str) -> dict[str, Tensor]:
     fs, path = storage.filesystem(url)
     if not fs.exists(path):
         raise UserError(f"no such file: {url}")
+    if fs.isdir(path):
+        raise UserError(f"{url} is a folder; give the checkpoint file")
     with fs.open(path, "rb") as file:
         if not zipfile.is_zipfile(file):
             raise UserError(

@@ -245,3 +245,10 @@ def test_what_is_no_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "d.ckpt").write_bytes(old.getvalue())
     with pytest.raises(UserError, match=r"before 1\.6"):
         read_checkpoint(str(tmp_path / "d.ckpt"))
+
+
+def test_a_folder_is_no_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "x.safetensors").mkdir()
+    for folder in (tmp_path, tmp_path / "x.safetensors"):
+        with pytest.raises(UserError, match="is a folder; give "):
+            read_checkpoint(str(folder))

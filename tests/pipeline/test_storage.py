@@ -47,7 +47,19 @@ def test_a_failed_upload_leaves_the_old_content(tmp_path, monkeypatch):
 def test_no_temporary_file_stays(tmp_path):
     storage.write_bytes(str(tmp_path / "x"), b"1")
     storage.write_bytes(str(tmp_path / "x"), b"2")
+    with pytest.raises(TypeError):
+        storage.write_bytes(str(tmp_path / "y"), "no bytes")
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_a_folder_in_place_of_a_file_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="is a folder; give a file"):
+        storage.read_bytes(str(tmp_path))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="no such file: .*file/below"):
+        storage.read_bytes(str(tmp_path / "file" / "below"))
+    with pytest.raises(UserError, match="cannot write to /proc: "):
+        storage.write_bytes("/proc/file", b"")
 
 
 def test_join_refuses_to_leave_the_folder():

@@ -5,8 +5,9 @@ The same code runs in-line and inside a Ray actor, so both make the same bytes.
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +22,7 @@ from preprocess.images import use_own_size_limit
 from preprocess.plan import ShardPlan
 from preprocess.publish import Publisher
 from preprocess.receipt import Receipt
-from preprocess.retry import RetryCounter, with_retries
+from preprocess.retry import RetryCounter, explain_full_disk, with_retries
 from preprocess.sample import Sample, member_suffixes
 from preprocess.sources.base import Source
 from preprocess.store import write_bytes
@@ -61,7 +62,7 @@ class ShardBuilder:
     plan_hash: str
     counter: RetryCounter = field(default_factory=RetryCounter)
 
-    def build(self, shards: Iterable[ShardPlan]) -> Iterator[Built]:
+    def build(self, shards: Iterable[ShardPlan]) -> Generator[Built, None, None]:
         """Build and publish `shards`; yields news after each batch and for each published shard."""
         use_own_size_limit()
         config = self.config
@@ -80,24 +81,28 @@ class ShardBuilder:
             return Built(seconds, num_samples, receipt)
 
         try:
-            for shard, crops, rejects in self._batches(shards, encoder is not None, seconds):
-                if crops:
-                    publisher.put(shard, self._encode(encoder, shard, crops, seconds))
-                    yield news(len(crops))
-                if rejects is not None:
-                    publisher.close_shard(shard, rejects)
-                for receipt in publisher.receipts():
-                    yield news(receipt=receipt)
+            with contextlib.closing(self._batches(shards, encoder is not None, seconds)) as batches:
+                for shard, crops, rejects in batches:
+                    if crops:
+                        publisher.put(shard, self._encode(encoder, shard, crops, seconds))
+                        yield news(len(crops))
+                    if rejects is not None:
+                        publisher.close_shard(shard, rejects)
+                    for receipt in publisher.receipts():
+                        yield news(receipt=receipt)
             publisher.close()
             for receipt in publisher.receipts():
                 yield news(receipt=receipt)
-        except BaseException:
+        except BaseException as error:
             publisher.abort()
-            raise
+            explained = explain_full_disk(error, config.dest)
+            if explained is error:
+                raise
+            raise explained from error
 
     def _batches(
         self, shards: Iterable[ShardPlan], has_latents: bool, seconds: StageSeconds
-    ) -> Iterator[tuple[ShardPlan, list[tuple[int, Crop]], list[dict[str, Any]] | None]]:
+    ) -> Generator[tuple[ShardPlan, list[tuple[int, Crop]], list[dict[str, Any]] | None], None, None]:
         """(shard, batch of (position, crop), None), and with the shard's last batch its rejects.
 
         Positions of rejected samples stay empty, and a batch covers fixed positions: what is encoded together never
@@ -107,27 +112,28 @@ class ShardBuilder:
         batch: list[tuple[int, Crop]] = []
         rejects: list[dict[str, Any]] = []
         position = 0
-        images = decode_ahead(shards, self.source, self.config, has_latents and self.config.flips, self.counter)
-        while True:
-            start = time.perf_counter()
-            item = next(images, None)
-            seconds.wait_decode += time.perf_counter() - start
-            if item is None:
-                return
-            shard, decoded = item
-            if decoded is None:
-                yield shard, batch, rejects
-                batch, rejects, position = [], [], 0
-                continue
-            if decoded.reject:
-                rejects.append(self._reject(decoded))
-            for number in range(decoded.planned.num_crops):
-                if not decoded.reject:
-                    batch.append((position, decoded.crops[number]))
-                position += 1
-                if position % size == 0 and batch:
-                    yield shard, batch, None
-                    batch = []
+        has_flips = has_latents and self.config.flips
+        with contextlib.closing(decode_ahead(shards, self.source, self.config, has_flips, self.counter)) as images:
+            while True:
+                start = time.perf_counter()
+                item = next(images, None)
+                seconds.wait_decode += time.perf_counter() - start
+                if item is None:
+                    return
+                shard, decoded = item
+                if decoded is None:
+                    yield shard, batch, rejects
+                    batch, rejects, position = [], [], 0
+                    continue
+                if decoded.reject:
+                    rejects.append(self._reject(decoded))
+                for number in range(decoded.planned.num_crops):
+                    if not decoded.reject:
+                        batch.append((position, decoded.crops[number]))
+                    position += 1
+                    if position % size == 0 and batch:
+                        yield shard, batch, None
+                        batch = []
 
     def _encode(
         self, encoder: LatentEncoder | None, shard: ShardPlan, crops: list[tuple[int, Crop]], seconds: StageSeconds

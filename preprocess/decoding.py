@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -80,10 +80,11 @@ def _crops(planned: PlannedImage, data: bytes, source: Source, config: Preproces
 
 def decode_ahead(
     shards: Iterable[ShardPlan], source: Source, config: PreprocessConfig, has_flips: bool, counter: RetryCounter
-) -> Iterator[tuple[ShardPlan, DecodedImage | None]]:
+) -> Generator[tuple[ShardPlan, DecodedImage | None], None, None]:
     """(shard, image) in plan order, and (shard, None) after the last image of a shard.
 
     About three encode batches are in flight, across shard borders, so that the encoder finds its next batch ready.
+    Close it when leaving early: its threads must not be joined by whichever thread collects garbage.
     """
     limit = 3 * config.batch_size + 2 * config.decode_threads
     in_flight: deque[tuple[ShardPlan, Future[DecodedImage] | None, int]] = deque()

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import tenacity
 
 from pipeline.errors import UserError
+from pipeline.storage import is_local
 
 T = TypeVar("T")
 MAX_WAIT = 30.0
 """Longest pause between two attempts, in seconds."""
-_LASTING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.EFBIG}
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""Error numbers of a full disk and a used-up quota."""
+_LASTING = FULL | {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.EFBIG}
 _LASTING_TYPES = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
 _NETWORK_MODULES = ("botocore", "aiobotocore", "aiohttp", "urllib3", "requests", "gcsfs", "adlfs", "s3fs")
 
@@ -64,6 +69,23 @@ def with_retries(
 
 def explain_full_disk(error: BaseException, dest: str) -> BaseException:
     """A full disk as something the user can mend; any other error unchanged."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if not isinstance(error, OSError) or error.errno not in FULL:
+        return error
+    if is_local(dest):
         return UserError(f"no space left while writing to {dest}; free some and run again, finished shards are kept")
-    return error
+    return UserError(
+        f"no space left in {tempfile.gettempdir()}, where shards grow before they go to {dest}; free some, or set "
+        "TMPDIR to a roomier folder, and run again: finished shards are kept"
+    )
+
+
+@contextlib.contextmanager
+def full_disk_explained(dest: str) -> Iterator[None]:
+    """Around anything that writes to `dest`."""
+    try:
+        yield
+    except OSError as error:
+        explained = explain_full_disk(error, dest)
+        if explained is error:
+            raise
+        raise explained from error

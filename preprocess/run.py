@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -25,7 +26,7 @@ from preprocess.plan_report import probe, report, samples_per_shard
 from preprocess.publish import remove_scratch, sole_run
 from preprocess.receipt import Receipt, finished_receipts
 from preprocess.resume import accept_or_refuse, read_plan, write_plan
-from preprocess.retry import with_retries
+from preprocess.retry import full_disk_explained, with_retries
 from preprocess.sources import open_source
 from preprocess.sources.base import Source
 from preprocess.store import exists, read_json
@@ -65,8 +66,13 @@ def preprocess(
     source: for programs with a source of their own; `config.source` is then only its name.
     Raises `UserError` for what a user can mend; whatever was finished stays.
     """
-    start, retries_before = time.monotonic(), store.counter.count
     config = config.replace(dest=absolute(config.dest), source_url=absolute(config.source_url))
+    with full_disk_explained(config.dest):
+        return _preprocess(config, autoencoder, source)
+
+
+def _preprocess(config: PreprocessConfig, autoencoder: StoredEncoder | str | None, source: Source | None) -> Summary:
+    start, retries_before = time.monotonic(), store.counter.count
     encoder = load_encoder(autoencoder if autoencoder is not None else config.autoencoder)
     config, source = resolve(config, source, encoder)
     facts = autoencoder_facts(encoder, config.size) if encoder else None
@@ -180,9 +186,12 @@ def _build(
 ) -> Tally:
     tally = Tally(receipts)
     check_rejects(config, plan, tally)
-    num_done = sum(shard.num_samples for shard in plan.shards) - sum(shard.num_samples for shard in todo)
-    with Progress("preprocess", plan.num_samples, "images", initial=num_done) as progress:
-        for name, built in _run_builders(config, todo, builder, tally):
+    num_kept = sum(shard.num_samples for shard in plan.shards) - sum(shard.num_samples for shard in todo)
+    with (
+        Progress("preprocess", plan.num_samples, "images", initial=num_kept) as progress,
+        contextlib.closing(_run_builders(config, todo, builder, tally)) as news,
+    ):
+        for name, built in news:
             tally.by_builder[name] = built.seconds
             if built.receipt is not None:
                 tally.add(built.receipt)
@@ -195,10 +204,11 @@ def _build(
 
 def _run_builders(
     config: PreprocessConfig, todo: list[ShardPlan], builder: ShardBuilder, tally: Tally
-) -> Iterator[tuple[str, Built]]:
+) -> Generator[tuple[str, Built], None, None]:
     if not config.workers or not todo:
-        for built in builder.build(todo):
-            yield "in-line", built
+        with contextlib.closing(builder.build(todo)) as news:
+            for built in news:
+                yield "in-line", built
         return
     from preprocess.workers import WorkerPool, ray_session
 

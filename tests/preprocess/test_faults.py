@@ -110,37 +110,57 @@ def test_verify_prints_each_damaged_file_and_its_exit_code_says_so(shards, capsy
     assert main(["verify", str(shards)]) == 2
 
 
-def test_a_full_disk_is_one_line_and_leaves_whole_shards_only(tmp_path):
-    """On a file system of 300 KB made for the test, in a name space of its own."""
-    probe = ["unshare", "-rm", "sh", "-c", 'mount -t tmpfs -o size=300k tmpfs "$0"']
+def _run_on_small_disk(tmp_path: Path, prepare: str, dest: str, *options: str) -> subprocess.CompletedProcess[str]:
+    """`preprocess folder` with a disk of 300 KB, in a name space of its own. What the disk's folder `out` then holds is
+    copied to tmp_path/out."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    if not shutil.which("unshare") or subprocess.run([*probe, str(disk)], capture_output=True).returncode:
+    mount = 'mount -t tmpfs -o size=300k tmpfs "$1"'
+    probe = ["unshare", "-rm", "sh", "-c", mount, "sh", str(disk)]
+    if not shutil.which("unshare") or subprocess.run(probe, capture_output=True).returncode:
         pytest.skip("this system lets nobody mount a small file system")
-    make_pictures(tmp_path / "pictures", 60, 80, 80)
     script = (
-        'mount -t tmpfs -o size=300k tmpfs "$1" && '
-        '"$0" -m preprocess folder "$2" "$1/out" --size 64 --samples-per-shard 8; code=$?; '
-        'cp -r "$1/out" "$3"; exit $code'
+        f'{mount} && {prepare}; python="$0" disk="$1" pictures="$2" out="$3"; shift 3; '
+        f'TMPDIR="$disk" "$python" -m preprocess folder "$pictures" {dest} --size 64 "$@"; code=$?; '
+        'ls -A "$disk" >&2; test -d "$disk/out" && cp -r "$disk/out" "$out"; exit $code'
     )
-    result = subprocess.run(
+    return subprocess.run(
         ["unshare", "-rm", "sh", "-c", script, sys.executable, str(disk), str(tmp_path / "pictures"),
-         str(tmp_path / "out")],
+         str(tmp_path / "out"), *options],
         capture_output=True, text=True, cwd=ROOT,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("when", ["shards", "plan", "quarantine"])
+def test_a_full_disk_is_one_line_and_leaves_whole_shards_only(tmp_path, when):
+    make_pictures(tmp_path / "pictures", 60, 80, 80)
+    if when == "quarantine":
+        for number in range(30):
+            (tmp_path / "pictures" / f"{number:03d}-bad.png").write_bytes(bytes(20_000))
+    prepare = 'head -c 400000 /dev/zero > "$1/filler"' if when == "plan" else "true"
+    options = ["--samples-per-shard", "8", "--policy", "quarantine", "--max-reject-fraction", "1"]
+    result = _run_on_small_disk(tmp_path, prepare, '"$disk/out"', *options)
     assert result.returncode == 2, result.stderr
-    message = result.stderr.splitlines()[-1]
-    assert message.startswith("latentzoom: error: no space left while writing to") and "run again" in message
-    tars = sorted(path.name for path in (tmp_path / "out").glob("shard-*.tar"))
-    assert 1 <= len(tars) < 8
+    lines = result.stderr.splitlines()
+    message = next(line for line in lines if line.startswith("latentzoom: error: "))
+    assert "no space left while writing to" in message and "run again" in message and "Traceback" not in result.stderr
+    out = tmp_path / "out"
+    tars = sorted(path.name for path in out.glob("shard-*.tar"))
+    assert (not tars) if when == "plan" else 1 <= len(tars) < 8
     for name in tars:
-        read_index(tmp_path / "out" / name)
-    assert not [path for path in (tmp_path / "out").iterdir() if path.name.startswith((".", "latentzoom-"))]
-    assert (
-        main(["folder", str(tmp_path / "pictures"), str(tmp_path / "out"), "--size", "64", "--samples-per-shard", "8"])
-        == 0
-    )
-    assert verify(str(tmp_path / "out")).num_samples == 60
+        read_index(out / name)
+    left = [path.name for path in out.rglob("*") if path.name.startswith((".", "latentzoom-"))]
+    assert not left
+    assert main(["folder", str(tmp_path / "pictures"), str(out), "--size", "64", *options]) == 0
+    assert verify(str(out)).num_samples == 60
+
+
+def test_a_full_temporary_folder_is_named_where_the_destination_is_remote(tmp_path):
+    make_pictures(tmp_path / "pictures", 60, 80, 80)
+    result = _run_on_small_disk(tmp_path, "true", "memory://bucket/out", "--samples-per-shard", "60")
+    assert result.returncode == 2, result.stderr
+    assert f"error: no space left in {tmp_path}/disk, where shards grow before they go to memory://" in result.stderr
+    assert "TMPDIR" in result.stderr and "Traceback" not in result.stderr
 
 
 def test_shards_without_a_plan_are_not_overwritten(config):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -132,6 +133,14 @@ class PreprocessConfig:
         _require(self.max_pixels >= 1, "max_pixels", self.max_pixels, "at least 1")
         for lr_size in self.lr_sizes:
             _require(1 <= lr_size < self.size, "lr_sizes", lr_size, f"sizes from 1 to {self.size - 1}")
+        _require(len(set(self.lr_sizes)) == len(self.lr_sizes), "lr_sizes", self.lr_sizes, "each size once")
+        for name in ("encode_threads", "decode_threads"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or a number of threads")
+        for name in ("gpus_per_worker", "cpus_per_worker"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        _require(
+            re.fullmatch(r"cpu|cuda(:[0-9]+)?", self.device) is not None, "device", self.device, "cpu, cuda or cuda:1"
+        )
 
     def with_crop(self) -> PreprocessConfig:
         """The same with `crop` "auto" decided."""

@@ -51,6 +51,10 @@ class LatentEncoder:
         if config.device.startswith("cuda") and not torch.cuda.is_available():
             raise UserError(f"--device {config.device}: no CUDA device here; use --device cpu")
         self.device = torch.device(config.device)
+        if (self.device.index or 0) >= max(1, torch.cuda.device_count()):
+            raise UserError(
+                f"--device {config.device}: there are {torch.cuda.device_count()} CUDA devices, from cuda:0 on"
+            )
         self.autoencoder = autoencoder
         if isinstance(autoencoder, torch.nn.Module):
             autoencoder.to(self.device).eval().requires_grad_(False)

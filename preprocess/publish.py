@@ -22,7 +22,7 @@ from preprocess.config import PreprocessConfig
 from preprocess.latent_stats import LatentSums
 from preprocess.plan import ShardPlan
 from preprocess.receipt import Receipt, parse_receipt, seal, without_index
-from preprocess.retry import RetryCounter, explain_full_disk, with_retries
+from preprocess.retry import FULL, RetryCounter, explain_full_disk, with_retries
 from preprocess.sample import SCHEMA_VERSION, Sample, encode_members, latent_member
 from preprocess.ustar import TarWriter, read_index
 
@@ -191,7 +191,12 @@ def scratch_dir(dest: str) -> str | None:
     if not is_local(dest):
         return None
     path = Path(filesystem(dest)[1])
-    path.mkdir(parents=True, exist_ok=True)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno in FULL:
+            raise
+        raise UserError(f"cannot make the folder {path}: {error.strerror}; choose another destination") from error
     return str(path)
 
 

@@ -20,7 +20,7 @@ from preprocess import store
 from preprocess.build import Built, ShardBuilder
 from preprocess.config import PreprocessConfig
 from preprocess.encode import StoredEncoder, autoencoder_facts
-from preprocess.finish import finish
+from preprocess.finish import LEDGER_NAME, finish, ledger
 from preprocess.plan import Plan, ShardPlan, make_plan
 from preprocess.plan_report import probe, report, samples_per_shard
 from preprocess.publish import remove_scratch, sole_run
@@ -170,14 +170,17 @@ def plan_text(config: PreprocessConfig) -> str:
 
 
 def check_rejects(config: PreprocessConfig, plan: Plan, tally: Tally) -> None:
-    """Stop when too many images are rejected, in this run or an earlier one; with policy "fail" one is too many."""
+    """Stop when too many images are rejected, in this run or an earlier one; with policy "fail" one is too many.
+    The ledger of the shards finished so far is written first."""
     allowed = 0.0 if config.policy == "fail" else config.max_reject_fraction
     if len(tally.rejects) > allowed * plan.num_images:
+        url = join(config.dest, LEDGER_NAME)
+        store.write_bytes(url, ledger([tally.receipts[s.name] for s in plan.shards if s.name in tally.receipts])[0])
         last = list(tally.rejects.values())[-1]
         raise UserError(
             f"{len(tally.rejects)} of {plan.num_images} images rejected, more than --max-reject-fraction {allowed:g} "
             f"(policy {config.policy}); the last: {last['image']} ({last['reason']} {last['detail']}); "
-            "look at the source, or allow more"
+            f"{url} names them all; look at the source, or allow more"
         )
 
 
@@ -193,12 +196,14 @@ def _build(
     ):
         for name, built in news:
             tally.by_builder[name] = built.seconds
+            num_done = built.num_samples
             if built.receipt is not None:
+                num_done += sum(reject["num_samples"] for reject in built.receipt["rejects"])
                 tally.add(built.receipt)
                 check_rejects(config, plan, tally)
             note = f"encoder busy {tally.encode_busy():.0%}" if builder.autoencoder else ""
             rejected = len(tally.rejects)
-            progress.update(built.num_samples, note + (f"  rejected {rejected}" if rejected else ""))
+            progress.update(num_done, note + (f"  rejected {rejected}" if rejected else ""))
     return tally
 
 

@@ -31,10 +31,11 @@ def bench_preprocess(options: Options, peak: float) -> list[Row]:
         loader_samples=512 if options.quick else 4096,
     )
     with tempfile.TemporaryDirectory(prefix="latentzoom-bench-") as folder:
+        before = _encode_plainly(config, Path(folder), "before")
         figures: list[dict[str, float]] = []
         run = partial(preprocess.bench.measure_encode, config, Path(folder))
         memory = measure(lambda: figures.append(run()), device=options.device, num=1, warm_up=0)[1]
-        plain = _encode_plainly(config, Path(folder))
+        plain = (before + _encode_plainly(config, Path(folder), "after")) / 2
         loader = preprocess.bench.measure_loader(config, Path(folder))
     encode = figures[0]
     whole = encode["end_to_end_images_per_second"]
@@ -59,11 +60,13 @@ def bench_preprocess(options: Options, peak: float) -> list[Row]:
 
 
 @torch.inference_mode()
-def _encode_plainly(config: preprocess.bench.BenchConfig, folder: Path) -> float:
+def _encode_plainly(config: preprocess.bench.BenchConfig, folder: Path, name: str) -> float:
     """Images/s of a script that does one thing after another: open, crop, encode with and without mirroring, save."""
     torch.manual_seed(0)
     autoencoder = _encoder(config.base_width).to(config.device).eval()
-    files, target = sorted((folder / "pictures").iterdir()), folder / "plain"
+    pictures, target = folder / f"{name}-pictures", folder / name
+    preprocess.bench.make_pictures(pictures, config.num_images, config.size * 5 // 4, config.size * 2)
+    files = sorted(pictures.iterdir())
     target.mkdir()
     start = time.perf_counter()
     for first in range(0, len(files), config.batch_size):

@@ -100,22 +100,24 @@ class Killer(threading.Thread):
 def _every_combination(arguments: dict[str, Any]) -> dict[str, Any]:
     """Runs on every worker: one short run for each ZeRO stage and precision."""
     torch.set_num_threads(1)
+    runs = {
+        f"{zero_stage}-{precision}": [f"decoder.zero_stage={zero_stage}", f"decoder.precision={precision}"]
+        for zero_stage in (0, 1, 2, 3)
+        for precision in ("fp32", "bf16")
+    }
+    runs["channels-last"] = ["decoder.channels_last=true"]  # as the paper's presets have it
     results = {}
-    for zero_stage in (0, 1, 2, 3):
-        for precision in ("fp32", "bf16"):
-            name = f"{zero_stage}-{precision}"
-            settings = [f"decoder.zero_stage={zero_stage}", f"decoder.precision={precision}"]
-            settings += ["decoder.channels_last=true"]  # as the paper's presets have it
-            result = train(
-                "decoder",
-                override(preset_from_dict(arguments["preset"]), settings),
-                data=arguments["data"],
-                run_dir=f"{arguments['root']}/{name}",
-                bundle=arguments["bundle"],
-                use_deepspeed=True,
-                device="cpu",
-            )
-            results[name] = result.last_loss
+    for name, settings in runs.items():
+        result = train(
+            "decoder",
+            override(preset_from_dict(arguments["preset"]), settings),
+            data=arguments["data"],
+            run_dir=f"{arguments['root']}/{name}",
+            bundle=arguments["bundle"],
+            use_deepspeed=True,
+            device="cpu",
+        )
+        results[name] = result.last_loss
     return results
 
 
@@ -145,6 +147,8 @@ def test_every_zero_stage_and_precision_trains_the_same(
     plain = run_stage("decoder", run_dir=tmp_path / "plain")
     state = load_bundle(plain.bundle).decoder
     assert state is not None
+    # Its sums round differently, and Adam makes that visible where a gradient is nearly zero: compare the loss.
+    assert result.return_value.pop("channels-last") == pytest.approx(plain.last_loss, rel=1e-5)
     for name, loss in result.return_value.items():
         precise = name.endswith("fp32")
         assert loss == pytest.approx(plain.last_loss, rel=1e-5 if precise else 2e-2), name

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import io
 import json
+import pickle
 from itertools import islice
 from pathlib import Path
 
@@ -13,8 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import UserError
+from pipeline.storage import sha256_bytes
 from preprocess.loader import ShardLoader
+from preprocess.manifest import load_manifest
 from preprocess.order import GlobalOrder
+from preprocess.receipt import load_receipt, seal
 from preprocess.run import preprocess
 
 
@@ -97,19 +103,77 @@ def test_foreign_autoencoder_is_refused(shards, autoencoder):
         ShardLoader(shards, batch_size=1, autoencoder_identity="0123" * 16)
 
 
-def test_unknown_schema_and_pickled_members_are_refused(shards):
+def test_unknown_schema_is_refused(shards):
     path = Path(shards, "manifest.json")
     manifest = json.loads(path.read_text())
     for change, named in (({"schema_version": 99}, "schema version 99"), ({"size": 17}, "its own checksum")):
         path.write_text(json.dumps({**manifest, **change}))
         with pytest.raises(UserError, match=named):
             ShardLoader(shards, batch_size=1)
-    from preprocess.plan import canonical_json
-    from preprocess.sample import check_suffixes
 
-    assert canonical_json({"b": 1, "a": 2}) == b'{"a":2,"b":1}'
-    with pytest.raises(UserError, match=r"member \.pyd is not part"):
-        check_suffixes(["json", "pyd"], "x")
+
+class Trap:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def _pickled_array(trap: Path, size: int) -> bytes:
+    """A .npy of objects, `size` bytes, that would spring the trap."""
+    buffer = io.BytesIO()
+    np.save(buffer, np.array([Trap(trap)], dtype=object), allow_pickle=True)
+    assert buffer.tell() <= size
+    return buffer.getvalue().ljust(size, b"\0")
+
+
+def _reseal(folder: Path, name: str, receipt: dict[str, object]) -> None:
+    """Make receipt and manifest agree with the shard as it is now, as someone would who wants it to be read."""
+    receipt["sha256"] = sha256_bytes((folder / f"{name}.tar").read_bytes())
+    (folder / f"{name}.json").write_bytes(seal(receipt))
+    manifest = load_manifest(str(folder))
+    resealed = {"sha256": receipt["sha256"], "receipt_sha256": sha256_bytes(seal(receipt))}
+    entries = [dataclasses.replace(e, **(resealed if e.name == name else {})) for e in manifest.shards]
+    suffixes = receipt["suffixes"]
+    (folder / "manifest.json").write_bytes(dataclasses.replace(manifest, shards=entries, suffixes=suffixes).to_bytes())
+
+
+def test_a_pickled_array_in_a_resealed_shard_is_refused_unread(config, autoencoder, tmp_path):
+    preprocess(config.replace(size=64, dtype="float32"), autoencoder=autoencoder)
+    folder, trap = Path(config.dest), tmp_path / "sprung"
+    path, receipt = folder / "shard-000000.tar", load_receipt(config.dest, "shard-000000")
+    column = receipt["suffixes"].index("latent.npy")
+    offset, length = receipt["offsets"][0][2 * column : 2 * column + 2]
+    hostile = _pickled_array(trap, length)
+    np.load(io.BytesIO(hostile), allow_pickle=True)
+    assert trap.exists()  # it would have worked
+    trap.unlink()
+    data = path.read_bytes()
+    path.write_bytes(data[:offset] + hostile + data[offset + length :])
+    _reseal(folder, "shard-000000", receipt)
+    with ShardLoader(config.dest, batch_size=11, flip=False) as loader:
+        with pytest.raises(UserError, match="shard-000000: latent.npy of .* is not a float32 array"):
+            next(iter(loader))
+    assert not trap.exists()
+
+
+def test_a_pickled_member_in_a_resealed_shard_is_refused_unread(shards, tmp_path):
+    folder, trap = Path(shards), tmp_path / "sprung"
+    path, receipt = folder / "shard-000000.tar", load_receipt(shards, "shard-000000")
+    path.write_bytes(path.read_bytes().replace(b".latent.npy\0", b".latent.pyd\0"))
+    column = receipt["suffixes"].index("latent.npy")
+    offset, length = receipt["offsets"][0][2 * column : 2 * column + 2]
+    hostile = pickle.dumps(Trap(trap)).ljust(length, b"\0")
+    data = path.read_bytes()
+    path.write_bytes(data[:offset] + hostile[:length] + data[offset + length :])
+    receipt["suffixes"][column] = "latent.pyd"
+    _reseal(folder, "shard-000000", receipt)
+    with pytest.raises(UserError, match=r"member \.latent\.pyd is not part of the sample contract"):
+        ShardLoader(shards, batch_size=1)
+    assert not trap.exists()
 
 
 def test_a_flipped_byte_is_found_on_first_read(shards):

@@ -14,11 +14,15 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.autoencoders.vq_model import VQModel
 from PIL import Image
 
+from pipeline.bundle import Bundle
+from pipeline.config import ModelConfig
 from pipeline.errors import UserError
+from pipeline.model import LatentZoom
 from preprocess.images import crop_and_resize, decode
 from preprocess.loader import ShardLoader
 from preprocess.manifest import load_manifest
 from preprocess.run import preprocess
+from preprocess.ustar import read_index
 from tests.preprocess.conftest import read_tree
 
 
@@ -62,6 +66,39 @@ def test_latents_are_those_of_the_stored_pixels_and_of_their_mirror(config, auto
             assert torch.allclose(batch.latents, autoencoder.moments(image), atol=2e-5)
             assert batch.condition.shape == batch.latents.shape
             assert not torch.allclose(batch.condition, batch.latents, atol=1e-2)
+
+
+@pytest.mark.parametrize("mode", ["bicubic", "nearest"])
+def test_cached_conditions_are_those_that_the_model_makes_of_a_low_resolution_image(config, autoencoder, mode):
+    settings = config.replace(dtype="float32", lr_sizes=(6,), condition_resize=mode)
+    preprocess(settings, autoencoder=autoencoder)
+    model_config = ModelConfig(
+        task="sr", image_size=16, lr_size=6, condition_resize=mode, autoencoder=autoencoder.config
+    )
+    model = LatentZoom(Bundle(model_config, autoencoder))
+    for flip in (False, True):
+        for batch in _all_batches(config.dest, batch_size=2, shuffle=False, flip=flip, lr_size=6):
+            image = batch.pixels.float() / 127.5 - 1
+            small = torch.nn.functional.interpolate(image, (6, 6), mode="bicubic", antialias=True).clamp(-1, 1)
+            small = ((small + 1) * 127.5).round() / 127.5 - 1  # 8 bits, as an image file holds it
+            mean, _ = batch.condition.chunk(2, 1)
+            assert torch.allclose(mean, model.condition(small) / model.config.scale_factor, atol=2e-5)
+            if mode == "nearest":
+                rows = torch.arange(16) * 6 // 16  # floor(i · H_in / H_out), as the released code has it
+                released = small[:, :, rows][:, :, :, rows]
+                assert torch.allclose(batch.condition, autoencoder.moments(released), atol=2e-5)
+
+
+def test_tar_headers_hold_nothing_of_time_place_or_person(config, autoencoder):
+    preprocess(config, autoencoder=autoencoder)
+    for path in config_path(config).glob("shard-*.tar"):
+        data = path.read_bytes()
+        for _, offset, _ in read_index(path):
+            header = data[offset - 512 : offset]
+            assert header[257:265] == b"ustar\x0000" and header[156:157] == b"0"  # USTAR, a plain file
+            fields = (header[100:108], header[108:116], header[116:124], header[136:148])
+            assert [int(field.rstrip(b"\0 "), 8) for field in fields] == [0o644, 0, 0, 0]  # mode, owner, group, time
+            assert not header[265:329].strip(b"\0")  # names of owner and group
 
 
 def test_statistics_are_those_of_all_stored_latents(config, autoencoder):

@@ -7,10 +7,12 @@ import pytest
 import torch
 
 import training.bench
-from orchestration import bench_cli, bench_decode, bench_sampling
-from orchestration.bench import Options, Results, Row, compare, load_results
-from orchestration.bench_measure import macs_of, quality
+from orchestration.bench import decode as bench_decode
+from orchestration.bench import sampling as bench_sampling
+from orchestration.bench.measure import macs_of, quality
+from orchestration.bench.table import Options, Results, Row, compare, load_results
 from orchestration.cli import main
+from orchestration.verbs import bench as bench_cli
 from training.presets import debug
 
 FACTS = {"device": "d", "cores": 2, "threads": 2, "dtype": "float32", "busy": 0.1}

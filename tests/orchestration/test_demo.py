@@ -7,11 +7,13 @@ from collections import namedtuple
 import pytest
 from tiny_bundle import make_bundle
 
-from orchestration import contact_sheet, demo_cli, demo_photos
+from orchestration.chain.steps import statuses
 from orchestration.cli import main
-from orchestration.contact_sheet import SCALES, SIZES, draw
-from orchestration.demo import open_demo, steps
-from orchestration.steps import statuses
+from orchestration.demo import contact_sheet
+from orchestration.demo import photos as demo_photos
+from orchestration.demo.chain import open_demo, steps
+from orchestration.demo.contact_sheet import SCALES, SIZES, draw
+from orchestration.verbs import demo as demo_cli
 from pipeline.errors import UserError
 from pipeline.model import LatentZoom
 

@@ -69,7 +69,7 @@ def parse(words: list[str]) -> None:
     elif verb == "import":
         parse_import(module, rest)
     elif verb == "pipeline":
-        from orchestration.pipeline_cli import make_job
+        from orchestration.verbs.pipeline import make_job
 
         make_job(module.parser().parse_args(rest))
     elif hasattr(module, "parser"):

@@ -10,8 +10,10 @@ import uuid
 import pytest
 from ray_head import ray_head
 
-from orchestration import doctor, doctor_servers, jobs
+from orchestration import jobs
 from orchestration.cli import main
+from orchestration.doctor import machine as doctor
+from orchestration.doctor import servers as doctor_servers
 
 
 def levels(findings):

@@ -6,10 +6,10 @@ import torch
 from PIL import Image
 from tiny_bundle import make_bundle
 
-from orchestration.evaluate import evaluate
-from orchestration.evaluation_spec import EvaluationSpec
-from orchestration.evaluation_store import ChunkStore
-from orchestration.report import Report
+from orchestration.evaluation.evaluate import evaluate
+from orchestration.evaluation.report import Report
+from orchestration.evaluation.spec import EvaluationSpec
+from orchestration.evaluation.store import ChunkStore
 from pipeline.errors import UserError
 from pipeline.images import from_uint8, to_uint8
 from pipeline.metrics.psnr import psnr
@@ -81,7 +81,7 @@ def test_generation_without_weights_never_uses_the_standard_names(data, bundles)
 
 
 def test_an_interrupted_evaluation_continues(data, bundles, tmp_path, monkeypatch):
-    from orchestration import evaluate as module
+    from orchestration.evaluation import evaluate as module
 
     spec = EvaluationSpec(task="sr", scales=(2.0,), chunk_size=2, num_steps=2, sr_mode="fixed-input")
     expected, _ = evaluate(bundles["sr"], data, spec, progress=False)

@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 from tiny_bundle import make_bundle
 
-from orchestration.evaluate import evaluate
-from orchestration.evaluation_spec import EvaluationSpec
+from orchestration.evaluation.evaluate import evaluate
+from orchestration.evaluation.spec import EvaluationSpec
 from orchestration.ray_train import cpus_for_each
 from pipeline.errors import UserError
 

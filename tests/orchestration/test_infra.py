@@ -16,11 +16,12 @@ import pytest
 import yaml
 from ray_head import ray_head
 
-from orchestration import jobs, pipeline_cli
+from orchestration import jobs
 from orchestration.cli import main
-from orchestration.infra import generate, load_values
-from orchestration.infra_tracking import SECRETS
+from orchestration.infra.files import generate, load_values
+from orchestration.infra.tracking_server import SECRETS
 from orchestration.ray_train import _check_batch
+from orchestration.verbs import pipeline as pipeline_cli
 from pipeline.errors import UserError
 from training.config import STAGES, override
 from training.presets import get_preset

@@ -19,7 +19,7 @@ from tiny_bundle import make_bundle
 
 from orchestration import jobs, registry, tracking
 from orchestration.cli import main
-from orchestration.report import load_report
+from orchestration.evaluation.report import load_report
 
 pytestmark = pytest.mark.slow
 

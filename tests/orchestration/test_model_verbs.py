@@ -9,7 +9,7 @@ from tiny_bundle import make_bundle
 
 from orchestration import registry, tracking
 from orchestration.cli import main
-from orchestration.report import load_report
+from orchestration.evaluation.report import load_report
 from preprocess.config import PreprocessConfig
 from preprocess.run import preprocess
 

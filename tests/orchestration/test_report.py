@@ -5,9 +5,9 @@ import io
 import pytest
 from PIL import Image
 
-from orchestration.report import Figure, Report
-from orchestration.report_page import markdown, page, tables
-from orchestration.report_pictures import _lines, plots
+from orchestration.evaluation.report import Figure, Report
+from orchestration.evaluation.report_page import markdown, page, tables
+from orchestration.evaluation.report_pictures import _lines, plots
 from pipeline.errors import UserError
 
 

@@ -11,11 +11,11 @@ import uuid
 import fsspec
 import pytest
 
-from orchestration import lease
-from orchestration.lease import sole_job
+from orchestration.chain import lease
+from orchestration.chain.lease import sole_job
+from orchestration.chain.redo import Redo
+from orchestration.chain.steps import Step, run_steps, statuses
 from orchestration.redact import plain_without_secrets, redact
-from orchestration.redo import Redo
-from orchestration.steps import Step, run_steps, statuses
 from pipeline import storage
 from pipeline.errors import UserError
 
@@ -89,7 +89,7 @@ def test_a_request_to_redo_counts_once_until_it_is_finished(tmp_path):
 
 def test_a_local_folder_has_one_job_and_a_kill_frees_it(tmp_path):
     code = (
-        "import sys; from orchestration.lease import sole_job\n"
+        "import sys; from orchestration.chain.lease import sole_job\n"
         "with sole_job(sys.argv[1]):\n    print('held', flush=True); sys.stdin.read()"
     )
     other = subprocess.Popen(

@@ -13,7 +13,7 @@ from ray_head import BIN, Head, ray_head, status
 
 from orchestration import jobs
 from orchestration.cli import main
-from orchestration.submit_cli import own_source
+from orchestration.verbs.submit import own_source
 from pipeline.errors import UserError
 
 

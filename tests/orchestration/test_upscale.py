@@ -10,9 +10,9 @@ import pytest
 from PIL import Image, ImageCms
 from tiny_bundle import make_bundle
 
-from orchestration import upscale_cli
 from orchestration.cli import main
 from orchestration.source_picture import read_picture
+from orchestration.verbs import upscale as upscale_cli
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from safetensors.torch import load_file, save_file
 from small_models import relative_error
 
-from orchestration.import_cli import main
+from orchestration.verbs.import_weights import main
 from pipeline.errors import UserError
 from pipeline.importing.diffusers_folder import import_diffusers
 from pipeline.model import LatentZoom

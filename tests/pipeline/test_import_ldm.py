@@ -132,7 +132,7 @@ def test_whole_model(tmp_path: Path) -> None:
 
 
 def test_partial_bundle_can_be_saved_and_sampled(tmp_path: Path) -> None:
-    from orchestration.import_cli import main
+    from orchestration.verbs.import_weights import main
 
     checkpoint, config = write(tmp_path, whole_params(), whole_checkpoint())
     assert main(["ldm", checkpoint, "--config", config, "--out", str(tmp_path / "bundle"), "--name", "bedrooms"]) == 0

@@ -12,7 +12,7 @@ from reference_ldm import Decoder, Encoder
 from small_models import Released, relative_error
 from torch import Tensor
 
-from orchestration.import_cli import main
+from orchestration.verbs.import_weights import main
 from pipeline.bundle import load_bundle
 from pipeline.errors import UserError
 from pipeline.importing.latent_diffusion import import_checkpoint

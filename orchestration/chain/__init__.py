@@ -1,0 +1,1 @@
+"""Resumable chains of steps: keys by content, one job a folder, redoing."""

@@ -1,0 +1,298 @@
+"""The whole chain of one model as resumable steps: each calls what its own verb calls.
+
+    pixels → autoencoder → latents → decoder → denoiser → align → evaluate → register → promote
+    (with a bundle that holds an autoencoder:  latents → decoder → ...)
+
+Every step writes to a folder named after its key, WORKDIR/NAME/KEY: changed settings never meet old results, and a
+step that was killed finds its own checkpoint again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from orchestration import registry, tracking
+from orchestration.chain.steps import Result, Step, step_keys
+from orchestration.evaluation.spec import EvaluationSpec, spec_to_dict
+from orchestration.ray_metrics import report_preprocessing
+from orchestration.redact import plain_without_secrets
+from orchestration.stage_run import stage_run
+from pipeline import storage
+from pipeline.config import to_dict
+from pipeline.errors import UserError
+from preprocess.config import PreprocessConfig
+from preprocess.manifest import load_manifest
+from preprocess.sources import open_source
+from training.config import Preset, preset_to_dict
+from training.run import TrainResult
+
+_NOT_IN_KEY = (
+    "dest",
+    "autoencoder",
+    "policy",
+    "max_reject_fraction",
+    "workers",
+    "gpus_per_worker",
+    "cpus_per_worker",
+    "ray_address",
+    "decode_threads",
+    "recheck",
+    "retries",
+    "plan",
+)
+"""Fields of a preprocessing run that do not decide its bytes (`encode_threads` and `device` do)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One pipeline. preprocess: source and crops; `dest` and `autoencoder` are set by the chain. autoencoder: bundle
+    that stage 0 is replaced by. redo: how often `--from` asked for a step anew. local: no Ray, no DeepSpeed."""
+
+    work: str
+    model_name: str
+    preset: Preset
+    preprocess: PreprocessConfig
+    evaluation: EvaluationSpec
+    tracking_uri: str
+    autoencoder: str = ""
+    local: bool = False
+    workers: int | tuple[int, int] = 1
+    gpus_per_worker: float = 0.0
+    evaluate_workers: int = 0
+    device: str = "cpu"
+    redo: Mapping[str, int] = field(default_factory=dict)
+
+
+class Chain:
+    """The steps of a job, and where each keeps its results."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.steps = _steps(self, job)
+        self.keys = step_keys(self.steps)
+
+    def names(self) -> list[str]:
+        return [step.name for step in self.steps]
+
+    def folder(self, name: str) -> str:
+        """Where the results of a step lie."""
+        return storage.join(self.job.work, name, self.keys[name][:16])
+
+    def until(self, name: str) -> list[Step]:
+        """The steps up to and with `name`; all for an empty name."""
+        self.require(name)
+        return self.steps[: self.names().index(name) + 1] if name else self.steps
+
+    def require(self, name: str) -> None:
+        if name and name not in self.names():
+            raise UserError(f"this pipeline has no step {name!r}; it has {', '.join(self.names())}")
+
+
+def _steps(chain: Chain, job: Job) -> list[Step]:
+    preset = preset_to_dict(job.preset)
+    source = _source_settings(job.preprocess)
+    steps: list[Step] = []
+
+    def add(name: str, settings: dict[str, Any], run: Any, *after: str) -> None:
+        settings = plain_without_secrets(settings)
+        if job.redo.get(name):
+            settings = {**settings, "times asked for anew": job.redo[name]}
+        steps.append(Step(name=name, settings=settings, run=run, after=after))
+
+    def stage(name: str) -> dict[str, Any]:
+        return {name: preset[name], "model": preset["model"]}
+
+    if job.autoencoder:
+        given = {**source, "autoencoder": _bundle_digest(job.autoencoder)}
+        add("latents", given, lambda done: _shards(chain, "latents", job.autoencoder))
+        first = lambda done: job.autoencoder  # noqa: E731
+    else:
+        add("pixels", source, lambda done: _shards(chain, "pixels", None))
+        add("autoencoder", stage("autoencoder"), lambda done: _train(chain, "autoencoder", "pixels", None), "pixels")
+        first = lambda done: done["autoencoder"]["bundle"]  # noqa: E731
+        add("latents", {"again": True}, lambda done: _shards(chain, "latents", first(done)), "pixels", "autoencoder")
+    add("decoder", stage("decoder"), lambda done: _train(chain, "decoder", "latents", first(done)), "latents")
+    for name, before in (("denoiser", "decoder"), ("align", "denoiser")):
+        add(name, stage(name), _later_stage(chain, name, before), before)
+    add(
+        "evaluate",
+        spec_to_dict(dataclasses.replace(job.evaluation, batch_size=1)),
+        lambda done: _evaluate(chain, done),
+        "align",
+    )
+    target = {"model_name": job.model_name, "tracking_uri": job.tracking_uri}
+    add("register", target, lambda done: _register(chain, done), "evaluate")
+    add("promote", {}, lambda done: _promote(chain, done), "register")
+    return steps
+
+
+def _later_stage(chain: Chain, name: str, before: str) -> Any:
+    return lambda done: _train(chain, name, "latents", done[before]["bundle"])
+
+
+def _source_settings(config: PreprocessConfig) -> dict[str, Any]:
+    """What decides the shards: the settings, and the list of images with their sizes."""
+    listed = sorted(open_source(config).list_images())
+    if not listed:
+        raise UserError(f"{config.source_url} has no images that --source {config.source} reads")
+    listing = "".join(f"{image}\t{size}\n" for image, size in listed)
+    settings = {k: v for k, v in to_dict(config.with_crop()).items() if k not in _NOT_IN_KEY}
+    return {"images": len(listed), "listing": storage.sha256_bytes(listing.encode()), **settings}
+
+
+def _bundle_digest(url: str) -> str:
+    config = storage.join(url, "config.json")
+    if not storage.exists(config):
+        raise UserError(f"no bundle at {url}: it has no config.json; make one with `latentzoom import` or train one")
+    return storage.sha256_bytes(storage.read_bytes(config))
+
+
+def _shards(chain: Chain, name: str, bundle: str | None) -> Result:
+    from preprocess.run import preprocess
+
+    job, dest = chain.job, chain.folder(name)
+    config = job.preprocess.replace(dest=dest, autoencoder=bundle)
+    if job.local:
+        config = config.replace(workers=0)
+    if bundle is None:  # nothing to encode: CPU workers decode
+        config = config.replace(device="cpu", gpus_per_worker=0.0)
+    summary = preprocess(config)
+    if not job.local:
+        report_preprocessing(summary.encode_busy, summary.samples_per_second)
+    splits = load_manifest(dest).splits
+    if not splits.get(job.evaluation.split):
+        raise UserError(
+            f"the images have no split {job.evaluation.split!r} to evaluate on; hold some out with "
+            "--preprocess val_fraction=0.02 (or val_folder, val_list)"
+        )
+    counts = ", ".join(f"{num} {split}" for split, num in splits.items())
+    return {
+        "metric": f"{counts} in {summary.num_shards} shards",
+        "digest": summary.manifest_digest,
+        "outputs": [storage.join(dest, "manifest.json")],
+    }
+
+
+def _train(chain: Chain, stage: str, data: str, bundle: str | None) -> Result:
+    job, run_dir = chain.job, chain.folder(stage)
+    places: dict[str, Any] = {"data": chain.folder(data), "run_dir": run_dir}
+    with stage_run(job.tracking_uri, stage, job.preset, parent=parent_run(chain), **places) as spec:
+        places["bundle"] = bundle
+        result = _train_here(job, stage, places, spec) if job.local else _train_on_ray(job, stage, places, spec)
+    metric = f"{result.steps} steps, loss {result.first_loss:.4g} → {result.last_loss:.4g}"
+    if "psnr" in result.metrics:
+        metric += f", {result.metrics['psnr']:.2f} dB"
+    return {
+        "bundle": result.bundle,
+        "run_id": spec["run_id"],
+        "metric": metric,
+        "outputs": [storage.join(result.bundle, "config.json")],
+    }
+
+
+def _train_on_ray(job: Job, stage: str, places: dict[str, Any], spec: dict[str, Any]) -> TrainResult:
+    from orchestration.ray_train import launch
+
+    return launch(
+        stage,
+        job.preset,
+        num_workers=job.workers,
+        gpus_per_worker=job.gpus_per_worker,
+        reporter_spec=spec,
+        **places,
+    )
+
+
+def _train_here(job: Job, stage: str, places: dict[str, Any], spec: dict[str, Any]) -> TrainResult:
+    from orchestration.mlflow_reporter import MlflowReporter
+    from training.run import train
+
+    stop = threading.Event()
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGTERM,)}
+    try:
+        return train(
+            stage,
+            job.preset,
+            reporters=[lambda: MlflowReporter(**spec)],
+            device=job.device,
+            stop_requested=stop.is_set,
+            **places,
+        )
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def parent_run(chain: Chain) -> str:
+    """The MLflow run of this job; a continued job finds its own again."""
+    job = chain.job
+    name = f"pipeline {job.model_name} {chain.keys[chain.names()[-1]][:8]}"
+    params = {"preset": preset_to_dict(job.preset), "source": plain_without_secrets(to_dict(job.preprocess))}
+    return tracking.find_run(job.tracking_uri, name) or tracking.start_run(job.tracking_uri, name, params=params)
+
+
+def _evaluate(chain: Chain, done: dict[str, Result]) -> Result:
+    from orchestration.evaluation.evaluate import evaluate
+    from orchestration.evaluation.report_files import log_report, write_report
+
+    job, out = chain.job, chain.folder("evaluate")
+    report, pictures = evaluate(
+        done["align"]["bundle"],
+        chain.folder("latents"),
+        job.evaluation,
+        tracking_uri=job.tracking_uri,
+        work_dir=out,
+        num_workers=0 if job.local else job.evaluate_workers,
+        device=job.device,
+    )
+    write_report(report, pictures, out)
+    log_report(report, out, parent_run(chain), tracking_uri=job.tracking_uri)
+    ours = [f"{f.name} {f.setting} {f.value:.4g}" for f in report.figures if f.method == "ours"]
+    url = storage.join(out, "report.json")
+    return {"report": url, "metric": ", ".join(ours[:3]), "outputs": [url]}
+
+
+def _register(chain: Chain, done: dict[str, Result]) -> Result:
+    from orchestration.evaluation.report import load_report
+
+    job, bundle = chain.job, done["align"]["bundle"]
+    report = load_report(done["evaluate"]["report"])
+    key = chain.keys["register"]
+    found = registry.get_version(job.model_name, registry.CANDIDATE, tracking_uri=job.tracking_uri)
+    if found is None or found.tags.get("latentzoom.pipeline") != key:  # else: killed after it was registered
+        found = registry.register(
+            bundle,
+            job.model_name,
+            tracking_uri=job.tracking_uri,
+            run_id=parent_run(chain),
+            report=report.to_dict(),
+            dataset=(chain.folder("latents"), done["latents"]["digest"]),
+            tags={"latentzoom.pipeline": key},
+        )
+    return {"version": found.version, "metric": f"{found.uri}, alias {registry.CANDIDATE}"}
+
+
+def _promote(chain: Chain, done: dict[str, Result]) -> Result:
+    from orchestration.verbs import promote
+
+    job, version = chain.job, done["register"]["version"]
+    arguments = [job.model_name, "--candidate", version, "--tracking-uri", job.tracking_uri]
+    if not job.local and job.evaluate_workers:
+        arguments += ["--workers", str(job.evaluate_workers)]
+    promote.main(arguments)
+    champion = registry.get_version(job.model_name, registry.CHAMPION, tracking_uri=job.tracking_uri)
+    assert champion is not None  # the first model is always promoted
+    promoted = champion.version == version
+    words = "" if promoted else f"; version {version} was not better by the rule"
+    return {
+        "promoted": promoted,
+        "champion": champion.version,
+        "metric": f"champion is version {champion.version}{words}",
+    }

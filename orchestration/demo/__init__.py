@@ -1,0 +1,1 @@
+"""The whole system on photographs that come with the dependencies."""

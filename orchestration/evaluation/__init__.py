@@ -1,0 +1,1 @@
+"""Figures of a model on a data set: chunks, feature networks, figures, reports."""

@@ -1,0 +1,34 @@
+"""A report on disk and in MLflow: report.json, report.md, report.html, plots and strips."""
+
+from __future__ import annotations
+
+from orchestration import tracking
+from orchestration.evaluation.chunk import Arrays
+from orchestration.evaluation.report import Report
+from orchestration.evaluation.report_page import markdown, page
+from orchestration.evaluation.report_pictures import plots, strips
+from pipeline import storage
+
+
+def write_report(report: Report, pictures: Arrays, out: str) -> list[str]:
+    """Write all files under `out` (any fsspec URL), report.json last; returns their names."""
+    files = plots(report) | strips(pictures)
+    names = list(files)
+    files |= {"report.md": markdown(report, names).encode(), "report.html": page(report, names).encode()}
+    for name, content in files.items():
+        storage.write_bytes(storage.join(out, name), content)
+    storage.write_json(storage.join(out, "report.json"), report.to_json())
+    return [*files, "report.json"]
+
+
+def log_report(report: Report, out: str, run_id: str, *, tracking_uri: str | None = None) -> None:
+    """Log figures (linked to the data set) and the files of a report to an MLflow run."""
+    uri = tracking.tracking_uri(tracking_uri)
+    name = report.data.rstrip("/").rsplit("/", 1)[-1]
+    tracking.log_dataset(uri, run_id, report.data, report.data_digest, name=name, context="evaluation")
+    link = (name, tracking.short_digest(report.data_digest))
+    with tracking.user_errors(uri):
+        tracking.log_metrics(uri, run_id, report.metrics(), dataset=link)
+        for file in storage.list_files(out):
+            if "/" not in file and storage.is_local(out):
+                tracking.client(uri).log_artifact(run_id, storage.join(storage.absolute(out), file), "evaluation")

@@ -1,0 +1,97 @@
+"""What an evaluation measures, as a frozen config. Its fingerprint names the folder of its finished chunks."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from orchestration.evaluation.report import PROTOCOL_VERSION
+from pipeline.config import to_dict
+from pipeline.errors import UserError
+from pipeline.metrics.psnr import PROTOCOLS, Protocol
+
+Task = Literal["reconstruction", "generation", "sr"]
+SrMode = Literal["auto", "fixed-input", "fixed-truth"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSpec:
+    """sizes: output heights = widths ("reconstruction", "generation"). scales: SR factors. num: samples (fewer when the
+    data has fewer). seed: sample i uses seed + i. num_steps, eta: of the sampler. protocols: PSNR protocols.
+    sr_mode: "fixed-input" resizes each picture to the model's lr_size and the truth to lr_size × scale (faces);
+    "fixed-truth" crops the picture and shrinks it by the scale (DIV2K); "auto" takes the first for shard sets.
+    inception, vgg16, lpips, lpips_heads: weight files (path or URL); without them stand-ins with their own names.
+    chunk_size: samples computed together, the unit of work and of resumption. batch_size: samples in memory at once."""
+
+    task: Task
+    sizes: tuple[int, ...] = ()
+    scales: tuple[float, ...] = ()
+    num: int = 50_000
+    seed: int = 0
+    sampler: Literal["ddim", "dpm++"] = "dpm++"
+    num_steps: int = 20
+    eta: float = 0.0
+    protocols: tuple[Protocol, ...] = ("rgb",)
+    sr_mode: SrMode = "auto"
+    split: str = "val"
+    inception: str = ""
+    vgg16: str = ""
+    lpips: str = ""
+    lpips_heads: str = ""
+    num_pictures: int = 4
+    chunk_size: int = 16
+    batch_size: int = 16
+
+    def __post_init__(self) -> None:
+        if self.task not in ("reconstruction", "generation", "sr"):
+            raise UserError(f"task = {self.task!r} is not allowed; use reconstruction, generation or sr")
+        for name in ("num", "num_steps", "chunk_size", "batch_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} = {getattr(self, name)} is not allowed; use at least 1")
+        if self.task == "sr" and not self.scales:
+            raise UserError("task sr needs --scales, for example --scales 5.3,7,10,10.7,12")
+        if any(not math.isfinite(s) or s <= 0 for s in self.scales):
+            raise UserError(f"scales = {self.scales} is not allowed; use positive numbers")
+        if any(s < 1 for s in self.sizes):
+            raise UserError(f"sizes = {self.sizes} is not allowed; use positive numbers")
+        for protocol in self.protocols:
+            if protocol not in PROTOCOLS:
+                raise UserError(f"protocol {protocol!r} is not known; use one of {', '.join(PROTOCOLS)}")
+
+    def fingerprint(self, bundle_digest: str, data_digest: str) -> str:
+        """Hash of all that decides a chunk's numbers, except how many chunks there are and how they are batched."""
+        values = dataclasses.asdict(self)
+        for name in ("num", "batch_size"):
+            del values[name]
+        values |= {"bundle": bundle_digest, "data": data_digest, "protocol_version": PROTOCOL_VERSION}
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+    def sampler_text(self) -> str:
+        return f"{self.sampler}, {self.num_steps} steps, eta {self.eta:g}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelReference:
+    """A bundle that each worker finds by itself, since machines share no cache. uri: path, URL or models:/ URI; a path
+    must be on storage that every machine sees. digest: what all of them must find there."""
+
+    uri: str
+    tracking_uri: str
+    digest: str
+
+
+def spec_to_dict(spec: EvaluationSpec) -> dict[str, Any]:
+    """Plain JSON types; `from_dict(EvaluationSpec, ...)` reads it back."""
+    return to_dict(spec)
+
+
+def size_name(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"
+
+
+def scale_name(scale: float) -> str:
+    return f"x{scale:g}"

@@ -1,0 +1,1 @@
+"""Writes the files under infra/ from one set of values."""

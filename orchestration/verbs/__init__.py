@@ -1,0 +1,1 @@
+"""One module a verb of the `latentzoom` command: `main(argv) -> exit status`."""

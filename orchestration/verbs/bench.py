@@ -1,0 +1,105 @@
+"""`latentzoom bench`: how fast every part is on this machine, beside the straightforward way to do the same."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Literal
+
+import torch
+import tyro
+
+from orchestration.bench.measure import matrix_peak
+from orchestration.bench.table import Options, Results, Row, compare, load_results, machine
+from pipeline.errors import UserError
+
+PARTS: dict[str, tuple[str, str]] = {
+    "preprocess": ("orchestration.bench.preprocess", "bench_preprocess"),
+    "stage1": ("orchestration.bench.training", "bench_stage1"),
+    "stage2": ("orchestration.bench.training", "bench_stage2"),
+    "sampling": ("orchestration.bench.sampling", "bench_sampling"),
+    "decode": ("orchestration.bench.decode", "bench_decode"),
+    "kernel": ("orchestration.bench.kernel", "bench_kernel"),
+    "sr": ("orchestration.bench.sampling", "bench_sr"),
+}
+"""Part → (module, function from `Options` and the measured matrix rate to rows)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """Measure every part, print one table. Ratios are to the straightforward implementation, measured in turn with ours
+    in the same run. With --compare, exit status 1 says that something got more than 10 % worse."""
+
+    only: tuple[str, ...] = ()
+    """Parts to measure: preprocess, stage1, stage2, sampling, decode, kernel, sr (default: all)."""
+    json: Path | None = None
+    """Also write the figures here."""
+    compare: tuple[Path, ...] = ()
+    """One earlier JSON file to compare this run with, or two files to compare without measuring."""
+    device: str = ""
+    """cpu, cuda, cuda:1 (default: CUDA where there is one)."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Default: float32 on a CPU, bfloat16 on CUDA."""
+    threads: int = 2
+    """CPU threads."""
+    width: float = 0.25
+    """Widths of the networks trained and sampled, relative to the paper's (decoding always has the paper's)."""
+    rounds: int = 3
+    """Timed repetitions; the median counts."""
+    quick: bool = False
+    """Fewer sizes."""
+
+
+def main(argv: list[str]) -> int:
+    arguments = tyro.cli(Arguments, prog="latentzoom bench", args=argv)
+    if unknown := sorted(set(arguments.only) - set(PARTS)):
+        raise UserError(f"no part {', '.join(unknown)}; use {', '.join(PARTS)}")
+    if len(arguments.compare) > 2 or arguments.threads < 1 or arguments.rounds < 1 or not 0 < arguments.width <= 4:
+        raise UserError("--compare takes one or two files, --threads and --rounds at least 1, --width 0 to 4")
+    earlier = [load_results(file) for file in arguments.compare]
+    if len(earlier) == 2:
+        return _report(earlier[0], earlier[1])
+    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    options = Options(
+        device=device,
+        threads=arguments.threads,
+        dtype=arguments.dtype or ("bfloat16" if device.startswith("cuda") else "float32"),
+        width=arguments.width,
+        rounds=arguments.rounds,
+        quick=arguments.quick,
+    )
+    results = run(options, arguments.only or tuple(PARTS))
+    if arguments.json is not None:
+        results.save(arguments.json)
+    print(results.table())
+    return _report(earlier[0], results) if earlier else 0
+
+
+def run(options: Options, parts: tuple[str, ...]) -> Results:
+    """Measure the named parts one after the other; what is under way goes to standard error."""
+    facts = machine(options)
+    if facts["busy"] > 1.0:
+        print(f"latentzoom: {facts['busy']} processes a core are running: rates will be low", file=sys.stderr)
+    before = torch.get_num_threads()
+    torch.set_num_threads(options.threads)
+    rows: list[Row] = []
+    try:
+        peak = matrix_peak(options)
+        for part in parts:
+            print(f"bench: {part} ...", file=sys.stderr, flush=True)
+            module, name = PARTS[part]
+            measure: Callable[[Options, float], list[Row]] = getattr(import_module(module), name)
+            rows += measure(options, peak)
+    finally:
+        torch.set_num_threads(before)
+    return Results({**facts, "matrix_gmacs": round(peak / 1e9, 1)}, tuple(rows))
+
+
+def _report(old: Results, new: Results) -> int:
+    lines, num_worse = compare(old, new)
+    print("\n".join(lines))
+    print(f"{num_worse} regressions over 10 %" if num_worse else "no regression over 10 %")
+    return 1 if num_worse else 0

@@ -1,0 +1,233 @@
+"""`latentzoom pipeline`: images → promoted model as one resumable job. Typed again, it continues."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from orchestration.redact import url_without_secrets
+from pipeline import storage
+from pipeline.errors import UserError
+from pipeline.progress import format_seconds
+
+if TYPE_CHECKING:
+    from orchestration.chain.job import Chain, Job
+    from orchestration.chain.steps import Result, Status
+    from orchestration.evaluation.spec import EvaluationSpec
+    from training.config import Preset
+
+HELD_OUT = 0.02
+"""Fraction held out for evaluation when neither the source nor the command line names a split."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    from preprocess.sources import SOURCES
+    from training.presets import PRESETS
+
+    parser = argparse.ArgumentParser(
+        prog="latentzoom pipeline",
+        description="Images → shards → autoencoder → latents → decoder → denoiser → align → evaluate → register → "
+        "promote, as one job. Finished steps are skipped; run it again after any interruption.",
+    )
+    add = parser.add_argument
+    add("--preset", required=True, help=f"one of {', '.join(PRESETS)}")
+    add("--source", required=True, choices=list(SOURCES), help="kind of image source")
+    add("--source-url", required=True, metavar="URL", help="where the images are")
+    add("--workdir", required=True, metavar="URL", help="folder for everything the job writes")
+    add("--name", help="registered model; default: the preset's")
+    add("--autoencoder", default="", metavar="URL", help="bundle with an autoencoder: skips training one")
+    add("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the preset: align.lr=1e-6")
+    add("--preprocess", action="append", default=[], metavar="NAME=VALUE", help="a setting of preprocess: val_list=URL")
+    add("--evaluate", action="append", default=[], metavar="NAME=VALUE", help="a setting of evaluate: num=5000")
+    add("--workers", default="1", metavar="N|MIN:MAX", help="Ray Train workers; a range is elastic")
+    add("--gpus-per-worker", type=float, default=0.0)
+    add("--preprocess-workers", type=int, default=0, metavar="N", help="Ray actors that build shards")
+    add("--evaluate-workers", type=int, default=0, metavar="N", help="Ray workers that evaluate")
+    add("--local", action="store_true", help="everything in this process: no Ray, no DeepSpeed")
+    add("--device", default="", help="with --local, and for evaluation: cpu or cuda; default: CUDA where there is one")
+    add("--tracking-uri", default="", help="default MLFLOW_TRACKING_URI, else WORKDIR/mlflow.db")
+    add("--retries", type=int, default=1, metavar="N", help="further attempts of a step that fails in passing")
+    add("--until", default="", metavar="STEP", help="stop after this step")
+    add("--from", dest="from_step", default="", metavar="STEP", help="do this step and what follows anew")
+    add("--dry-run", action="store_true", help="print what is done, stale or missing, and why")
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    arguments = parser().parse_args(argv)
+    from orchestration.chain.job import Chain
+    from orchestration.chain.lease import sole_job
+    from orchestration.chain.redo import Redo
+    from orchestration.chain.steps import statuses
+    from training.cli import INTERRUPTED
+    from training.session import Preempted
+
+    job = make_job(arguments)
+    redo = Redo.load(job.work)
+    Chain(job).require(arguments.from_step)
+    asked = redo.ask(arguments.from_step)
+    chain = Chain(dataclasses.replace(job, redo=asked.counts))
+    steps = chain.until(arguments.until)
+    if arguments.from_step and arguments.until and arguments.from_step not in [s.name for s in steps]:
+        raise UserError(f"--from {arguments.from_step} comes after --until {arguments.until}")
+    if arguments.dry_run:
+        print(plan_table(chain, statuses(job.work, steps)))
+        return 0
+    with sole_job(job.work) as check:
+        asked.save(job.work)
+        try:
+            results = _run(chain, arguments, steps, check)
+        except Preempted as notice:
+            print(f"latentzoom: {notice}", file=sys.stderr)
+            return INTERRUPTED
+        asked.close().save(job.work)
+    print(results_table(results))
+    print(_after(chain, results))
+    return 0
+
+
+def make_job(arguments: argparse.Namespace) -> Job:
+    """Everything the command line decides, checked. Raises `UserError`."""
+    import torch
+
+    from orchestration import tracking
+    from orchestration.chain.job import Job
+    from training.cli import parse_workers
+    from training.config import override
+    from training.presets import get_preset
+
+    preset = override(get_preset(arguments.preset), arguments.set)
+    work = storage.absolute(arguments.workdir)
+    low, high = parse_workers(arguments.workers)
+    is_local = storage.is_local(work)
+    if not (arguments.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or is_local):
+        raise UserError(f"--workdir {work} is remote: name the tracking server with --tracking-uri http://HOST:5000")
+    return Job(
+        work=work,
+        model_name=arguments.name or preset.model.name,
+        preset=preset,
+        preprocess=_preprocess_config(arguments, preset),
+        evaluation=override(_evaluation(preset), arguments.evaluate),
+        tracking_uri=tracking.tracking_uri(arguments.tracking_uri or None, folder=work if is_local else None),
+        autoencoder=storage.absolute(arguments.autoencoder) if arguments.autoencoder else "",
+        local=arguments.local,
+        workers=low if low == high else (low, high),
+        gpus_per_worker=arguments.gpus_per_worker,
+        evaluate_workers=arguments.evaluate_workers,
+        device=arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"),
+    )
+
+
+def _preprocess_config(arguments: argparse.Namespace, preset: Preset) -> Any:
+    from preprocess.config import PreprocessConfig
+    from training.config import override
+
+    model = preset.model
+    config = PreprocessConfig(
+        source=arguments.source,
+        source_url=storage.absolute(arguments.source_url),
+        dest="",
+        size=model.image_size,
+        lr_sizes=(model.lr_size,) if model.lr_size else (),
+        condition_resize=model.condition_resize,
+        device="cuda" if arguments.gpus_per_worker and not arguments.local else arguments.device or "cpu",
+        workers=arguments.preprocess_workers,
+        gpus_per_worker=1.0 if arguments.gpus_per_worker and arguments.preprocess_workers else 0.0,
+    )
+    config = override(config, arguments.preprocess)
+    names = [text.partition("=")[0].strip() for text in arguments.preprocess]
+    reserved = [name for name in names if name in ("dest", "autoencoder", "source", "source_url", "size", "plan")]
+    if reserved:
+        raise UserError(f"--preprocess {reserved[0]}=... is set by the pipeline; leave it out")
+    splits = config.val_fraction or config.val_folder or config.val_list or config.split
+    if not splits and config.source in ("folder", "webdataset", "celebahq", "flickr2k"):
+        config = config.replace(val_fraction=HELD_OUT)
+    return config
+
+
+def _evaluation(preset: Preset) -> EvaluationSpec:
+    """Generation: half, five eighths and three quarters of the trained size, as published for 128, 160 and 192 of 256.
+    SR: the trained factor, and two thirds of it."""
+    from orchestration.evaluation.spec import EvaluationSpec
+
+    model = preset.model
+    if model.task == "sr":
+        factor = model.image_size / model.lr_size
+        return EvaluationSpec(task="sr", scales=(round(factor * 2 / 3, 3), factor), num_steps=50)
+    size = model.image_size
+    return EvaluationSpec(task="generation", sizes=(size // 2, size * 5 // 8, size * 3 // 4), num_steps=50)
+
+
+def _run(chain: Chain, arguments: argparse.Namespace, steps: list, check: Callable[[], None]) -> dict[str, Result]:
+    from orchestration import tracking
+    from orchestration.chain.job import parent_run
+    from orchestration.chain.steps import run_steps, statuses
+
+    job, start = chain.job, time.monotonic()
+    trains = {"autoencoder", "decoder", "denoiser", "align"}
+    open_steps = [s.name for s in statuses(job.work, steps) if s.state != "done"]
+    needs_ray = not job.local and (bool(trains & set(open_steps)) or job.preprocess.workers or job.evaluate_workers)
+    started = False
+    try:
+        if needs_ray and open_steps:
+            from orchestration.ray_train import start_ray
+
+            started = start_ray()
+        results = run_steps(job.work, steps, announce=_announce(start), retries=arguments.retries, check=check)
+    except BaseException as error:
+        tracking.end_run(
+            job.tracking_uri, parent_run(chain), "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+        )
+        raise
+    finally:
+        if started:
+            import ray
+
+            ray.shutdown()
+    if open_steps:
+        tracking.end_run(job.tracking_uri, parent_run(chain))
+    return results
+
+
+def _announce(start: float) -> Callable[[Status, int, int], None]:
+    def announce(status: Status, index: int, num: int) -> None:
+        clock = format_seconds(time.monotonic() - start)
+        state = "done before" if status.state == "done" else f"{status.state}: {status.reason}"
+        print(f"[{clock:>6}] step {index}/{num} {status.name}: {state}", flush=True)
+
+    return announce
+
+
+def plan_table(chain: Chain, known: list[Status]) -> str:
+    """What is done, stale or missing, why, and where it goes."""
+    rows = [("step", "state", "folder", "why")]
+    for status in known:
+        result = str((status.result or {}).get("metric", ""))
+        rows.append((status.name, status.state, f"{status.name}/{status.key[:16]}", status.reason or result))
+    widths = [max(len(row[i]) for row in rows) for i in range(3)]
+    lines = ["  ".join([*(row[i].ljust(widths[i]) for i in range(3)), row[3]]).rstrip() for row in rows]
+    num_open = sum(status.state != "done" for status in known)
+    return "\n".join([*lines, f"{num_open} of {len(known)} steps to do in {chain.job.work}"])
+
+
+def results_table(results: dict[str, Result]) -> str:
+    """One line a step: seconds and what came out."""
+    width = max(len(name) for name in results)
+    lines = [f"{name:{width}}  {r['seconds']:9.1f} s  {r.get('metric', '')}".rstrip() for name, r in results.items()]
+    return "\n" + "\n".join(lines)
+
+
+def _after(chain: Chain, results: dict[str, Result]) -> str:
+    job = chain.job
+    uri = url_without_secrets(job.tracking_uri)
+    if "promote" not in results:
+        return f"\nresults in {job.work}, runs in {uri}"
+    model = f"models:/{job.model_name}@champion"
+    verb = "upscale --scale 4 IN OUT" if job.preset.model.task == "sr" else "generate --size 256x384 --num 4 --out made"
+    return f"\nexport MLFLOW_TRACKING_URI={uri}\nlatentzoom {verb} --model {model}"

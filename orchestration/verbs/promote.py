@@ -1,0 +1,93 @@
+"""`latentzoom promote`: the candidate becomes champion if it is better by the written rule."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import tyro
+
+from orchestration.promotion import Rule
+from pipeline.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """Judge a candidate against the champion. Exit status 0: promoted, 1: not promoted."""
+
+    name: Annotated[str, tyro.conf.Positional]
+    """Registered model."""
+    candidate: str = "candidate"
+    """Alias or version to judge."""
+    data: str = ""
+    """Evaluate both on this data set, with the options of the candidate's report; default: its data set."""
+    primary: str = "auto"
+    """Figure that must be lower with non-overlapping intervals; auto: LPIPS for SR, FID or KID for generation."""
+    guard_tolerance: float = 0.1
+    """How many dB PSNR may be worse."""
+    workers: int = 0
+    """Ray workers for evaluation."""
+    tracking_uri: str = ""
+    """Default MLFLOW_TRACKING_URI, else ./mlflow.db."""
+
+
+def main(argv: list[str]) -> int:
+    arguments = tyro.cli(Arguments, prog="latentzoom promote", args=argv)
+    from orchestration import registry, tracking
+
+    uri = tracking.tracking_uri(arguments.tracking_uri or None)
+    champion_report, candidate_report = _reports(arguments, uri)
+    decision = registry.promote(
+        arguments.name,
+        tracking_uri=uri,
+        candidate=arguments.candidate,
+        rule=Rule(primary=arguments.primary, guard_tolerance=arguments.guard_tolerance),
+        champion_report=champion_report,
+        candidate_report=candidate_report,
+    )
+    print(f"rule: {decision.rule}")
+    for reason in decision.reasons:
+        print(f"  {reason}")
+    print("promoted" if decision.promote else "not promoted")
+    return 0 if decision.promote else 1
+
+
+def _reports(arguments: Arguments, uri: str) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """Reports of champion and candidate on one data set. Stored ones are used where they are comparable; otherwise the
+    model is evaluated now, with the options of the candidate's report."""
+    from orchestration import registry
+    from orchestration.promotion import check_comparable
+
+    new = registry.get_version(arguments.name, arguments.candidate, tracking_uri=uri)
+    old = registry.get_version(arguments.name, registry.CHAMPION, tracking_uri=uri)
+    if new is None or old is None or old.version == new.version:
+        return None, None  # the first model, or an error that `promote` words
+    candidate = registry.stored_report(new, tracking_uri=uri)
+    if candidate is None:
+        candidate = registry.stored_report(old, tracking_uri=uri)
+        if candidate is None:
+            raise UserError(f"neither {new.uri} nor {old.uri} has a report; register with --report")
+        candidate = _evaluate(new.uri, arguments.data or candidate["data"], candidate["spec"], arguments, uri)
+    elif arguments.data:
+        candidate = _evaluate(new.uri, arguments.data, candidate["spec"], arguments, uri)
+    champion = registry.stored_report(old, tracking_uri=uri)
+    try:
+        if champion is None:
+            raise UserError("no report")
+        check_comparable(champion, candidate)
+    except UserError as reason:
+        print(f"evaluating the champion, {old.uri}, anew: {reason}")
+        champion = _evaluate(old.uri, candidate["data"], candidate["spec"], arguments, uri)
+    return champion, candidate
+
+
+def _evaluate(model: str, data: str, spec: dict[str, Any], arguments: Arguments, uri: str) -> dict[str, Any]:
+    from orchestration.evaluation.evaluate import evaluate
+    from orchestration.evaluation.spec import EvaluationSpec
+    from pipeline.config import from_dict
+
+    known = {f.name for f in dataclasses.fields(EvaluationSpec)}
+    options = from_dict(EvaluationSpec, {k: v for k, v in spec.items() if k in known}, "report")
+    report, _ = evaluate(model, data, options, tracking_uri=uri, num_workers=arguments.workers)
+    return report.to_dict()

@@ -1,0 +1,52 @@
+"""`latentzoom register`: a bundle becomes a new version of a registered model, with alias `candidate`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """Check a bundle, log it as an MLflow model and register it."""
+
+    bundle: Annotated[str, tyro.conf.Positional]
+    """Bundle folder or URL."""
+    name: Annotated[str, tyro.conf.Positional]
+    """Name of the registered model."""
+    report: str = ""
+    """report.json of `latentzoom evaluate`; `promote` weighs its figures."""
+    data: str = ""
+    """Shard set that the model was trained on."""
+    run_id: str = ""
+    """MLflow run that made the bundle; default: a new run."""
+    tracking_uri: str = ""
+    """Default MLFLOW_TRACKING_URI, else ./mlflow.db."""
+
+
+def main(argv: list[str]) -> int:
+    arguments = tyro.cli(Arguments, prog="latentzoom register", args=argv)
+    from orchestration import registry
+    from orchestration.evaluation.data import check_encoder
+    from orchestration.evaluation.report import load_report
+    from pipeline import storage
+    from preprocess.manifest import load_manifest
+
+    dataset = None
+    if arguments.data:
+        manifest = load_manifest(arguments.data)
+        own = storage.read_json(storage.join(arguments.bundle, "config.json")).get("autoencoder_identity")
+        check_encoder(arguments.data, manifest.autoencoder_identity, str(own))
+        dataset = (storage.absolute(arguments.data), manifest.digest)
+    version = registry.register(
+        arguments.bundle,
+        arguments.name,
+        tracking_uri=arguments.tracking_uri or None,
+        run_id=arguments.run_id or None,
+        report=load_report(arguments.report).to_dict() if arguments.report else None,
+        dataset=dataset,
+    )
+    print(f"{version.uri}  alias {registry.CANDIDATE}  bundle {version.tags['latentzoom.bundle_digest'][:12]}")
+    return 0

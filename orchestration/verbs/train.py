@@ -1,0 +1,58 @@
+"""`latentzoom train`: training/cli.py with MLflow and Ray Train behind it, one job at a time in a run folder."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Iterator
+
+from orchestration import tracking
+from orchestration.chain.lease import sole_job
+from orchestration.stage_run import Spec, stage_run
+from pipeline import storage
+from training import cli
+from training.config import Preset
+from training.run import TrainResult
+
+
+def main(argv: list[str]) -> int:
+    """Train one stage, in this process with --local or on Ray Train workers."""
+    return cli.main(argv, run=run)
+
+
+def run(arguments: argparse.Namespace, preset: Preset) -> TrainResult:
+    """Train as the arguments ask, with an MLflow run."""
+    with sole_job(storage.absolute(arguments.run_dir), "training", "--run-dir"), _tracked(arguments, preset) as spec:
+        if arguments.local:
+            from orchestration.mlflow_reporter import MlflowReporter
+
+            return cli.train_here(arguments, preset, [lambda: MlflowReporter(**spec)] if spec else [])
+        from orchestration.ray_train import launch
+
+        low, high = cli.parse_workers(arguments.workers)
+        return launch(
+            arguments.stage,
+            preset,
+            data=arguments.data,
+            run_dir=arguments.run_dir,
+            bundle=arguments.bundle,
+            num_workers=low if low == high else (low, high),
+            gpus_per_worker=arguments.gpus_per_worker,
+            reporter_spec=spec,
+        )
+
+
+@contextlib.contextmanager
+def _tracked(arguments: argparse.Namespace, preset: Preset) -> Iterator[Spec | None]:
+    """The stage's MLflow run; none with --no-tracking, or, with a warning, when the store cannot be reached."""
+    with contextlib.ExitStack() as stack:
+        spec = None
+        if not arguments.no_tracking:
+            uri = tracking.tracking_uri(arguments.tracking_uri)
+            places = {"data": arguments.data, "run_dir": arguments.run_dir}
+            try:
+                spec = stack.enter_context(stage_run(uri, arguments.stage, preset, **places))
+            except tracking.StoreError as error:
+                print(f"latentzoom: warning: {error}; figures go to {arguments.run_dir} only", file=sys.stderr)
+        yield spec

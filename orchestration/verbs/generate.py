@@ -49,7 +49,7 @@ class Arguments:
     """Compile the denoiser: slow to start, then faster; pays for many pictures on a GPU."""
     device: Annotated[str, tyro.conf.arg(help="cpu, cuda, cuda:1; default: CUDA where there is one")] = ""
     dtype: Dtype = "float32"
-    """Precision of the networks. On a GPU bfloat16 is several times faster and changes pixels by a level or two."""
+    """Precision of the networks. bfloat16 suits recent GPUs; it changes pixels by a level or two."""
     tracking_uri: str = ""
     """MLflow store for models:/ URIs (default: MLFLOW_TRACKING_URI)."""
 

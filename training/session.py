@@ -188,6 +188,10 @@ class Session:
         every = self.config.grid_every
         return bool(every) and (self.step % every == 0 or self.step == self.config.steps)
 
+    def first_grid_due(self) -> bool:
+        """Whether a run begins, with an image grid of what it starts from. A run that continues has that already."""
+        return self.step == 0 and bool(self.config.grid_every)
+
     def save(self) -> None:
         """Start writing a checkpoint of this step."""
         started = time.perf_counter()

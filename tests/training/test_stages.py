@@ -39,8 +39,8 @@ def test_stage_learns_and_draws(run_stage: Run, tmp_path: Path, stage: str) -> N
     )
     assert result.steps == 40 and result.last_loss < 0.95 * result.first_loss
     assert [line["step"] for line in lines(tmp_path / stage)][-1] == 40
-    grids = list((tmp_path / stage / "grids").iterdir())
-    assert len(grids) == 1 and np.asarray(Image.open(grids[0])).std() > 5
+    before, after = (np.asarray(Image.open(path)) for path in sorted((tmp_path / stage / "grids").iterdir()))
+    assert after.std() > 5 and not np.array_equal(before, after)  # before the first step, and after the last
 
 
 def test_bundle_carries_averaged_weights_and_the_parts_before(run_stage: Run, shop: Shop, tmp_path: Path) -> None:

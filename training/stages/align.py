@@ -38,6 +38,8 @@ def train(context: Context) -> Trained:
     session = Session(context, engine, context.loader(pixels=True, latents=True))
     grids = Grids(context)
 
+    if session.first_grid_due():
+        grids.samples(session, trained_denoiser(context, engine.averaged()), decoder)
     for step, batch in session:
         target = draw_target(config, model, step)
         for micro in session.micro_batches(batch):

@@ -44,6 +44,8 @@ def train(context: Context) -> Trained:
         session.attach("adversary", adversary)
     grids = Grids(context)
 
+    if session.first_grid_due():
+        grids.autoencoder(session, _averaged_network(model, engine.averaged(), context.world.device))
     for step, batch in session:
         window = _draw_crop(config, model, step)
         for micro in session.micro_batches(batch):

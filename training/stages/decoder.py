@@ -39,6 +39,8 @@ def train(context: Context) -> Trained:
     grids = Grids(context)
     noise_scale = config.latent_noise / model.scale_factor
 
+    if session.first_grid_due():
+        grids.reconstruction(session, trained_decoder(context, engine.averaged()))
     for step, batch in session:
         # One target size a step: s uniform in [min_size, max_size], and a window of it.
         target = draw_target(config, model, step)

@@ -35,6 +35,8 @@ def train(context: Context) -> Trained:
     session = Session(context, engine, context.loader(pixels=False, latents=True))
     grids = Grids(context)
 
+    if session.first_grid_due():
+        grids.samples(session, trained_denoiser(context, engine.averaged()))
     for step, batch in session:
         for micro in session.micro_batches(batch):
             z0, condition = scaled_latents(micro, model, config.seed if config.sample_latents else None, step)

@@ -73,7 +73,7 @@ class MlflowReporter:
         self._put({"kind": "image", "step": int(step), "name": _clean(name), "image": np.array(image, copy=True)})
 
     def params(self, values: Mapping[str, Any]) -> None:
-        """Record parameters (nested mappings become dotted names)."""
+        """Record settings (nested mappings become dotted names): see `tracking.log_settings`."""
         clean = {_clean(k): v for k, v in tracking.flatten(dict(values)).items()}
         self._put({"kind": "params", "values": clean})
 
@@ -174,7 +174,7 @@ def deliver(uri: str, run_id: str, event: Event) -> None:
     if event["kind"] == "metrics":
         tracking.log_metrics(uri, run_id, event["values"], step=event["step"], timestamp_ms=event["time_ms"])
     elif event["kind"] == "params":
-        tracking.log_params(uri, run_id, event["values"])
+        tracking.log_settings(uri, run_id, event["values"])
     elif event["kind"] == "image":
         picture = Image.fromarray(np.ascontiguousarray(event["image"]))
         tracking.client(uri).log_image(

@@ -9,7 +9,6 @@ from typing import Any
 from orchestration import tracking
 from orchestration.redact import url_without_secrets
 from pipeline import storage
-from pipeline.config import to_dict
 from pipeline.errors import UserError
 from preprocess.manifest import load_manifest
 from training.config import Preset
@@ -58,7 +57,6 @@ def _open(uri: str, stage: str, preset: Preset, data: str, place: str, parent: s
         return found
     manifest = load_manifest(data)
     tags = {"mlflow.note.content": f"{_WORDS[stage]}\n\nPreset `{preset.name}`, in `{place}`.", _PLACE: place}
-    params = {"preset": preset.name, "stage": to_dict(preset.stage(stage))}
-    run_id = tracking.start_run(uri, stage, parent=parent, tags=tags, params=params)
+    run_id = tracking.start_run(uri, stage, parent=parent, tags=tags, params={"preset": preset.name})
     tracking.log_dataset(uri, run_id, url_without_secrets(storage.absolute(data)), manifest.digest)
     return run_id

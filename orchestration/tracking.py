@@ -32,6 +32,7 @@ _SQLITE = "sqlite:///"
 _PARAM_LIMIT = 6000
 _UI = {"mlflow.experimentKind": "custom_model_development"}
 """Shows the experiment in MLflow's view for trained models, not the one for language-model applications."""
+_COMPARED = ("steps", "global_batch", "lr", "precision")
 _LOCKS = ("requirements.lock", "requirements.txt", "uv.lock")
 
 
@@ -214,6 +215,14 @@ def log_params(uri: str, run_id: str, params: Mapping[str, Any]) -> None:
     items = [Param(key, value[:_PARAM_LIMIT]) for key, value in flat.items()]
     for start in range(0, len(items), 100):
         client(uri).log_batch(run_id, params=items[start : start + 100])
+
+
+def log_settings(uri: str, run_id: str, values: Mapping[str, Any]) -> None:
+    """All settings of a stage as the artifact settings.json, the few that people compare runs by as parameters. MLflow
+    writes every parameter above each picture, and a hundred would push the picture out of sight."""
+    flat = flatten(values)
+    client(uri).log_dict(run_id, flat, "settings.json")
+    log_params(uri, run_id, {name: flat[name] for name in _COMPARED if name in flat})
 
 
 def log_metrics(

@@ -1,6 +1,7 @@
 """`latentzoom train`: its MLflow run is begun, found again and closed; a store that is away stops nothing."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -40,7 +41,13 @@ def test_a_stage_has_one_run_with_parameters_data_figures_and_pictures(shards, t
     run_id = tracking.find_run(uri, "autoencoder", tag=("latentzoom.run_dir", str(tmp_path / "run")))
     run = tracking.get_run(uri, run_id)
     assert run.info.status == "FINISHED" and run.data.params["preset"] == "debug"
-    assert run.data.params["stage.steps"] == "2" and "Stage 0" in run.data.tags["mlflow.note.content"]
+    assert run.data.params["steps"] == "2" and "Stage 0" in run.data.tags["mlflow.note.content"]
+    # MLflow writes every parameter above each picture: only a few are parameters, all are in settings.json
+    assert len(run.data.params) == 5
+    settings = json.loads(
+        Path(tracking.client(uri).download_artifacts(run_id, "settings.json", str(tmp_path))).read_text()
+    )
+    assert settings["model.autoencoder.kind"] == "kl" and settings["steps"] == "2"
     assert run.data.tags["data.training"] == load_manifest(shards).digest
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     history = tracking.client(uri).get_metric_history(run_id, "loss")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from orchestration.infra.files import HEADER, Values
+from orchestration.infra.values import HEADER, Values
 
 
 def dockerfile(values: Values) -> str:

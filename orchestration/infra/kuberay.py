@@ -9,7 +9,7 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
-from orchestration.infra.files import Values, WorkerValues
+from orchestration.infra.values import Values, WorkerValues
 
 SECRET = "latentzoom-env"
 """Kubernetes secret: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD."""

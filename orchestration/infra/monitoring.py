@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from orchestration.infra.files import Values
+from orchestration.infra.values import Values
 
 PANELS = (
     ("Training: images per second", "sum by (stage) (ray_latentzoom_images_per_s)", "none"),

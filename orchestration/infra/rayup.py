@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from orchestration.infra.files import Values, WorkerValues
+from orchestration.infra.values import Values, WorkerValues
 
 _TOKEN = "~/.ray/auth_token"
 

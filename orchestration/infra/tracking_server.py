@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from orchestration.infra.files import HEADER, Values
+from orchestration.infra.values import HEADER, Values
 
 SECRETS = (
     "POSTGRES_PASSWORD",

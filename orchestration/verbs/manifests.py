@@ -20,7 +20,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str]) -> int:
-    from orchestration.infra.files import generate, load_values
+    from orchestration.infra.files import generate
+    from orchestration.infra.values import load_values
 
     arguments = parser().parse_args(argv)
     out = arguments.out or arguments.values.parent

@@ -18,8 +18,9 @@ from ray_head import ray_head
 
 from orchestration import jobs
 from orchestration.cli import main
-from orchestration.infra.files import generate, load_values
+from orchestration.infra.files import generate
 from orchestration.infra.tracking_server import SECRETS
+from orchestration.infra.values import load_values
 from orchestration.ray_train import _check_batch
 from orchestration.verbs import pipeline as pipeline_cli
 from pipeline.errors import UserError

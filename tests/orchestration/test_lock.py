@@ -11,7 +11,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
-from orchestration.infra.files import load_values
+from orchestration.infra.values import load_values
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGE_PYTHON = {"ubuntu24.04": "3.12"}

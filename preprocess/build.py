@@ -22,7 +22,7 @@ from preprocess.images import use_own_size_limit
 from preprocess.plan import ShardPlan
 from preprocess.publish import Publisher
 from preprocess.receipt import Receipt
-from preprocess.retry import RetryCounter, explain_full_disk, with_retries
+from preprocess.retry import RetryCounter, full_disk_explained, with_retries
 from preprocess.sample import Sample, member_suffixes
 from preprocess.sources.base import Source
 from preprocess.store import write_bytes
@@ -81,7 +81,10 @@ class ShardBuilder:
             return Built(seconds, num_samples, receipt)
 
         try:
-            with contextlib.closing(self._batches(shards, encoder is not None, seconds)) as batches:
+            with (
+                full_disk_explained(config.dest),
+                contextlib.closing(self._batches(shards, encoder is not None, seconds)) as batches,
+            ):
                 for shard, crops, rejects in batches:
                     if crops:
                         publisher.put(shard, self._encode(encoder, shard, crops, seconds))
@@ -90,15 +93,12 @@ class ShardBuilder:
                         publisher.close_shard(shard, rejects)
                     for receipt in publisher.receipts():
                         yield news(receipt=receipt)
-            publisher.close()
-            for receipt in publisher.receipts():
-                yield news(receipt=receipt)
-        except BaseException as error:
+                publisher.close()
+                for receipt in publisher.receipts():
+                    yield news(receipt=receipt)
+        except BaseException:
             publisher.abort()
-            explained = explain_full_disk(error, config.dest)
-            if explained is error:
-                raise
-            raise explained from error
+            raise
 
     def _batches(
         self, shards: Iterable[ShardPlan], has_latents: bool, seconds: StageSeconds

@@ -180,9 +180,10 @@ def _shards(chain: Chain, name: str, bundle: str | None) -> Result:
 
 def _train(chain: Chain, stage: str, data: str, bundle: str | None) -> Result:
     job, run_dir = chain.job, chain.folder(stage)
-    places: dict[str, Any] = {"data": chain.folder(data), "run_dir": run_dir}
-    with stage_run(job.tracking_uri, stage, job.preset, parent=parent_run(chain), **places) as spec:
-        places["bundle"] = bundle
+    shards = chain.folder(data)
+    places = {"data": shards, "run_dir": run_dir, "bundle": bundle}
+    parent = parent_run(chain)
+    with stage_run(job.tracking_uri, stage, job.preset, data=shards, run_dir=run_dir, parent=parent) as spec:
         result = _train_here(job, stage, places, spec) if job.local else _train_on_ray(job, stage, places, spec)
     metric = f"{result.steps} steps, loss {result.first_loss:.4g} → {result.last_loss:.4g}"
     if "psnr" in result.metrics:

@@ -43,7 +43,6 @@ def start_ray(num_cpus: int | None = None, **options: Any) -> bool:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(log_to_driver=False, **options)
     else:
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this machine's node away
         # "local": without it Ray would join a cluster that someone else's `ray start` left on this machine.
         settings = {"address": "local", "include_dashboard": False, "log_to_driver": False, **options}
         ray.init(num_cpus=num_cpus, logging_level=logging.WARNING, **settings)

@@ -34,28 +34,33 @@ def test_notice_that_a_node_goes_leads_to_a_checkpoint(
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    run_dir, written = tmp_path / "run", []
+    run_dir = tmp_path / "run"
+    written: list[Path] = []
+    went_wrong: list[BaseException] = []
 
     def scenario() -> None:
         try:
             events()
+        except BaseException as error:
+            went_wrong.append(error)
         finally:
             node.kill()  # and now it is gone, and the run with it
 
     def events() -> None:
         # Ray's watcher is an actor that starts beside the workers; a notice that comes before it would be lost.
-        _wait_until(lambda: _last_step(run_dir) >= 3 and _is_watching())
+        _wait_until(lambda: _last_step(run_dir) >= 3, "the first steps")
+        _wait_until(_is_watching, "Ray's preemption watcher")
         assert not list((run_dir / "checkpoints").glob("step-*"))
         _give_notice(cluster.address)
-        _wait_until(lambda: list((run_dir / "checkpoints").glob("step-*/manifest.json")))
+        _wait_until(lambda: list((run_dir / "checkpoints").glob("step-*/manifest.json")), "the checkpoint")
         written.extend((run_dir / "checkpoints").glob("step-*/manifest.json"))
         step = _last_step(run_dir)
-        _wait_until(lambda: _last_step(run_dir) > step)  # the machine may be there for a while yet
+        _wait_until(lambda: _last_step(run_dir) > step, "another step")  # the machine may be there for a while yet
 
     director = threading.Thread(target=scenario, daemon=True)
     try:
         start_ray()
-        _wait_until(lambda: ray.cluster_resources().get("CPU", 0) >= 2)
+        _wait_until(lambda: ray.cluster_resources().get("CPU", 0) >= 2, "the second node")
         director.start()
         settings = ["denoiser.steps=1000000", "denoiser.checkpoint_every=1000000"]
         with pytest.raises(Exception):  # noqa: B017 -- Ray's own, of several kinds; the run cannot go on alone
@@ -68,6 +73,8 @@ def test_notice_that_a_node_goes_leads_to_a_checkpoint(
         node.kill()
         node.wait()
         cluster.shutdown()
+    for error in went_wrong:
+        raise error
     (manifest,) = written
     saved = json.loads(manifest.read_text())
     assert saved["world_size"] == 2 and 3 <= saved["step"] < 1_000_000
@@ -97,8 +104,8 @@ def _last_step(run_dir: Path) -> int:
     return int(json.loads(lines[-1])["step"]) if lines else 0
 
 
-def _wait_until(condition: Callable[[], object], seconds: float = 300.0) -> None:
+def _wait_until(condition: Callable[[], object], what: str, seconds: float = 300.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
+        assert time.monotonic() < deadline, f"waited in vain for {what}"
         time.sleep(0.1)

@@ -17,12 +17,12 @@ from typing import Any
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 
-from pipeline.errors import UserError, first_line
+from pipeline.errors import UserError
 from preprocess.build import Built, ShardBuilder
 from preprocess.config import PreprocessConfig
+from preprocess.lost_workers import LostWorkers
 from preprocess.plan import ShardPlan
 
-_MAX_ATTEMPTS = 4
 _MAX_CHUNK = 8
 
 
@@ -63,8 +63,7 @@ class WorkerPool:
         self.chunk = max(1, min(_MAX_CHUNK, len(todo) // (2 * max(1, self.num_workers))))
         self.num_lost = 0
         self.num_started = 0
-        self.num_failed_starts = 0  # since the last actor that started
-        self.attempts: dict[str, int] = {}
+        self.losses = LostWorkers()
         self.busy: dict[Any, _Worker] = {}  # Ray reference to wait for → worker
 
     def run(self) -> Iterator[tuple[str, Built]]:
@@ -98,7 +97,7 @@ class WorkerPool:
         """Take one piece of news from a worker, or give it the next chunk."""
         if worker.stream is None:
             ray.get(ready)
-            self.num_failed_starts = 0
+            self.losses.worker_started()
             self._assign(worker)
             return None
         try:
@@ -129,15 +128,7 @@ class WorkerPool:
         ray.kill(worker.actor)  # one that is only out of reach would hold its CPUs and write on
         self.num_lost += 1
         names = list(worker.shards)
-        for name in names:
-            self.attempts[name] = self.attempts.get(name, 0) + 1
-            if self.attempts[name] >= _MAX_ATTEMPTS:
-                raise UserError(
-                    f"{name} lost {_MAX_ATTEMPTS} workers; are they short of memory? The last: {first_line(error)}"
-                ) from error
-        self.num_failed_starts += worker.stream is None
-        if self.num_failed_starts >= _MAX_ATTEMPTS:
-            raise UserError(f"workers do not start: {first_line(error)}") from error
+        self.losses.worker_died(names, error, had_started=worker.stream is not None)
         print(f"preprocess: {worker.name} died; redoing {', '.join(names) or 'nothing'}", file=sys.stderr)
         self.todo.extendleft(reversed(worker.shards.values()))
         self._start()

@@ -17,10 +17,10 @@ from orchestration.evaluation.data import Pictures
 from orchestration.evaluation.spec import EvaluationSpec, ModelReference
 from orchestration.ray_train import cpus_for_each, machine_cpus, start_ray
 from pipeline import storage
-from pipeline.errors import UserError, first_line
+from pipeline.errors import UserError
+from preprocess.lost_workers import LostWorkers
 
 Chunk = tuple[int, int]
-_MAX_ATTEMPTS = 4
 _QUEUED = 2
 
 
@@ -80,8 +80,7 @@ class _ChunkPool:
     def __init__(self, start: Callable[[], Any], todo: list[Chunk]) -> None:
         self.start, self.todo = start, list(todo)
         self.waiting: dict[Any, tuple[Any, Chunk | None]] = {}  # Ray reference → (worker, chunk; None: it loads)
-        self.attempts: dict[Chunk, int] = {}
-        self.num_failed_starts = 0  # since the last worker that started
+        self.losses = LostWorkers()
 
     def run(self, num_workers: int) -> Iterator[tuple[Chunk, Arrays]]:
         import ray
@@ -99,7 +98,7 @@ class _ChunkPool:
                     self._replace(worker, error)
                     continue
                 del self.waiting[finished[0]]
-                self.num_failed_starts = 0
+                self.losses.worker_started()
                 self._feed(worker)
                 if chunk is not None:
                     yield chunk, arrays
@@ -125,18 +124,8 @@ class _ChunkPool:
         ray.kill(worker)  # one that is only out of reach would hold its CPUs
         refs = [ref for ref, (other, _) in self.waiting.items() if other is worker]
         lost = [chunk for ref in refs if (chunk := self.waiting.pop(ref)[1]) is not None]
-        why = first_line(error)
-        for chunk in lost:
-            self.attempts[chunk] = self.attempts.get(chunk, 0) + 1
-            if self.attempts[chunk] >= _MAX_ATTEMPTS:
-                raise UserError(
-                    f"samples {chunk[0]} to {chunk[1] - 1} lost {_MAX_ATTEMPTS} workers; are they short of memory? "
-                    f"The last: {why}"
-                ) from error
-        self.num_failed_starts += not lost
-        if self.num_failed_starts >= _MAX_ATTEMPTS:
-            raise UserError(f"workers do not start: {why}") from error
-        names = ", ".join(f"samples {start} to {stop - 1}" for start, stop in lost)
-        print(f"evaluate: a worker died; redoing {names or 'nothing'}", file=sys.stderr)
+        names = [f"samples {start} to {stop - 1}" for start, stop in lost]
+        self.losses.worker_died(names, error, had_started=bool(lost))
+        print(f"evaluate: a worker died; redoing {', '.join(names) or 'nothing'}", file=sys.stderr)
         self.todo[:0] = lost
         self._start()

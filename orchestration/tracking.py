@@ -183,29 +183,6 @@ def end_run(uri: str, run_id: str, status: str = "FINISHED") -> None:
         client(uri).set_terminated(run_id, status=status)
 
 
-@contextlib.contextmanager
-def run(
-    uri: str,
-    name: str,
-    *,
-    parent: str | None = None,
-    experiment: str = EXPERIMENT,
-    tags: Mapping[str, str] | None = None,
-    params: Mapping[str, Any] | None = None,
-) -> Iterator[str]:
-    """`start_run` ... `end_run` around a block: FAILED on an exception, KILLED on Ctrl-C."""
-    run_id = start_run(uri, name, parent=parent, experiment=experiment, tags=tags, params=params)
-    try:
-        yield run_id
-    except KeyboardInterrupt:
-        end_run(uri, run_id, "KILLED")
-        raise
-    except BaseException:
-        end_run(uri, run_id, "FAILED")
-        raise
-    end_run(uri, run_id)
-
-
 def log_params(uri: str, run_id: str, params: Mapping[str, Any]) -> None:
     """Flat parameters of a run. Nested mappings become dotted names; a value already logged is left as it is."""
     from mlflow.entities import Param

@@ -106,10 +106,11 @@ def test_everything_works_on_postgresql_s3_and_basic_auth_by_setting_a_url(tmp_p
             with pytest.raises(UserError, match=r"401|credentials|authenticated"):
                 tracking.experiment_id(url)
             monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "a-long-password-1")
-            with tracking.run(url, "stage") as run_id:
-                with MlflowReporter(run_id, url, system_metrics=False) as reporter:
-                    reporter.metrics(1, {"loss": 0.5})
-                    reporter.images(1, "grid", np.zeros((4, 4, 3), np.uint8))
+            run_id = tracking.start_run(url, "stage")
+            with MlflowReporter(run_id, url, system_metrics=False) as reporter:
+                reporter.metrics(1, {"loss": 0.5})
+                reporter.images(1, "grid", np.zeros((4, 4, 3), np.uint8))
+            tracking.end_run(url, run_id)
             assert tracking.get_run(url, run_id).data.metrics == {"loss": 0.5}
             bundle = make_bundle(tmp_path / "b")
             registry.register(bundle, "tiny", tracking_uri=url, run_id=run_id)

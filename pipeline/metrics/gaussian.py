@@ -11,6 +11,8 @@ import numpy as np
 
 from pipeline.errors import UserError
 
+_BLOCK = 8192
+
 
 @dataclass(frozen=True)
 class FeatureStatistics:
@@ -32,12 +34,13 @@ class FeatureStatistics:
             raise UserError(f"features must be (N, D), got {features.shape}")
         if not np.isfinite(features).all():
             raise UserError("features hold a value that is not finite; the pictures or the feature network are broken")
-        if len(features) == 0:
-            return cls.empty(features.shape[1])
-        features = features.astype(np.float64)
-        mean = features.mean(axis=0)
-        centred = features - mean
-        return cls(len(features), mean, centred.T @ centred)
+        statistics = cls.empty(features.shape[1])
+        for start in range(0, len(features), _BLOCK):  # float64 copies of all of them would be gigabytes
+            block = features[start : start + _BLOCK].astype(np.float64)
+            mean = block.mean(axis=0)
+            block -= mean
+            statistics = statistics.merge(cls(len(block), mean, block.T @ block))
+        return statistics
 
     def merge(self, other: FeatureStatistics) -> FeatureStatistics:
         num = self.num + other.num

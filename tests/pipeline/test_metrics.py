@@ -11,6 +11,7 @@ from torchmetrics.image.fid import _compute_fid
 from torchmetrics.image.kid import poly_mmd
 
 from pipeline.errors import UserError
+from pipeline.metrics import gaussian
 from pipeline.metrics.bootstrap import mean_interval, set_interval
 from pipeline.metrics.gaussian import FeatureStatistics, frechet_distance
 from pipeline.metrics.kid import kid, polynomial_mmd
@@ -159,6 +160,14 @@ def test_manifold_equals_prdc(kind, block):
     ours = manifold(x, y, k=3, block=block)
     for name, value in expected.items():
         assert getattr(ours, name) == pytest.approx(float(value)), name
+
+
+def test_statistics_of_many_samples_are_taken_block_by_block(monkeypatch):
+    monkeypatch.setattr(gaussian, "_BLOCK", 7)
+    x = features(0, 61)
+    statistics = FeatureStatistics.of(x.astype(np.float32))
+    assert statistics.num == 61 and statistics.mean == pytest.approx(x.mean(axis=0), rel=1e-6)
+    assert statistics.covariance() == pytest.approx(np.cov(x, rowvar=False), rel=1e-5, abs=1e-6)
 
 
 def test_kth_neighbour_of_repeated_samples_is_zero():

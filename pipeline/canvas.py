@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -30,7 +31,10 @@ WINDOW = 1024
 TIFF_TILE = 512
 _BAND_BYTES = 32 << 20
 """A PNG is drawn in bands as wide as the picture, of at most this many bytes (but at least one row)."""
-_TIFF_EXIF = {271: "Make", 272: "Model", 306: "DateTime", 315: "Artist", 33432: "Copyright"}
+_DATE_TIME = 306
+_TIFF_EXIF = {271: "Make", 272: "Model", _DATE_TIME: "DateTime", 315: "Artist", 33432: "Copyright"}
+_TIFF_MOMENT = re.compile(r"\d{4}:\d\d:\d\d \d\d:\d\d:\d\d", re.ASCII)
+"""What TIFF allows as a date. Cameras whose clock was never set write others, which are left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +127,9 @@ def _write_tiff(stream: IO[bytes], size: Size, draw: Draw, channels: int, facts:
     exif = Image.Exif()
     if facts.exif:
         exif.load(facts.exif)
-    tags = [(code, "s", 0, str(exif[code]), True) for code in _TIFF_EXIF if code in exif and code != 306]
+    # Pillow decodes these texts as Latin-1, whatever they are in: so their bytes stay as they were.
+    texts = {code: str(exif[code]).encode("latin-1", "replace") for code in _TIFF_EXIF if code in exif}
+    moment = texts.pop(_DATE_TIME, b"").decode("latin-1")
     with tifffile.TiffWriter(stream, bigtiff=True) as tiff:
         tiff.write(
             _tiff_tiles(size, draw, channels),
@@ -137,9 +143,9 @@ def _write_tiff(stream: IO[bytes], size: Size, draw: Draw, channels: int, facts:
             iccprofile=facts.icc,
             description="\n".join(f"{key}: {value}" for key, value in facts.text.items()).encode() or None,
             software=facts.text.get("Software", False),
-            datetime=str(exif[306]) if 306 in exif else None,
+            datetime=moment if _TIFF_MOMENT.fullmatch(moment) else None,
             metadata=None,
-            extratags=tags,
+            extratags=[(code, "s", 0, text, True) for code, text in texts.items()],
         )
 
 

@@ -158,9 +158,7 @@ class LatentZoom:
         if given is not None:
             latent_size = (given.shape[-2], given.shape[-1])
         latent_size = check_size(latent_size or (self.config.latent_size, self.config.latent_size))
-        h, w = latent_size
-        if h * w > MAX_LATENT_CELLS:
-            raise UserError(f"a latent of {h}x{w} cells is not allowed; use at most {MAX_LATENT_CELLS} cells")
+        _check_latent_size(latent_size)
         noises = SeededNoise(seeds, (self.config.autoencoder.latent_channels, *latent_size))
         # In half precision the steps themselves stay exact: only networks are rounded.
         exact = torch.promote_types(self.dtype, torch.float32)
@@ -252,7 +250,10 @@ class LatentZoom:
         on_step: OnStep | None = None,
     ) -> Tensor:
         """The latent (1,C,h,w), unscaled, that `upscale` decodes: it is the same for every scale."""
-        tiling = self.tiling(tile)
+        tiling, factor = self.tiling(tile), self.config.autoencoder.factor
+        if self._is_sr():  # before the hours that encoding may take
+            height, width = self.high_resolution((image.height, image.width))
+            _check_latent_size((height // factor, width // factor))
         condition = self.condition(to_tensor(image), tiling)
         if not self._is_sr():
             return condition / self.config.scale_factor
@@ -311,6 +312,11 @@ def finite(tensor: Tensor, name: str) -> Tensor:
     return tensor
 
 
+def _check_latent_size(size: Size) -> None:
+    if size[0] * size[1] > MAX_LATENT_CELLS:
+        raise UserError(f"a latent of {size[0]}x{size[1]} cells is not allowed; use at most {MAX_LATENT_CELLS} cells")
+
+
 def target_size(size: Size, scale: float | None, target: Size | None) -> Size:
     """Output (H, W) from either a scale factor or an explicit size; exactly one must be given (`UserError`)."""
     if (scale is None) == (target is None):
@@ -318,6 +324,6 @@ def target_size(size: Size, scale: float | None, target: Size | None) -> Size:
     if target is not None:
         return check_size(target)
     assert scale is not None
-    if not 0.0 < scale < float("inf"):
+    if not (scale > 0.0 and max(size) * scale < float("inf")):
         raise UserError(f"scale = {scale} is not allowed; use a positive number")
     return check_size((max(1, round(size[0] * scale)), max(1, round(size[1] * scale))))

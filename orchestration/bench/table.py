@@ -91,6 +91,7 @@ class Results:
         rows = [{k: v for k, v in dataclasses.asdict(row).items() if v not in (None, "")} for row in self.rows]
         temporary = file.with_name(f".{file.name}.{os.getpid()}.part")
         try:
+            file.parent.mkdir(parents=True, exist_ok=True)
             temporary.write_text(json.dumps({"machine": self.machine, "rows": rows}, indent=1) + "\n")
             temporary.replace(file)
         except OSError as error:
@@ -122,6 +123,10 @@ def compare(old: Results, new: Results, tolerance: float = TOLERANCE) -> tuple[l
         earlier = before.pop((row.part, row.name), None)
         if earlier is None:
             lines.append(f"new        {row.part} {row.name}")
+            continue
+        if earlier.rate is not None and row.rate is None:
+            num_worse += 1
+            lines.append(f"REGRESSION {row.part} {row.name}: {row.note or 'no rate any more'}")
             continue
         for field, sign in (("rate", 1), ("ratio", 1), ("memory_mb", -1)):
             a, b = getattr(earlier, field), getattr(row, field)

@@ -14,6 +14,7 @@ import tyro
 
 from orchestration.bench.measure import matrix_peak
 from orchestration.bench.table import Options, Results, Row, compare, load_results, machine
+from orchestration.output import check_file
 from pipeline.errors import UserError
 
 PARTS: dict[str, tuple[str, str]] = {
@@ -71,10 +72,12 @@ def main(argv: list[str]) -> int:
         rounds=arguments.rounds,
         quick=arguments.quick,
     )
-    results = run(options, arguments.only or tuple(PARTS))
+    if arguments.json is not None:
+        check_file(arguments.json)
+    results = run(options, tuple(dict.fromkeys(arguments.only)) or tuple(PARTS))
+    print(results.table())
     if arguments.json is not None:
         results.save(arguments.json)
-    print(results.table())
     return _report(earlier[0], results) if earlier else 0
 
 

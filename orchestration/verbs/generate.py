@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from orchestration.output import Dtype, Previews, load_model, origin, parse_size
+from orchestration.output import Dtype, Previews, check_file, check_folder, load_model, origin, parse_size
 from pipeline.canvas import Facts, check_target
 from pipeline.errors import UserError
 from pipeline.geometry import Size
@@ -58,11 +58,15 @@ def main(argv: list[str]) -> int:
     arguments = tyro.cli(Arguments, prog="latentzoom generate", args=argv)
     if arguments.num < 1 or arguments.batch < 1:
         raise UserError(f"--num {arguments.num} --batch {arguments.batch}: use at least 1")
-    single = arguments.out.suffix.lower() in (".png", ".tif", ".tiff")
+    suffix = arguments.out.suffix.lower()
+    single = suffix in (".png", ".tif", ".tiff")
+    if str(arguments.out) == "-" or suffix in (".jpg", ".jpeg", ".webp", ".bmp", ".gif"):
+        raise UserError(f"--out {arguments.out}: give a folder, or a .png or a .tif file")
     if single and arguments.num > 1:
         raise UserError(f"--out {arguments.out} is one file and --num {arguments.num} needs a folder")
     if arguments.preview < 0:
         raise UserError("--preview: use 0 or more")
+    (check_file if single else check_folder)(arguments.out)
     model, name = load_model(arguments.model, arguments.device, arguments.tracking_uri, arguments.dtype)
     if model.config.task == "sr":
         raise UserError(f"{arguments.model} is a super-resolution model; use `latentzoom upscale`")

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
-from orchestration.output import Dtype, Previews, load_model, origin, parse_size
+from orchestration.output import Dtype, Previews, check_file, check_folder, load_model, origin, parse_size
 from orchestration.source_picture import SourcePicture, read_picture
 from pipeline.canvas import Facts, check_target, write_png
+from pipeline.drawing import Drawing
 from pipeline.errors import UserError
 from pipeline.geometry import Size
 from pipeline.model import LatentZoom, target_size
@@ -67,10 +72,7 @@ def main(argv: list[str]) -> int:
     if arguments.input != _PIPE and not arguments.input.exists():
         raise UserError(f"no such file or folder: {arguments.input}")
     is_folder = arguments.input != _PIPE and arguments.input.is_dir()
-    if is_folder and arguments.output == _PIPE:
-        raise UserError("a folder needs a folder to write to, not -")
-    if not is_folder and arguments.output != _PIPE:
-        check_target(arguments.output, (1, 1))
+    _check_output(arguments, is_folder)
     model, name = load_model(arguments.model, arguments.device, arguments.tracking_uri, arguments.dtype)
     if arguments.compile:
         model.compile()
@@ -82,16 +84,32 @@ def main(argv: list[str]) -> int:
     return 0
 
 
+def _check_output(arguments: Arguments, is_folder: bool) -> None:
+    """`UserError` for an output that cannot be, or that would replace what is read."""
+    source, output = arguments.input, arguments.output
+    if output == _PIPE:
+        if is_folder:
+            raise UserError("a folder needs a folder to write to, not -")
+        return
+    if source != _PIPE and output.exists() and output.samefile(source):
+        raise UserError(f"{output} is what is read; write to another {'folder' if is_folder else 'file'}")
+    if not is_folder:
+        check_target(output, (1, 1))
+        check_file(output)
+    else:
+        check_folder(output)
+
+
 def _folder(arguments: Arguments, model: LatentZoom, name: str, size: Size | None) -> int:
-    files = sorted(p for p in arguments.input.rglob("*") if p.suffix.lower() in _SUFFIXES and p.is_file())
+    files = _pictures(arguments)
     if not files:
         raise UserError(f"no pictures in {arguments.input} ({', '.join(sorted(_SUFFIXES))})")
+    missing = [(file, target) for file, target in zip(files, _targets(arguments, files)) if not target.exists()]
     failed = 0
-    with Progress("upscale", len(files), "images") as progress:
-        for file, target in zip(files, _targets(arguments, files)):
+    with Progress("upscale", len(files), "images", initial=len(files) - len(missing)) as progress:
+        for file, target in missing:
             try:
-                if not target.exists():
-                    _one(arguments, model, name, size, file, target, is_shown=False)
+                _one(arguments, model, name, size, file, target, is_shown=False)
             except UserError as error:
                 failed += 1
                 print(f"latentzoom: {error}", file=sys.stderr)
@@ -102,15 +120,23 @@ def _folder(arguments: Arguments, model: LatentZoom, name: str, size: Size | Non
     return 1 if failed else 0
 
 
+def _pictures(arguments: Arguments) -> list[Path]:
+    """The pictures below the input folder, without those that an earlier run wrote to an output folder inside it."""
+    files = sorted(p for p in arguments.input.rglob("*") if p.suffix.lower() in _SUFFIXES and p.is_file())
+    output = arguments.output.absolute()
+    return [file for file in files if output not in file.absolute().parents]
+
+
 def _targets(arguments: Arguments, files: list[Path]) -> list[Path]:
-    """Where each file goes. Files that differ in their suffix alone keep it in the name: a.jpg.png beside a.png."""
-    stems = [file.with_suffix("") for file in files]
-    targets = []
-    for file, stem in zip(files, stems):
-        relative = file.relative_to(arguments.input)
-        name = file.name if stems.count(stem) > 1 else file.stem
-        targets.append(arguments.output / relative.with_name(f"{name}.{arguments.format}"))
-    return targets
+    """Where each file goes. Files that would go to the same place keep their suffix: a.jpg.png beside a.png.png."""
+    names = {file: file.with_suffix("") for file in files}
+    while True:
+        counts = Counter(names.values())
+        clashing = [file for file, name in names.items() if counts[name] > 1 and name != file]
+        if not clashing:
+            break
+        names.update((file, file) for file in clashing)
+    return [arguments.output / f"{name.relative_to(arguments.input)}.{arguments.format}" for name in names.values()]
 
 
 def _one(
@@ -146,17 +172,22 @@ def _one(
         return
     with Progress("draw", size[0] * size[1], "pixels") as progress:
         if target == _PIPE:
-            write_png(
-                sys.stdout.buffer,
-                size,
-                drawing.pixels,
-                channels=drawing.channels,
-                facts=facts,
-                on_pixels=progress.update,
-            )
-            sys.stdout.buffer.flush()
+            _write_to_pipe(drawing, facts, progress.update)
         else:
             drawing.write(target, facts, progress.update)
+
+
+def _write_to_pipe(drawing: Drawing, facts: Facts, on_pixels: Callable[[int], object]) -> None:
+    if sys.stdout is None:
+        raise UserError("standard output is closed; write to a file")
+    stream = sys.stdout.buffer
+    try:
+        write_png(stream, drawing.size, drawing.pixels, channels=drawing.channels, facts=facts, on_pixels=on_pixels)
+        stream.flush()
+    except OSError as error:
+        with contextlib.suppress(OSError, ValueError):  # or Python tries, and complains, once more as it ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise UserError(f"cannot write to standard output: {error.strerror or error}") from error
 
 
 def _facts(arguments: Arguments, name: str, source: SourcePicture, size: Size) -> Facts:
@@ -167,6 +198,8 @@ def _facts(arguments: Arguments, name: str, source: SourcePicture, size: Size) -
 
 def _read(file: Path) -> SourcePicture:
     if file == _PIPE:
+        if sys.stdin is None:
+            raise UserError("standard input is closed; give a file")
         return read_picture(sys.stdin.buffer.read(), "standard input")
     try:
         return read_picture(file.read_bytes(), str(file))

@@ -58,6 +58,11 @@ def test_more_than_ten_percent_is_flagged(change, num_worse):
     assert compare(results(), results(**change))[1] == num_worse
 
 
+def test_what_no_longer_runs_is_a_regression():
+    lines, num_worse = compare(results(), results(rate=None, note="does not run: too large"))
+    assert num_worse == 1 and "does not run: too large" in lines[0]
+
+
 def test_other_machines_compare_by_ratio_only():
     other = Results({**FACTS, "device": "e"}, results(rate=1.0).rows)
     assert compare(results(), other)[1] == 0
@@ -72,6 +77,7 @@ def test_other_machines_compare_by_ratio_only():
         (["--threads", "0"], "at least 1"),
         (["--device", "tpu"], "device 'tpu' is not there"),
         (["--device", "meta"], "device 'meta' is not measured"),
+        (["--only", "kernel", "--json", "."], "it is a folder"),
     ],
 )
 def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys, arguments, words):

@@ -56,6 +56,8 @@ def test_half_precision_draws_the_same_picture(bundle, tmp_path):
         (["--size", "axb"], "use height x width"),
         (["--num", "0"], "use at least 1"),
         (["--num", "2", "--out", "a.png"], "needs a folder"),
+        (["--out", "a.jpg"], "give a folder, or a .png or a .tif file"),
+        (["--out", "-"], "give a folder, or a .png or a .tif file"),
     ],
 )
 def test_mistakes_are_one_line(bundle, options, message, capsys):

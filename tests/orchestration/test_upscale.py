@@ -2,8 +2,12 @@
 
 import functools
 import io
+import os
+import struct
 import subprocess
 import sys
+import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -123,6 +127,95 @@ def test_tiles_are_used_when_asked_for(bundle, tmp_path):
     assert tiled.size == whole.size == (120, 90)
 
 
+def png_of_16_bits(values, colour_type, clear):
+    """The clear colour is transparent (tRNS)."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    height, width = values.shape[:2]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    header = struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0)
+    parts = chunk(b"IHDR", header) + chunk(b"tRNS", np.array(clear).astype(">u2").tobytes())
+    return b"\x89PNG\r\n\x1a\n" + parts + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("colour_type", [0, 2])
+def test_the_clear_colour_of_16_bits_is_transparent(colour_type):
+    values = np.random.default_rng(0).integers(0, 65536, (5, 7, 3) if colour_type == 2 else (5, 7))
+    source = read_picture(png_of_16_bits(values, colour_type, values[2, 3]), "x")
+    assert [tuple(place) for place in np.argwhere(source.alpha[0, 0].numpy() == 0)] == [(2, 3)]
+    colours = np.asarray(source.image)[..., :3].astype(int)
+    expected = np.broadcast_to((values / 257).reshape(5, 7, -1), (5, 7, 3))
+    assert np.abs(colours - expected).max() <= 0.51
+
+
+@pytest.mark.parametrize("order", "<>")
+def test_exif_is_kept_byte_for_byte_but_for_its_orientation(order):
+    entries = [(0x0112, 3, 1, struct.pack(order + "HH", 6, 0)), (33432, 2, 7, struct.pack(order + "I", 38))]
+    block = struct.pack(order + "2sHIH", b"II" if order == "<" else b"MM", 42, 8, len(entries))
+    block += b"".join(struct.pack(order + "HHI", *entry[:3]) + entry[3] for entry in entries)
+    block += struct.pack(order + "I", 9999) + "© Jörg".encode("latin-1") + b"\0"
+    picture().save(buffer := io.BytesIO(), "JPEG", exif=b"Exif\0\0" + block)
+    source = read_picture(buffer.getvalue(), "x")
+    assert source.image.size == (11, 17)
+    entries[0] = (*entries[0][:3], struct.pack(order + "HH", 1, 0))
+    assert source.exif == block.replace(struct.pack(order + "HH", 6, 0), entries[0][3]).replace(
+        struct.pack(order + "I", 9999), bytes(4)
+    )
+
+
+def test_exif_of_a_tiff_is_kept_without_its_layout():
+    exif = Image.Exif()
+    exif[0x0112], exif[315] = 6, "Someone"
+    exif.get_ifd(0x8769)[0x9003] = "2020:01:02 03:04:05"
+    picture().save(buffer := io.BytesIO(), "TIFF", exif=exif.tobytes())
+    kept = Image.Exif()
+    kept.load(read_picture(buffer.getvalue(), "x").exif)
+    assert set(kept) == {315, 0x8769} and kept.get_ifd(0x8769) == {0x9003: "2020:01:02 03:04:05"}
+
+
+def test_a_broken_exif_block_does_no_harm():
+    for block in (b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff", b"junk"):
+        picture().save(buffer := io.BytesIO(), "JPEG", exif=block)
+        assert read_picture(buffer.getvalue(), "x").exif is None
+
+
+def test_names_never_meet(bundle, tmp_path):
+    (tmp_path / "in").mkdir()
+    for seed, name in enumerate(["a.png", "a.bmp", "a.bmp.png"]):
+        picture(8 + seed, 9).save(tmp_path / "in" / name)
+    assert _upscale(bundle, "--scale", 2, tmp_path / "in", tmp_path / "out") == 0
+    heights = {file.name: Image.open(file).height for file in (tmp_path / "out").iterdir()}
+    assert heights == {"a.png.png": 16, "a.bmp.png": 18, "a.bmp.png.png": 20}
+
+
+def test_an_output_folder_inside_the_input_is_not_read(bundle, tmp_path):
+    picture().save(tmp_path / "a.png")
+    for _ in range(2):
+        assert _upscale(bundle, "--scale", 2, tmp_path, tmp_path / "out") == 0
+    assert sorted(f.name for f in tmp_path.rglob("*")) == ["a.png", "a.png", "out"]
+
+
+@pytest.mark.parametrize("reader", ["gone", "full"])
+def test_a_pipe_that_breaks_is_one_line(bundle, tmp_path, reader):
+    picture().save(tmp_path / "in.png")
+    if reader == "full" and not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    if reader == "gone":
+        end, stdout = os.pipe()
+        os.close(end)
+    else:
+        stdout = os.open("/dev/full", os.O_WRONLY)
+    command = [sys.executable, "-m", "orchestration.cli", "upscale", "--model", bundle, "--device", "cpu"]
+    done = subprocess.run(
+        [*command, "--steps", "1", "--size", "30", str(tmp_path / "in.png"), "-"], stdout=stdout, stderr=subprocess.PIPE
+    )
+    os.close(stdout)
+    last = done.stderr.decode().strip().splitlines()[-1]
+    assert done.returncode == 2 and last.startswith("latentzoom: error: cannot write to standard output")
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -133,12 +226,19 @@ def test_tiles_are_used_when_asked_for(bundle, tmp_path):
         (["--scale", "2", "text.png", "out.png"], "cannot be read as a picture"),
         (["--scale", "2", ".", "-"], "needs a folder"),
         (["--scale", "-1", "in.png", "out.png"], "positive number"),
+        (["--scale", "1e308", "in.png", "out.png"], "positive number"),
+        (["--scale", "2", "in.png", "in.png"], "write to another file"),
+        (["--scale", "2", ".", "../here"], "write to another folder"),
+        (["--scale", "2", "in.png", "text.png/out.png"], "is not a folder"),
+        (["--scale", "2", "--device", "tpu", "in.png", "out.png"], "device 'tpu' is not there"),
+        (["--scale", "2", "--device", "meta", "in.png", "out.png"], "device 'meta' is not there"),
         (["--scale", "2", "--tile", "-1", "in.png", "out.png"], "use 0 or more"),
     ],
 )
 def test_mistakes_are_one_line(bundle, tmp_path, monkeypatch, capsys, arguments, words):
-    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     picture().save("in.png")
-    (tmp_path / "text.png").write_text("text")
+    Path("text.png").write_text("text")
     assert _upscale(bundle, *arguments) == 2
     assert words in capsys.readouterr().err.strip().splitlines()[-1]

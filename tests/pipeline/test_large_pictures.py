@@ -60,6 +60,16 @@ def test_facts_are_kept(tmp_path: Path, suffix: str) -> None:
             assert picture.text == dict(facts.text)  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("moment", ["2020:01:02 03:04", "    :  :     :  :  ", ""])
+def test_odd_exif_does_not_stop_a_tiff(tmp_path: Path, moment: str) -> None:
+    exif = Image.Exif()
+    exif[306], exif[315] = moment, "J_rg"
+    block = exif.tobytes().replace(b"J_rg", "Jörg".encode("latin-1"))
+    write_canvas(tmp_path / "a.tif", (3, 4), lambda w: picture_of(3, 4, 3), facts=Facts(exif=block))
+    with Image.open(tmp_path / "a.tif") as picture:
+        assert picture.getexif()[315] == "Jörg" and 306 not in picture.getexif()
+
+
 def test_a_pipe_that_cannot_seek() -> None:
     class Pipe(io.RawIOBase):
         data = b""

@@ -145,6 +145,13 @@ def test_the_networks_never_see_more_than_a_tile(small_sr: LatentZoom) -> None:
     assert len(seen) > 12
 
 
+def test_a_picture_too_large_is_refused_before_it_is_encoded(small_sr: LatentZoom, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr("pipeline.model.MAX_LATENT_CELLS", 100)
+    monkeypatch.setattr(small_sr, "encode", lambda image: pytest.fail("it was encoded"))
+    with pytest.raises(UserError, match="at most 100 cells"):
+        small_sr.upscale(Image.new("RGB", (30, 30)), scale=2)
+
+
 @pytest.mark.parametrize(("tile", "overlap", "multiple"), [(0, 0, 1), (8, 5, 1), (8, -1, 1), (10, 2, 4)])
 def test_bad_tilings(tile: int, overlap: int, multiple: int) -> None:
     with pytest.raises(UserError):

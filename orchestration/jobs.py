@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
-EXCLUDED = [".git/", ".venv/", "build/", "dist/", "demo/", "tests/", "shards/", "runs/", "made/", "**/__pycache__/"]
-"""Not sent with the working folder: the cluster's image has the environment, and data travels by URL."""
+_OWN_SOURCE = ("pipeline", "preprocess", "training", "orchestration", "requirements.lock")
+_NEVER_SENT = [".git/", ".venv/", ".env", "**/__pycache__/"]
+"""Environments and secrets stay here: the cluster's image has its own."""
 _SECRET = ("PASSWORD", "PASSWD", "SECRET", "TOKEN", "CREDENTIAL", "API_KEY", "ACCESS_KEY")
 STOPPED = 130
 _EXCEPTION_LINE = re.compile(r"^[\w.]*(Error|Exception): ")
@@ -76,8 +77,12 @@ def user_errors(address: str) -> Iterator[None]:
             f"no Ray head answers at {address}; is it running, and is the port forwarded? "
             "(kubectl port-forward service/latentzoom-head-svc 8265)"
         ) from error
+    except KeyError as error:  # of an answer without what a head says
+        raise UserError(f"what answers at {address} is not a Ray head; is it the right port?") from error
     except RuntimeError as error:
         raise UserError(f"the cluster at {address}: {_first_line(error)}") from error
+    except ValueError as error:  # what Ray refuses before it sends anything, as a folder that is too large
+        raise UserError(f"nothing was sent: {_first_line(error)}") from error
 
 
 def environment(assignments: Sequence[str]) -> dict[str, str]:
@@ -107,19 +112,40 @@ def check_command(command: Sequence[str]) -> None:
             )
 
 
+def is_own_source(folder: Path) -> bool:
+    """Whether a folder holds latentzoom's own source."""
+    return (folder / "orchestration" / "cli.py").is_file() and (folder / "pipeline").is_dir()
+
+
+def excludes(folder: Path) -> list[str]:
+    """What of a folder is not sent, in git's words. Of latentzoom's own source only the packages go along: beside them
+    lie data, runs and whatever else its users keep there."""
+    others = ["/*", "!/.", *(f"!/{name}" for name in _OWN_SOURCE)] if is_own_source(folder) else []  # ".": the folder
+    return [*others, *_NEVER_SENT]
+
+
 def runtime_env(working_dir: str, env_vars: dict[str, str]) -> dict[str, Any]:
     """Code and environment of driver and workers. Nothing is installed at start: the image has the packages."""
     environment: dict[str, Any] = {}
     if working_dir:
-        environment |= {"working_dir": str(Path(working_dir).resolve()), "excludes": EXCLUDED}
+        folder = Path(working_dir).resolve()
+        if not folder.is_dir():
+            raise UserError(f"--working-dir {working_dir} is not a folder of this machine")
+        environment |= {"working_dir": str(folder), "excludes": excludes(folder)}
     if env_vars:
         environment["env_vars"] = env_vars
     return environment
 
 
-def ray_command(address: str, environment: dict[str, Any], command: Sequence[str], detach: bool) -> str:
-    """The `ray job submit` line that does the same."""
+def ray_command(
+    address: str, environment: dict[str, Any], command: Sequence[str], *, name: str = "", detach: bool = False
+) -> str:
+    """The `ray job submit` line that does the same, for a shell that has the token where Ray looks for it.
+
+    name: the job's, where it is to have a certain one.
+    """
     words = ["ray", "job", "submit", "--address", address]
+    words += ["--submission-id", name] if name else []
     rest = {k: v for k, v in environment.items() if k != "working_dir"}
     if "working_dir" in environment:
         here = Path(environment["working_dir"]) == Path.cwd()
@@ -127,7 +153,8 @@ def ray_command(address: str, environment: dict[str, Any], command: Sequence[str
     if rest:
         words += ["--runtime-env-json", json.dumps(rest)]
     words += ["--no-wait"] if detach else []
-    return shlex.join([*words, "--", *command])
+    mode = "RAY_AUTH_MODE=token " if token() else ""  # Ray's own command uses no token from RAY_AUTH_TOKEN unasked
+    return mode + shlex.join([*words, "--", *command])
 
 
 def follow(client: JobSubmissionClient, address: str, job: str, out: TextIO | None = None) -> JobDetails:

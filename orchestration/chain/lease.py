@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from pipeline import storage
-from pipeline.errors import UserError
+from pipeline.errors import UserError, first_line
 
 LEASE_S = 90.0
 RENEW_S = 20.0
@@ -90,7 +90,10 @@ class _Lease:
             fs.pipe_file(path, self._content(), mode="create")
         except OSError as error:  # stores name "it exists already" differently
             if newest + 1 not in self._numbers():
-                raise
+                raise UserError(
+                    f"cannot write to {self.folder.removesuffix('/lease')}: {first_line(error)}; check the address and "
+                    "the credentials, or choose another place"
+                ) from error
             raise UserError(f"another job took {self.folder.removesuffix('/lease')} just now; wait for it") from error
         self.number = newest + 1
         for number in numbers[:-1]:  # the newest stays until it is succeeded for certain

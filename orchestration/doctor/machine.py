@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import resource
@@ -72,7 +73,7 @@ def versions() -> list[Finding]:
 
 
 def _lock() -> dict[str, str]:
-    file = Path(__file__).resolve().parent.parent / "requirements.lock"
+    file = Path(__file__).resolve().parents[2] / "requirements.lock"
     if not file.is_file():
         return {}
     pins = re.findall(r"^([A-Za-z0-9_.-]+)==(\S+)", file.read_text(), re.MULTILINE)
@@ -102,7 +103,10 @@ def disks(storages: Iterable[str] = ()) -> list[Finding]:
     """Free space where checkpoints, temporary shards and downloaded models go."""
     cache = Path(os.environ.get("LATENTZOOM_CACHE") or Path.home() / ".cache" / "latentzoom")
     places = {"temporary files": Path(tempfile.gettempdir()), "model cache": cache}
-    places |= {url: Path(storage.filesystem(url)[1]) for url in storages if storage.is_local(url)}
+    for url in storages:
+        with contextlib.suppress(UserError):  # an address that nothing can open: `store` says so
+            if storage.is_local(url):
+                places[url] = Path(storage.filesystem(url)[1])
     found = []
     for name, path in places.items():
         free = shutil.disk_usage(_nearest(path)).free

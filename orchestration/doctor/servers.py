@@ -10,7 +10,7 @@ from typing import Any
 from orchestration.doctor import machine
 from orchestration.doctor.machine import Finding
 from orchestration.redact import redact, url_without_secrets
-from pipeline.errors import UserError
+from pipeline.errors import UserError, first_line
 
 _MAX_SKEW_S = 30.0
 _TIMEOUT_S = 15.0
@@ -27,6 +27,10 @@ def tracking_server(uri: str) -> list[Finding]:
     except UserError as error:
         todo = "start it (infra/compose.yaml), check the address, set MLFLOW_TRACKING_USERNAME and _PASSWORD"
         return [Finding("trouble", "tracking", redact(str(error)), todo)]
+    except Exception as error:  # MLflow and data base drivers raise their own kinds
+        todo = "use http://HOST:5000 or sqlite:////ABSOLUTE/mlflow.db; a data base of another kind needs its driver"
+        text = f"cannot use {shown}: {type(error).__name__}: {redact(first_line(error))}"
+        return [Finding("trouble", "tracking", text, todo)]
     found = [Finding("ok", "tracking", f"{shown} answers in {1000 * (time.monotonic() - start):.0f} ms")]
     if uri.startswith("http"):
         found += _stranger(shown) + clock(shown)
@@ -56,6 +60,7 @@ def head(address: str) -> list[Finding]:
 
     from orchestration import jobs
 
+    address = address.rstrip("/")
     try:
         answer = requests.get(f"{address}/api/jobs/", timeout=_TIMEOUT_S, auth=_no_auth)
     except requests.exceptions.RequestException as error:

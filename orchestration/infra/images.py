@@ -24,7 +24,7 @@ RUN python3 -m venv $VIRTUAL_ENV
 # The layers that change least come first: torch, then the locked packages, then this project.
 RUN pip install --index-url "$TORCH_INDEX" "$TORCH"
 COPY requirements.lock /build/
-RUN pip install --no-deps -r /build/requirements.lock
+RUN pip install --no-deps -r /build/requirements.lock {" ".join(values.ray_up.packages)}
 COPY pyproject.toml README.md LICENSE /build/
 COPY pipeline /build/pipeline
 COPY preprocess /build/preprocess

@@ -83,6 +83,7 @@ def _mlflow(values: Values) -> dict[str, Any]:
         },
         "ports": [f"127.0.0.1:{tracking.mlflow_port}:5000"],
         "volumes": ["auth:/auth"],
+        "healthcheck": _health("python -c \"import urllib.request as r; r.urlopen('http://127.0.0.1:5000/health')\""),
         "depends_on": {
             "postgres": {"condition": "service_healthy"},
             "bucket": {"condition": "service_completed_successfully"},

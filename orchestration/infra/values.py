@@ -90,6 +90,9 @@ class TrackingValues:
 
 @dataclass(frozen=True, kw_only=True)
 class RayUpValues:
+    """packages: what Ray's launcher on the head needs beyond the lock to start machines, with versions."""
+
+    packages: tuple[str, ...]
     region: str
     head_type: str
     cpu_type: str

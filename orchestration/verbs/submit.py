@@ -6,12 +6,14 @@ import argparse
 import os
 import shlex
 import sys
+import urllib.parse
 from pathlib import Path
 
 from pipeline import storage
 from pipeline.errors import UserError
 
 NOT_AS_JOBS = ("submit", "jobs", "stop", "demo", "manifests")
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -50,7 +52,9 @@ def main(argv: list[str]) -> int:
     environment = jobs.runtime_env(working_dir, _environment(arguments.env))
     words = ["latentzoom", *command]
     client = jobs.connect(address)
-    print(jobs.ray_command(address, environment, words, arguments.detach), flush=True)
+    print(
+        jobs.ray_command(address, environment, words, name=arguments.submission_id, detach=arguments.detach), flush=True
+    )
     with jobs.user_errors(address):
         job = client.submit_job(
             entrypoint=shlex.join(words),
@@ -86,9 +90,9 @@ def follow_to_end(client: object, address: str, job: str) -> int:
 
 def own_source() -> str:
     """This folder, when it holds latentzoom's own source; else nothing is sent."""
-    here = Path.cwd()
-    is_source = (here / "orchestration" / "cli.py").is_file() and (here / "pipeline").is_dir()
-    return str(here) if is_source else ""
+    from orchestration import jobs
+
+    return str(Path.cwd()) if jobs.is_own_source(Path.cwd()) else ""
 
 
 def local_paths(command: list[str]) -> list[str]:
@@ -103,11 +107,18 @@ def local_paths(command: list[str]) -> list[str]:
 
 
 def _environment(assignments: list[str]) -> dict[str, str]:
+    """`--env`, and this shell's tracking server where the cluster can mean the same by its address."""
     from orchestration import jobs
     from orchestration.redact import url_without_secrets
 
     values = jobs.environment(assignments)
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
-    if uri.startswith(("http://", "https://")) and url_without_secrets(uri) == uri:
-        values.setdefault("MLFLOW_TRACKING_URI", uri)
+    if "MLFLOW_TRACKING_URI" in values or not uri.startswith(("http://", "https://")):
+        return values
+    if urllib.parse.urlsplit(uri).hostname in _LOOPBACK:
+        shown = url_without_secrets(uri)
+        print(f"note: MLFLOW_TRACKING_URI={shown} is this machine's own address and is not sent; the cluster's own "
+              f"holds, or give --env MLFLOW_TRACKING_URI=URL", file=sys.stderr)  # fmt: skip
+    elif url_without_secrets(uri) == uri:
+        values["MLFLOW_TRACKING_URI"] = uri
     return values

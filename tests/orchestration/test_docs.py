@@ -101,6 +101,17 @@ def test_there_are_marks_and_only_known_ones():
     assert {c.mark for c in ALL} == {"console run", "console cluster"}
 
 
+def test_every_block_says_whether_it_is_run():
+    known = {"console run", "console cluster", "text plan", "mermaid", "python", ""}
+    for page in [*PAGES, ROOT / "README.md"]:
+        for mark, body in re.findall(r"^```([^\n]*)\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
+            assert mark in known, f"{page.name}: {mark}"
+            is_command = re.search(
+                r"^(\(?umask|make|latentzoom|docker|kubectl|ray|export|pip|mlflow) ", body, re.MULTILINE
+            )
+            assert mark.startswith("console") == bool(is_command), f"{page.name}: ```{mark}\n{body}"
+
+
 @pytest.mark.parametrize("command", [*ALL, *README], ids=lambda c: f"{c.page}: {c.line[:60]}")
 def test_every_command_parses(command, monkeypatch, tmp_path):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")  # for commands that rely on one
@@ -115,7 +126,7 @@ def test_every_verb_has_a_page_with_an_example(verb):
 
 
 def test_links_lead_somewhere():
-    for page in PAGES:
+    for page in [*PAGES, ROOT / "README.md"]:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 

@@ -38,6 +38,14 @@ def test_a_store_that_refuses_is_trouble(tmp_path):
     assert finding.level == "trouble"
 
 
+def test_an_address_that_nothing_can_open_is_one_finding_among_the_others(capsys, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert main(["doctor", "--storage", "nosuch://bucket"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.startswith("TROUBLE")] == [line for line in lines if "nosuch://" in line]
+    assert any(" devices " in line for line in lines)
+
+
 def test_an_object_store_is_tried_with_conditional_writes():
     (finding,) = doctor.store(f"memory://{uuid.uuid4().hex}")
     assert finding.level == "ok"
@@ -63,6 +71,11 @@ def test_other_versions_than_the_locked_ones_are_named(monkeypatch):
     monkeypatch.setattr(doctor, "_lock", lambda: {"ray": "1.0"})
     (finding,) = doctor.versions()
     assert "the lock has 1.0" in finding.text and "ray==1.0" in finding.todo
+
+
+def test_the_lock_of_this_checkout_is_the_one_compared_with():
+    locked = doctor._lock()
+    assert set(doctor._LOCKED) - set(locked) == {"torch"}  # torch is chosen apart from the lock
 
 
 class OpenServer(http.server.BaseHTTPRequestHandler):
@@ -95,6 +108,20 @@ def test_servers_open_to_anyone_and_wrong_clocks_are_trouble(open_server):
     (finding,) = doctor_servers.clock(open_server)
     assert finding.level == "trouble" and " s ahead of" in finding.text
     assert doctor_servers.head("http://127.0.0.1:1")[0].level == "trouble"
+
+
+@pytest.mark.parametrize("uri", ["postgresql+psycopg://joe:hunter2@127.0.0.1:1/x", "a-folder"])
+def test_a_tracking_store_that_mlflow_cannot_open_is_one_finding(tmp_path, monkeypatch, uri):
+    monkeypatch.chdir(tmp_path)
+    (finding,) = doctor_servers.tracking_server(uri)
+    assert finding.level == "trouble" and finding.line().count("\n") == 0 and finding.todo
+    assert "hunter2" not in finding.line()
+
+
+def test_an_address_with_a_slash_at_its_end_is_the_same_head(open_server):
+    assert [f.text for f in doctor_servers.head(f"{open_server}/")] == [
+        f.text for f in doctor_servers.head(open_server)
+    ]
 
 
 @pytest.mark.slow

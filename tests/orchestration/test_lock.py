@@ -64,3 +64,17 @@ def test_the_images_python_is_one_of_them_and_can_build_the_project():
     build = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
     for requirement in map(Requirement, build):  # venv brings none since Python 3.12, and pip is told not to fetch any
         assert requirement.specifier.contains(locked()[requirement.name])
+
+
+def test_the_image_has_what_rays_launcher_starts_machines_with():
+    """boto3 beyond the lock, at versions that agree with the lock's botocore and with the developers' lock."""
+    packages = dict(text.split("==") for text in load_values(ROOT / "infra/values.yaml").ray_up.packages)
+    assert {"boto3", "s3transfer"} == set(packages)
+    assert [f"{name}=={version}" for name, version in packages.items()] == [
+        line for line in (ROOT / "requirements-dev.lock").read_text().splitlines() if line.split("==")[0] in packages
+    ]
+    for name in packages:
+        for needed in map(Requirement, metadata.requires(name) or []):
+            if needed.marker is None or needed.marker.evaluate({"extra": ""}):
+                version = (packages | locked())[canonicalize_name(needed.name)]
+                assert needed.specifier.contains(version), f"{name} requires {needed}"

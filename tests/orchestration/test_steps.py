@@ -146,6 +146,17 @@ def test_of_two_jobs_that_start_at_once_one_gets_the_lease(remote):
     first.release()
 
 
+def test_a_store_that_takes_no_writes_is_one_line(remote, monkeypatch):
+    def refuse(self, path, value, mode="overwrite", **kwargs):
+        raise FileNotFoundError("The specified bucket does not exist\nand more")
+
+    fsspec.filesystem("memory").pipe_file(f"{remote.removeprefix('memory:/')}/other", b"x")
+    monkeypatch.setattr(type(fsspec.filesystem("memory")), "pipe_file", refuse)
+    with pytest.raises(UserError, match="cannot write to memory://.*bucket does not exist; check the address"):
+        with sole_job(remote):
+            pass
+
+
 def test_a_holder_that_was_succeeded_stops(remote, monkeypatch):
     monkeypatch.setattr(lease, "RENEW_S", 0.01)
     old = lease._Lease(remote)

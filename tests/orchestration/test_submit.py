@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import subprocess
+import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from ray_head import BIN, Head, ray_head, status
+from ray._private.runtime_env.packaging import create_package
+from ray_head import Head, ray_head, status
 
 from orchestration import jobs
 from orchestration.cli import main
-from orchestration.verbs.submit import own_source
+from orchestration.verbs.submit import _environment, own_source
 from pipeline.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Details:
@@ -57,12 +63,63 @@ def test_only_the_source_folder_is_sent(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert own_source() == ""
     environment = jobs.runtime_env(str(tmp_path), {"A": "b c"})
-    line = jobs.ray_command("http://h:8265", environment, ["latentzoom", "train", "align"], detach=True)
-    words = shlex.split(line)
-    assert words[:7] == ["ray", "job", "submit", "--address", "http://h:8265", "--working-dir", "."]
+    monkeypatch.setattr(jobs, "token", lambda: "")
+    command = ["latentzoom", "train", "align"]
+    words = shlex.split(jobs.ray_command("http://h:8265", environment, command, name="mine", detach=True))
+    assert words[:5] == ["ray", "job", "submit", "--address", "http://h:8265"]
+    assert words[5:9] == ["--submission-id", "mine", "--working-dir", "."]
     assert words[-5:] == ["--no-wait", "--", "latentzoom", "train", "align"]
     sent = json.loads(words[words.index("--runtime-env-json") + 1])
     assert sent["env_vars"] == {"A": "b c"} and ".venv/" in sent["excludes"] and "pip" not in sent
+
+
+def test_of_a_checkout_only_the_packages_are_sent(tmp_path):
+    """As Ray packs it: no data, runs or secrets that lie beside the source, and every package whole."""
+    packages = ("pipeline", "preprocess", "training", "orchestration")
+    source = tmp_path / "source"
+    for package in packages:
+        shutil.copytree(ROOT / package, source / package)
+    for other in (".env", "infra/.env", "mlflow.db", "work/shard-000000.tar", "tests/test_a.py", ".venv/bin/python"):
+        (source / other).parent.mkdir(parents=True, exist_ok=True)
+        (source / other).write_text("x")
+    excludes = jobs.runtime_env(str(source), {})["excludes"]
+    create_package(str(source), tmp_path / "sent.zip", include_gitignore=True, excludes=excludes)
+    sent = {name for name in zipfile.ZipFile(tmp_path / "sent.zip").namelist() if not name.endswith("/")}
+    expected = {p.relative_to(source).as_posix() for name in packages for p in (source / name).rglob("*.py")}
+    assert {name for name in sent if name.endswith(".py")} == expected
+    assert {name.split("/")[0] for name in sent} == set(packages)
+
+
+def test_another_folder_is_sent_without_its_secrets(tmp_path):
+    (tmp_path / "own").mkdir()
+    for name in ("own/code.py", "own/.env", ".env"):
+        (tmp_path / name).write_text("x")
+    excludes = jobs.runtime_env(str(tmp_path), {})["excludes"]
+    create_package(str(tmp_path), tmp_path.parent / "sent.zip", include_gitignore=True, excludes=excludes)
+    assert zipfile.ZipFile(tmp_path.parent / "sent.zip").namelist() == ["own/code.py"]
+    with pytest.raises(UserError, match="is not a folder of this machine"):
+        jobs.runtime_env(str(tmp_path / "none"), {})
+
+
+def test_what_ray_refuses_to_send_is_one_line():
+    with pytest.raises(UserError, match="nothing was sent: Package size"), jobs.user_errors("http://h:8265"):
+        raise ValueError("Package size (900MiB) exceeds the maximum size of 500MiB.\nSee the docs")
+
+
+@pytest.mark.parametrize(
+    ("uri", "sent"),
+    [
+        ("http://mlflow:5000", {"MLFLOW_TRACKING_URI": "http://mlflow:5000"}),
+        ("http://127.0.0.1:5000", {}),
+        ("http://joe:pw@mlflow:5000", {}),
+        ("sqlite:///mlflow.db", {}),
+    ],
+)
+def test_a_tracking_server_goes_along_where_the_cluster_can_mean_the_same(monkeypatch, capsys, uri, sent):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    assert _environment([]) == sent
+    assert ("is not sent" in capsys.readouterr().err) == ("127.0.0.1" in uri)
+    assert _environment(["MLFLOW_TRACKING_URI=http://other"]) == {"MLFLOW_TRACKING_URI": "http://other"}
 
 
 @pytest.fixture(scope="module")
@@ -107,12 +164,15 @@ def test_a_real_job_makes_shards_and_its_exit_status_comes_back(head: Head, at, 
     assert "latentzoom: error" in captured.out and "exit status 2" in captured.err
     assert main(["jobs", *at]) == 0
     assert "SUCCEEDED" in (text := capfd.readouterr().out) and "FAILED" in text
-    line = next(line for line in captured.out.splitlines() if line.startswith("ray job submit"))
-    words = shlex.split(line)
-    words[0] = str(BIN / "ray")
-    again = [*words[: words.index("--") + 1], "latentzoom", "--version"]
-    result = subprocess.run(again, env=head.environment, capture_output=True, text=True, check=False)
+    assert main(["submit", "--version", "--submission-id", "named", *at]) == 0
+    line = next(line for line in capfd.readouterr().out.splitlines() if "ray job submit" in line)
+    assert str(Path.home()) not in line and head.token not in line
+    again = line.replace("--submission-id named ", "--submission-id again ")
+    shell = {k: v for k, v in head.environment.items() if not k.startswith("RAY_AUTH")} | {"RAY_AUTH_TOKEN": head.token}
+    result = subprocess.run(again, shell=True, env=shell, capture_output=True, text=True, check=False)
     assert result.returncode == 0 and "latentzoom 0." in result.stdout + result.stderr
+    named, again = (jobs.connect(head.address).get_job_info(job) for job in ("named", "again"))
+    assert (named.entrypoint, named.runtime_env) == (again.entrypoint, again.runtime_env)
 
 
 @pytest.mark.slow

@@ -5,11 +5,11 @@ from __future__ import annotations
 import importlib
 import sys
 
-from pipeline.errors import UserError
+from pipeline.errors import STOPPED, Stopped, UserError
 
 VERBS: dict[str, tuple[str, str]] = {
     "demo": ("orchestration.verbs.demo", "train, register and use a tiny model on real photographs"),
-    "preprocess": ("preprocess.cli", "images → shards with cached latents (and: verify)"),
+    "preprocess": ("orchestration.verbs.preprocess", "images → shards with cached latents (and: verify)"),
     "train": ("orchestration.verbs.train", "one stage: autoencoder, decoder, denoiser or align"),
     "evaluate": ("orchestration.verbs.evaluate", "figures of a model on a data set"),
     "register": ("orchestration.verbs.register", "a bundle → a new version with alias candidate"),
@@ -31,7 +31,8 @@ VERBS: dict[str, tuple[str, str]] = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one verb. Errors that a user can mend are one line and exit status 2; Ctrl-C is 130."""
+    """Run one verb. Errors that a user can mend are one line and exit status 2. A run that was asked to stop and wrote
+    a checkpoint is 75, anything else that is interrupted 130."""
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(_help())
@@ -49,6 +50,9 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"latentzoom: error: {error}", file=sys.stderr)
         return 2
+    except Stopped as notice:
+        print(f"latentzoom: {notice}", file=sys.stderr)
+        return STOPPED
     except KeyboardInterrupt:
         print("\nlatentzoom: interrupted; run the same command again to continue", file=sys.stderr)
         return 130

@@ -39,10 +39,14 @@ def set_gauges(gauges: dict[str, Any], values: dict[str, float], tags: dict[str,
         gauges[name].set(float(value), tags=tags)
 
 
-def report_preprocessing(encode_busy: float, samples_per_second: float) -> None:
-    """What a preprocessing run came to. Nothing is exported outside of Ray."""
-    import ray
+class PreprocessingMetrics:
+    """How a preprocessing run goes, as gauges. Nothing is exported outside of Ray."""
 
-    if ray.is_initialized():
-        values = {"encode_busy": encode_busy, "samples_per_s": samples_per_second}
-        set_gauges({}, values, {"stage": "preprocess"})
+    def __init__(self) -> None:
+        self._gauges: dict[str, Any] = {}
+
+    def __call__(self, figures: dict[str, float]) -> None:
+        import ray
+
+        if ray.is_initialized():
+            set_gauges(self._gauges, figures, {"stage": "preprocess"})

@@ -11,14 +11,15 @@ import tyro
 from pipeline.errors import UserError
 from preprocess.config import PreprocessConfig
 from preprocess.sources import SOURCES
+from preprocess.tally import Observer
 
 _PROG = "latentzoom preprocess"
 
 
-def main(argv: list[str]) -> int:
-    """Run the command; returns its exit code."""
+def main(argv: list[str], observe: Observer | None = None) -> int:
+    """Run the command; returns its exit code. observe: see `preprocess.run.preprocess`."""
     try:
-        return _dispatch(argv)
+        return _dispatch(argv, observe)
     except UserError as error:
         print(f"latentzoom: error: {error}", file=sys.stderr)
         return 2
@@ -27,7 +28,7 @@ def main(argv: list[str]) -> int:
         return 130
 
 
-def _dispatch(argv: list[str]) -> int:
+def _dispatch(argv: list[str], observe: Observer | None) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(_help())
         return 0 if argv else 2
@@ -35,7 +36,7 @@ def _dispatch(argv: list[str]) -> int:
         return _verify(argv[1:])
     if argv[0] not in SOURCES:
         raise UserError(f"unknown source {argv[0]!r}; use one of {', '.join(SOURCES)}, or verify")
-    return _preprocess(parse(argv))
+    return _preprocess(parse(argv), observe)
 
 
 def parse(argv: list[str]) -> PreprocessConfig:
@@ -53,10 +54,10 @@ def parse(argv: list[str]) -> PreprocessConfig:
     return config.replace(source=kind)
 
 
-def _preprocess(config: PreprocessConfig) -> int:
+def _preprocess(config: PreprocessConfig, observe: Observer | None) -> int:
     from preprocess.run import plan_text, preprocess
 
-    print(plan_text(config) if config.plan else preprocess(config).to_json())
+    print(plan_text(config) if config.plan else preprocess(config, observe=observe).to_json())
     return 0
 
 

@@ -30,7 +30,9 @@ from preprocess.retry import full_disk_explained, with_retries
 from preprocess.sources import open_source
 from preprocess.sources.base import Source
 from preprocess.store import exists, read_json
-from preprocess.tally import Tally
+from preprocess.tally import Observer, Tally
+
+_OBSERVE_S = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,20 +60,27 @@ class Summary:
 
 
 def preprocess(
-    config: PreprocessConfig, *, autoencoder: StoredEncoder | str | None = None, source: Source | None = None
+    config: PreprocessConfig,
+    *,
+    autoencoder: StoredEncoder | str | None = None,
+    source: Source | None = None,
+    observe: Observer | None = None,
 ) -> Summary:
     """Make (or complete) the shard set in `config.dest`.
 
     autoencoder: an encoder, or the URL of a bundle; None uses `config.autoencoder`, and pixels only without that.
     source: for programs with a source of their own; `config.source` is then only its name.
+    observe: told how it goes every few seconds, and at the end; see `Observer`.
     Raises `UserError` for what a user can mend; whatever was finished stays.
     """
     config = config.replace(dest=absolute(config.dest), source_url=absolute(config.source_url))
     with full_disk_explained(config.dest):
-        return _preprocess(config, autoencoder, source)
+        return _preprocess(config, autoencoder, source, observe or (lambda figures: None))
 
 
-def _preprocess(config: PreprocessConfig, autoencoder: StoredEncoder | str | None, source: Source | None) -> Summary:
+def _preprocess(
+    config: PreprocessConfig, autoencoder: StoredEncoder | str | None, source: Source | None, observe: Observer
+) -> Summary:
     start, retries_before = time.monotonic(), store.counter.count
     encoder = load_encoder(autoencoder if autoencoder is not None else config.autoencoder)
     config, source = resolve(config, source, encoder)
@@ -86,7 +95,7 @@ def _preprocess(config: PreprocessConfig, autoencoder: StoredEncoder | str | Non
             print(f"rebuilding: {trouble}", file=sys.stderr)
         todo = [shard for shard in plan.shards if shard.name not in done]
         builder = ShardBuilder(config, source, encoder, facts, plan.hash)
-        tally = _build(config, plan, todo, dict(done), builder)
+        tally = _build(config, plan, todo, dict(done), builder, observe)
         remove_scratch(config.dest)  # what workers left that died in this run
         manifest = finish(config, plan, facts, tally.receipts)
     seconds = time.monotonic() - start
@@ -185,9 +194,16 @@ def check_rejects(config: PreprocessConfig, plan: Plan, tally: Tally) -> None:
 
 
 def _build(
-    config: PreprocessConfig, plan: Plan, todo: list[ShardPlan], receipts: dict[str, Receipt], builder: ShardBuilder
+    config: PreprocessConfig,
+    plan: Plan,
+    todo: list[ShardPlan],
+    receipts: dict[str, Receipt],
+    builder: ShardBuilder,
+    observe: Observer,
 ) -> Tally:
     tally = Tally(receipts)
+    started = told = time.monotonic()
+    num_built = 0
     check_rejects(config, plan, tally)
     num_kept = sum(shard.num_samples for shard in plan.shards) - sum(shard.num_samples for shard in todo)
     with (
@@ -197,6 +213,10 @@ def _build(
         for name, built in news:
             tally.by_builder[name] = built.seconds
             num_done = built.num_samples
+            num_built += num_done
+            if time.monotonic() - told >= _OBSERVE_S:
+                told = time.monotonic()
+                observe(tally.figures(num_built / (told - started)))
             if built.receipt is not None:
                 num_done += sum(reject["num_samples"] for reject in built.receipt["rejects"])
                 tally.add(built.receipt)
@@ -204,6 +224,7 @@ def _build(
             note = f"encoder busy {tally.encode_busy():.0%}" if builder.autoencoder else ""
             rejected = len(tally.rejects)
             progress.update(num_done, note + (f"  rejected {rejected}" if rejected else ""))
+    observe(tally.figures(num_built / max(time.monotonic() - started, 1e-9)))
     return tally
 
 

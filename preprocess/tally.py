@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from preprocess.build import StageSeconds
 from preprocess.receipt import Receipt
+
+Observer = Callable[[dict[str, float]], None]
+"""Told of a run: `encode_busy` (0 to 1, over all builders), `samples_per_s`, `rejected_images`, `workers_lost`."""
 
 
 class Tally:
@@ -33,6 +37,15 @@ class Tally:
     def encode_busy(self) -> float:
         seconds = self.seconds
         return seconds.encode / seconds.total if seconds.total > 0 else 0.0
+
+    def figures(self, samples_per_s: float) -> dict[str, float]:
+        """What an operator watches."""
+        return {
+            "encode_busy": self.encode_busy(),
+            "samples_per_s": samples_per_s,
+            "rejected_images": float(len(self.rejects)),
+            "workers_lost": float(self.workers_lost),
+        }
 
     def limited_by(self, has_encoder: bool) -> str:
         """The encoder when it was busy nine tenths of the time, else the stage it waited for most."""

@@ -214,8 +214,9 @@ def test_alerts_and_dashboard_ask_for_metrics_that_are_exported():
 @pytest.mark.slow
 def test_figures_reach_prometheus_under_the_names_that_the_dashboard_asks_for(monkeypatch):
     code = (
-        "import time, ray; ray.init(); from orchestration.ray_metrics import RayMetricsReporter, report_preprocessing;"
-        "RayMetricsReporter('align').metrics(3, {'images_per_s': 7.0}); report_preprocessing(0.5, 2.0); time.sleep(600)"
+        "import time, ray; ray.init(); from orchestration.ray_metrics import RayMetricsReporter, PreprocessingMetrics;"
+        "RayMetricsReporter('align').metrics(3, {'images_per_s': 7.0}); "
+        "PreprocessingMetrics()({'encode_busy': 0.5}); time.sleep(600)"
     )
     with ray_head() as head:
         monkeypatch.setenv("RAY_AUTH_TOKEN", head.token)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import UserError
+from preprocess import run
 from preprocess.build import StageSeconds
 from preprocess.run import preprocess
 from preprocess.sources.folder import FolderSource
@@ -27,6 +28,15 @@ def test_the_ledger_of_a_stopped_run_names_the_rejects_that_stopped_it(config, p
     assert str(stopped.value).startswith(f"{len(in_ledger)} of 11 images rejected") and in_ledger
     assert set(in_ledger) <= set(in_receipts)  # another shard may have been finished meanwhile
     assert not (dest / "manifest.json").exists()
+
+
+def test_an_observer_is_told_how_it_goes(config, pictures, monkeypatch):
+    monkeypatch.setattr(run, "_OBSERVE_S", 0.0)
+    (pictures / "004.png").write_bytes(b"junk")
+    told = []
+    preprocess(config.replace(policy="skip", max_reject_fraction=1.0), observe=told.append)
+    assert len(told) > 1 and told[-1]["rejected_images"] == 1 and told[-1]["workers_lost"] == 0
+    assert 0 <= told[-1]["encode_busy"] <= 1 and told[-1]["samples_per_s"] > 0
 
 
 def test_progress_counts_rejected_samples_as_done(config, pictures, capfd):

@@ -1,0 +1,13 @@
+"""`latentzoom preprocess`: preprocess/cli.py, with its figures as Ray metrics where Ray runs."""
+
+from __future__ import annotations
+
+from orchestration.ray_metrics import PreprocessingMetrics
+from preprocess import cli
+
+parse = cli.parse
+
+
+def main(argv: list[str]) -> int:
+    """Make or verify shards."""
+    return cli.main(argv, PreprocessingMetrics())

@@ -104,10 +104,12 @@ def environment(assignments: Sequence[str]) -> dict[str, str]:
 
 def check_command(command: Sequence[str]) -> None:
     """Refuse commands that carry a secret: they are shown in the dashboard and in logs."""
-    for word in command:
-        if redact(word) != word:
+    pairs = zip(command, command[1:])
+    options = [f"{name} {value}" for name, value in pairs if name.startswith("-") and not value.startswith("-")]
+    for text in [*command, *options]:
+        if redact(text) != text:
             raise UserError(
-                f"{redact(word)!r} carries a secret, and a job's command is shown in the dashboard; "
+                f"{redact(text)!r} carries a secret, and a job's command is shown in the dashboard; "
                 "put it into the cluster's own environment"
             )
 

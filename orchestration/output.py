@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -61,6 +61,15 @@ def check_folder(folder: Path, target: Path | None = None) -> None:
         raise UserError(f"cannot write {target or folder}: {there} is not a folder")
     if not os.access(there, os.W_OK):
         raise UserError(f"cannot write {target or folder}: no permission for {there}")
+
+
+@contextlib.contextmanager
+def within_memory(what: str, todo: str) -> Iterator[None]:
+    """Where the GPU's memory does not suffice for `what`, a `UserError` that says what to do."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UserError(f"{what}: the GPU has too little memory for it; {todo}") from error
 
 
 def parse_size(text: str) -> Size:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestration.redact import url_without_secrets
-from pipeline.errors import UserError
+from pipeline.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 EXPERIMENT = "latentzoom"
 _SQLITE = "sqlite:///"
+_SERVED = ("http", "https", "sqlite", "databricks", "databricks-uc", "uc")
+_USUAL = "sqlite:///path/mlflow.db or http://host:port"
 _PARAM_LIMIT = 6000
 _UI = {"mlflow.experimentKind": "custom_model_development"}
 """Shows the experiment in MLflow's view for trained models, not the one for language-model applications."""
@@ -44,7 +46,7 @@ def tracking_uri(uri: str | None = None, folder: str | Path | None = None) -> st
     """The tracking URI to use: `uri`, else MLFLOW_TRACKING_URI, else SQLite in `folder` (default: working folder).
 
     SQLite paths are made absolute, because workers run in another folder. A bare folder or `file:` URI is refused:
-    MLflow's file store cannot hold a model registry.
+    MLflow's file store cannot hold a model registry. So is what nothing here can open.
     """
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or ""
     if not uri:
@@ -52,8 +54,22 @@ def tracking_uri(uri: str | None = None, folder: str | Path | None = None) -> st
     if uri.startswith(_SQLITE):
         return _SQLITE + str(Path(uri[len(_SQLITE) :]).resolve())
     if "://" not in uri or uri.startswith("file:"):
-        raise UserError(f"tracking URI {uri!r} has no registry; use sqlite:///path/mlflow.db or http://host:port")
+        raise UserError(f"tracking URI {uri!r} has no registry; use {_USUAL}")
+    if uri.partition("://")[0] not in _SERVED:
+        _check_driver(uri)
     return uri
+
+
+def _check_driver(uri: str) -> None:
+    """`UserError` where `uri` is no data base, or its driver is not installed: no waiting mends that."""
+    import sqlalchemy
+    import sqlalchemy.exc
+
+    try:
+        sqlalchemy.make_url(uri).get_dialect().import_dbapi()
+    except (sqlalchemy.exc.ArgumentError, ImportError, ValueError) as error:
+        shown = url_without_secrets(uri)
+        raise UserError(f"cannot use the tracking URI {shown}: {first_line(error)}; use {_USUAL}") from error
 
 
 @functools.lru_cache(maxsize=16)
@@ -76,7 +92,8 @@ def client(uri: str) -> MlflowClient:
         return made
     if uri.startswith(("http://", "https://")):
         _greet(uri)
-    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+    with user_errors(uri):
+        return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
 def _greet(uri: str) -> None:
@@ -309,7 +326,7 @@ def user_errors(uri: str) -> Iterator[None]:
     except sqlalchemy.exc.SQLAlchemyError as error:
         raise StoreError(f"cannot use the tracking data base {shown}: {str(error).splitlines()[0]}") from error
     except MlflowException as error:
-        raise StoreError(f"tracking store {shown}: {str(error).splitlines()[0]}") from error
+        raise StoreError(f"tracking store {shown}: {first_line(error)}") from error
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ depends on the machine; both are rows, and ratios are to the first.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import torch
@@ -15,18 +16,26 @@ from torch import Tensor
 
 from orchestration.bench.measure import alternate, autocast, observe, quality
 from orchestration.bench.table import Options, Row
-from pipeline.geometry import Axis, axis_range
+from pipeline.canvas import WINDOW
+from pipeline.config import DecoderConfig
+from pipeline.decoder import ImplicitDecoder
+from pipeline.drawing import Drawing
+from pipeline.geometry import Axis, Window, axis_range
 from pipeline.light import LightHead
 from pipeline.liif import LiifHead
 from pipeline.reference import render_light_reference, render_reference
+from pipeline.tiling import whole
 
 CELLS = 64
 CHANNELS = 128
 BAND_PIXELS = 1 << 17
+LARGEST = 1 << 15
+"""Height and width of the picture that is drawn tile by tile."""
 
 
 def bench_decode(options: Options, peak: float) -> list[Row]:
-    """Rows for 512² and 1024², on CUDA also 2048²; in half precision the straightforward way runs under autocast.
+    """Rows for 512² and 1024², on CUDA also 2048² and LARGEST² (hours on a CPU); in half precision the straightforward
+    way runs under autocast.
     peak: multiply-accumulates a second of the device's matrix products."""
     is_cuda = options.device.startswith("cuda")
     torch.manual_seed(0)
@@ -37,7 +46,7 @@ def bench_decode(options: Options, peak: float) -> list[Row]:
         rows += _rows(options, side, {"liif": liif, "light": light}, features, peak)
     if not options.quick:
         rows += [_whole(options, "light", light, features, 4096, peak)]
-        rows += [_whole(options, "liif", liif, features, 4096, peak)] if is_cuda else []
+        rows += [_whole(options, "liif", liif, features, 4096, peak), tile_by_tile(options, peak)] if is_cuda else []
     return rows
 
 
@@ -119,6 +128,40 @@ def _whole(options: Options, name: str, head: LiifHead | LightHead, features: Te
         memory_mb=None if memory is None else max(0.0, memory - image.numel() * image.element_size() / 1e6),
         share_of_peak=side * side * head.macs_per_pixel(side / CELLS) / seconds / peak,
         note="memory without the image itself",
+    )
+
+
+@torch.inference_mode()
+def tile_by_tile(options: Options, peak: float) -> Row:
+    """LARGEST² as `latentzoom generate` draws it, features made anew: 8-bit tiles reach the CPU, and no file."""
+    dtype = getattr(torch, options.dtype)
+    torch.manual_seed(0)
+    decoder = ImplicitDecoder(DecoderConfig(), 3).to(options.device, dtype).eval()
+    latent = torch.randn(1, 3, CELLS, CELLS).to(options.device, dtype)
+    starts = range(0, LARGEST, WINDOW)
+    tiles = [(y, x, min(y + WINDOW, LARGEST), min(x + WINDOW, LARGEST)) for y in starts for x in starts]
+    seconds = 0.0
+
+    def draw(tiles: list[Window]) -> Tensor:
+        nonlocal seconds
+        start = time.perf_counter()
+        drawing = Drawing(decoder, latent, (LARGEST, LARGEST), whole((CELLS, CELLS)))
+        for tile in tiles:
+            pixels = drawing.pixels(tile)
+        seconds = time.perf_counter() - start
+        return torch.from_numpy(pixels)
+
+    draw(tiles[:1])  # warm up
+    memory = observe(lambda: draw(tiles), options.device)[1]
+    return Row(
+        part="decode",
+        name=f"liif {LARGEST}² tile by tile",
+        rate=LARGEST**2 / seconds / 1e6,
+        unit="Mpixel/s",
+        seconds=seconds,
+        memory_mb=memory,
+        share_of_peak=LARGEST**2 * decoder.head.macs_per_pixel(LARGEST / CELLS) / seconds / peak,
+        note="memory beyond the weights; the picture is not kept",
     )
 
 

@@ -163,6 +163,7 @@ def store(url: str) -> list[Finding]:
     content = os.urandom(64)
     step = "write to"
     try:
+        there = _nearest(Path(storage.filesystem(url)[1])) if storage.is_local(url) else None
         storage.write_bytes(probe, content)
         step = "read back from"
         if storage.read_bytes(probe) != content:
@@ -170,6 +171,7 @@ def store(url: str) -> list[Finding]:
         is_conditional = storage.is_local(url) or _refuses_second_write(probe)
         step = "delete in"
         storage.remove_tree(probe)
+        _remove_new_folders(url, there)
     except (UserError, OSError, ImportError, ValueError) as error:
         todo = "check the address, the credentials and the rights (read, write, list, delete)"
         return [Finding("trouble", "storage", f"cannot {step} {shown}: {redact(first_line(error))}", todo)]
@@ -181,6 +183,17 @@ def store(url: str) -> list[Finding]:
         todo = "start no two jobs in one --workdir there"
         return [Finding("warning", "storage", f"{shown} works, but has no conditional writes", todo)]
     return [Finding("ok", "storage", f"{shown}: write, read, delete")]
+
+
+def _remove_new_folders(url: str, there: Path | None) -> None:
+    """Of a local folder, what the probe made below `there`; nothing where something else came into it meanwhile."""
+    if there is None:
+        return
+    folder = Path(storage.filesystem(url)[1])
+    with contextlib.suppress(OSError):
+        while folder != there:
+            folder.rmdir()
+            folder = folder.parent
 
 
 def _refuses_second_write(url: str) -> bool:

@@ -8,7 +8,16 @@ from typing import Annotated, Literal
 
 import tyro
 
-from orchestration.output import Dtype, Previews, check_file, check_folder, load_model, origin, parse_size
+from orchestration.output import (
+    Dtype,
+    Previews,
+    check_file,
+    check_folder,
+    load_model,
+    origin,
+    parse_size,
+    within_memory,
+)
 from pipeline.canvas import Facts, check_target
 from pipeline.errors import UserError
 from pipeline.geometry import Size
@@ -76,7 +85,9 @@ def main(argv: list[str]) -> int:
     with Progress("generate", arguments.num, "images") as progress:
         for start in range(0, arguments.num, arguments.batch):
             seeds = [arguments.seed + i for i in range(start, min(start + arguments.batch, arguments.num))]
-            _batch(arguments, model, name, size, seeds, single, progress)
+            which = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds[0]} to {seeds[-1]}"
+            with within_memory(which, "give a smaller --batch, --dtype bfloat16 or a smaller --latent-size"):
+                _batch(arguments, model, name, size, seeds, single, progress)
     print(arguments.out)
     return 0
 

@@ -7,13 +7,23 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
-from orchestration.output import Dtype, Previews, check_file, check_folder, load_model, origin, parse_size
+from orchestration.output import (
+    Dtype,
+    Previews,
+    check_file,
+    check_folder,
+    load_model,
+    origin,
+    parse_size,
+    within_memory,
+)
 from orchestration.source_picture import SourcePicture, read_picture
 from pipeline.canvas import Facts, check_target, write_png
 from pipeline.drawing import Drawing
@@ -21,6 +31,7 @@ from pipeline.errors import UserError
 from pipeline.geometry import Size
 from pipeline.model import LatentZoom, target_size
 from pipeline.progress import Progress
+from preprocess.images import use_own_size_limit
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 _PIPE = Path("-")
@@ -29,7 +40,8 @@ _PIPE = Path("-")
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
     """Enlarge pictures. A folder in gives a folder out; pictures that are there already are kept. Transparency, colour
-    profile and EXIF are kept. Inputs and outputs of any size: memory does not grow with the output."""
+    profile and EXIF are kept (in TIFF five fields of EXIF). Inputs up to 100 megapixels, outputs of any size: memory
+    does not grow with the output."""
 
     input: tyro.conf.Positional[Path]
     """Picture, folder, or - for standard input."""
@@ -73,15 +85,22 @@ def main(argv: list[str]) -> int:
         raise UserError(f"no such file or folder: {arguments.input}")
     is_folder = arguments.input != _PIPE and arguments.input.is_dir()
     _check_output(arguments, is_folder)
+    use_own_size_limit()  # Pillow would warn of pictures that `read_picture` allows
     model, name = load_model(arguments.model, arguments.device, arguments.tracking_uri, arguments.dtype)
     if arguments.compile:
         model.compile()
     if is_folder:
         return _folder(arguments, model, name, size)
-    _one(arguments, model, name, size, arguments.input, arguments.output, is_shown=True)
+    with _within_memory(arguments.input):
+        _one(arguments, model, name, size, arguments.input, arguments.output, is_shown=True)
     if arguments.output != _PIPE:
         print(arguments.output)
     return 0
+
+
+def _within_memory(file: Path) -> AbstractContextManager[None]:
+    what = "standard input" if file == _PIPE else str(file)
+    return within_memory(what, "give a smaller --tile, such as 64 or 32, or --dtype bfloat16")
 
 
 def _check_output(arguments: Arguments, is_folder: bool) -> None:
@@ -109,7 +128,8 @@ def _folder(arguments: Arguments, model: LatentZoom, name: str, size: Size | Non
     with Progress("upscale", len(files), "images", initial=len(files) - len(missing)) as progress:
         for file, target in missing:
             try:
-                _one(arguments, model, name, size, file, target, is_shown=False)
+                with _within_memory(file):
+                    _one(arguments, model, name, size, file, target, is_shown=False)
             except UserError as error:
                 failed += 1
                 print(f"latentzoom: {error}", file=sys.stderr)

@@ -118,6 +118,24 @@ def test_preprocessing_and_stage_two_are_measured(tmp_path, capsys):
     assert rows["stage2", "cached step"].ratio > 0
 
 
+def test_the_largest_picture_is_drawn_tile_by_tile_and_not_kept(monkeypatch):
+    monkeypatch.setattr(bench_decode, "LARGEST", 80)
+    monkeypatch.setattr(bench_decode, "WINDOW", 32)
+    monkeypatch.setattr(bench_decode, "CELLS", 8)
+    drawn = []
+    original = bench_decode.Drawing.pixels
+
+    def pixels(self, window):
+        drawn.append(original(self, window).shape[:2])
+        return original(self, window)
+
+    monkeypatch.setattr(bench_decode.Drawing, "pixels", pixels)
+    row = bench_decode.tile_by_tile(Options(threads=1), peak=1e11)
+    assert sum(height * width for height, width in drawn[1:]) == 80 * 80 and max(drawn) == (32, 32)
+    assert row.name == "liif 80² tile by tile" and row.memory_mb is not None
+    assert row.rate == pytest.approx(0.0064 / row.seconds) and 0 < row.share_of_peak < 1
+
+
 def test_operations_are_counted_with_attention():
     query, weight = torch.randn(1, 2, 8, 4), torch.randn(6, 4)
     assert macs_of(lambda: torch.nn.functional.linear(query, weight)) == 2 * 8 * 4 * 6

@@ -38,6 +38,14 @@ def test_a_store_that_refuses_is_trouble(tmp_path):
     assert finding.level == "trouble"
 
 
+def test_the_probe_of_a_store_leaves_no_folder_of_its_own(tmp_path):
+    (finding,) = doctor.store(str(tmp_path / "new" / "deeper"))
+    assert finding.level == "ok" and not list(tmp_path.iterdir())
+    (tmp_path / "empty").mkdir()
+    (finding,) = doctor.store(str(tmp_path / "empty"))
+    assert finding.level == "ok" and (tmp_path / "empty").is_dir()
+
+
 def test_an_address_that_nothing_can_open_is_one_finding_among_the_others(capsys, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert main(["doctor", "--storage", "nosuch://bucket"]) == 1

@@ -2,12 +2,14 @@
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tiny_bundle import make_bundle
 
 from orchestration.cli import main
 from orchestration.output import parse_size
 from pipeline.errors import UserError
+from pipeline.model import LatentZoom
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +75,16 @@ def test_a_missing_model_and_an_unwritable_folder(bundle, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert _generate(bundle, "--size", "16", "--out", str(tmp_path / "file" / "below")) == 2
     assert "cannot write" in capsys.readouterr().err
+
+
+def test_too_little_memory_names_the_seeds_and_the_way_out(bundle, tmp_path, capsys, monkeypatch):
+    def sample_latents(self, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
+
+    monkeypatch.setattr(LatentZoom, "sample_latents", sample_latents)
+    assert _generate(bundle, "--num", "3", "--seed", "5", "--out", str(tmp_path)) == 2
+    message = "error: seeds 5 to 7: the GPU has too little memory for it; give a smaller --batch"
+    assert message in capsys.readouterr().err
 
 
 def test_a_super_resolution_model_says_what_to_use(tmp_path, capsys):

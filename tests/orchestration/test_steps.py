@@ -174,5 +174,16 @@ def test_secrets_are_taken_out():
     assert (
         redact("pg://joe:pass@db/x --password hunter2 TOKEN=abc lr=1") == "pg://***@db/x --password *** TOKEN=*** lr=1"
     )
+    assert redact("x --password 'hunter 2' --token abc, y") == "x --password *** --token ***, y"
+    signed = "https://b.s3.amazonaws.com/k?X-Amz-Date=1&X-Amz-Signature=0a1b&X-Amz-Credential=AK%2F2&partNumber=3"
+    clean = "https://b.s3.amazonaws.com/k?X-Amz-Date=1&X-Amz-Signature=***&X-Amz-Credential=***&partNumber=3"
+    assert redact(f"GET {signed} failed") == f"GET {clean} failed"
+    assert plain_without_secrets([signed]) == [clean]
+    for text in ("https://a.blob.core.windows.net/c?sv=2&sig=aB%2F9&se=1", "http://host/x?token=hunter2&y=1"):
+        assert redact(text).count("***") == 1 and not {"aB%2F9", "hunter2"} & set(
+            redact(text).replace("&", "=").split("=")
+        )
+        assert redact(text).endswith("=1")
+    assert redact("s3://bucket/design?sigma=3&keyboard=de") == "s3://bucket/design?sigma=3&keyboard=de"
     assert plain_without_secrets({"url": ["s3://key:secret@host/b"]}) == {"url": ["s3://host/b"]}
     assert redact("latentzoom train --set align.lr=1e-6") == "latentzoom train --set align.lr=1e-6"

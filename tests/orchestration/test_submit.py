@@ -47,6 +47,11 @@ def test_secrets_are_refused_before_anything_is_sent(capsys, monkeypatch):
     assert main(["submit", *arguments]) == 2
     error = capsys.readouterr().err
     assert "carries a secret" in error and "hunter2" not in error
+    for words in (["--password", "hunter2"], ["https://host/x?sv=1&sig=hunter2"]):
+        with pytest.raises(UserError, match="carries a secret") as caught:
+            jobs.check_command(["preprocess", "folder", *words])
+        assert "hunter2" not in str(caught.value)
+    jobs.check_command(["train", "decoder", "--local", "--data", "s3://bucket/tokens"])
 
 
 def test_mistakes_get_one_line(capsys):

@@ -5,8 +5,10 @@ import socket
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from orchestration import tracking
+from orchestration.cli import main
 from orchestration.mlflow_reporter import MlflowReporter, replay
 from pipeline.errors import UserError
 
@@ -92,3 +94,39 @@ def test_unwritable_store_is_one_clear_line(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match="cannot write"):
         tracking.experiment_id(f"sqlite:///{tmp_path}/file/mlflow.db")
+
+
+@pytest.mark.parametrize(
+    ("uri", "words"),
+    [
+        ("a-folder", "no registry"),
+        ("nosuch://joe:hunter2@host/x", "cannot use the tracking URI nosuch://host/x: "),
+        ("mysql+nodriver://joe:hunter2@host/x", "cannot use the tracking URI mysql+nodriver://host/x: "),
+        ("mysql+aiomysql://joe:hunter2@host/x", "No module named 'aiomysql'; use sqlite:///path/mlflow.db"),
+        ("postgresql://joe:hunter2@host:port/x", "cannot use the tracking URI postgresql://host:port/x: "),
+    ],
+)
+@pytest.mark.parametrize("verb", ["train", "pipeline", "evaluate", "generate"])
+def test_a_store_that_cannot_be_is_one_line_in_every_verb(tmp_path, monkeypatch, capsys, verb, uri, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pictures").mkdir()
+    Image.new("RGB", (32, 32)).save(tmp_path / "pictures" / "0.png")
+    arguments = {
+        "train": ["denoiser", "--preset", "debug", "--local", "--data", "data", "--run-dir", "run"],
+        "pipeline": [
+            "--preset",
+            "debug",
+            "--source",
+            "folder",
+            "--source-url",
+            "pictures",
+            "--workdir",
+            "work",
+            "--local",
+        ],
+        "evaluate": ["--model", "models:/m@champion", "--task", "generation", "--data", "data", "--out", "out"],
+        "generate": ["--model", "models:/m@champion"],
+    }
+    assert main([verb, *arguments[verb], "--tracking-uri", uri]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert words in line and "hunter2" not in line

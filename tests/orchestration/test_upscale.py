@@ -11,12 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageCms
 from tiny_bundle import make_bundle
 
 from orchestration.cli import main
 from orchestration.source_picture import read_picture
 from orchestration.verbs import upscale as upscale_cli
+from pipeline.model import LatentZoom
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +102,34 @@ def test_a_folder_continues_where_it_was(bundle, tmp_path, capsys, monkeypatch):
     )
     assert _upscale(bundle, "--scale", 2, tmp_path / "in", tmp_path / "out") == 0
     assert done == ["b.png"]
+
+
+def test_a_folder_goes_on_after_a_picture_that_does_not_fit_the_gpu(bundle, tmp_path, capsys, monkeypatch):
+    (tmp_path / "in").mkdir()
+    for name, height in (("a", 9), ("b", 13), ("c", 9)):
+        picture(height=height).save(tmp_path / "in" / f"{name}.png")
+    original = LatentZoom.latent_of
+
+    def latent_of(self, image, **options):
+        if image.height == 13:
+            raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
+        return original(self, image, **options)
+
+    monkeypatch.setattr(LatentZoom, "latent_of", latent_of)
+    assert _upscale(bundle, "--scale", 2, tmp_path / "in", tmp_path / "out") == 1
+    told = [line for line in capsys.readouterr().err.splitlines() if "memory" in line]
+    words = "the GPU has too little memory for it; give a smaller --tile, such as 64 or 32, or --dtype bfloat16"
+    assert told == [f"latentzoom: {tmp_path / 'in' / 'b.png'}: {words}"]
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["a.png", "c.png"]
+    assert _upscale(bundle, "--scale", 2, tmp_path / "in" / "b.png", tmp_path / "b.png") == 2
+    assert f"error: {tmp_path / 'in' / 'b.png'}: {words}" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("error::PIL.Image.DecompressionBombWarning")
+def test_a_picture_that_is_allowed_brings_no_warning(bundle, tmp_path, monkeypatch):
+    picture().save(tmp_path / "in.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # Pillow warns from here, and refuses twice as many
+    assert _upscale(bundle, "--scale", 2, tmp_path / "in.png", tmp_path / "out.png") == 0
 
 
 def test_previews_come_and_go(bundle, tmp_path, monkeypatch):

@@ -31,6 +31,8 @@ from orchestration import tracking
 _log = logging.getLogger(__name__)
 _RETRY_S = 15.0
 _NOT_ALLOWED = re.compile(r"[^\w\-. /]")
+_WRITING = threading.Lock()
+"""Held while a spill file changes: one thread may replay it while another adds to it."""
 Event = dict[str, Any]
 
 
@@ -55,6 +57,7 @@ class MlflowReporter:
         self.spill = Path(spill or Path(tempfile.gettempdir()) / f"latentzoom-{run_id}.spill.jsonl")
         self.num_spilled = 0
         self._queue: queue.Queue[Event | None] = queue.Queue()
+        self._in_flight: queue.Queue[Event] = queue.Queue()  # at most one: whoever takes it out answers for it
         self._broken_until = 0.0
         self._giving_up = threading.Event()
         self._monitor: Any = None
@@ -88,7 +91,8 @@ class MlflowReporter:
             self._thread.join(self.close_timeout)
             if self._thread.is_alive():
                 self._giving_up.set()
-                self._spill_rest()
+                self._spill_rest(self._in_flight)  # it may be delivered yet, or end with this process
+                self._spill_rest(self._queue)
         if self.num_spilled:
             _log.warning(
                 "MLflow at %s could not take %d events; they wait in %s", self.uri, self.num_spilled, self.spill
@@ -121,13 +125,16 @@ class MlflowReporter:
         if self._giving_up.is_set() or time.monotonic() < self._broken_until:
             self._save(event)
             return
+        self._in_flight.put(event)
         try:
             deliver(self.uri, self.run_id, event)
         except Exception as error:
             _log.warning("MLflow at %s does not answer (%s); spilling to %s", self.uri, error, self.spill)
             self._broken_until = time.monotonic() + _RETRY_S
-            self._save(event)
+            self._spill_rest(self._in_flight)
             return
+        with contextlib.suppress(queue.Empty):
+            self._in_flight.get_nowait()
         if self.num_spilled:
             self._try_replay()
 
@@ -148,10 +155,10 @@ class MlflowReporter:
             _log.warning("replay of %s failed (%s); it is kept", self.spill, error)
             self._broken_until = time.monotonic() + _RETRY_S
 
-    def _spill_rest(self) -> None:
+    def _spill_rest(self, waiting: queue.Queue[Event] | queue.Queue[Event | None]) -> None:
         while True:
             try:
-                event = self._queue.get_nowait()
+                event = waiting.get_nowait()
             except queue.Empty:
                 return
             if event is not None:
@@ -188,12 +195,12 @@ def append_spill(spill: Path, run_id: str, event: Event) -> None:
     """Append one event to the JSONL file; a picture becomes a PNG file beside it."""
     spill.parent.mkdir(parents=True, exist_ok=True)
     line = {k: v for k, v in event.items() if k != "image"} | {"run_id": run_id}
-    if event["kind"] == "image":
-        folder = spill.with_suffix(".images")
-        folder.mkdir(exist_ok=True)
-        line["file"] = f"{uuid.uuid4().hex}.png"
-        Image.fromarray(np.ascontiguousarray(event["image"])).save(folder / line["file"])
-    with open(spill, "a", encoding="utf-8") as file:
+    with _WRITING, open(spill, "a", encoding="utf-8") as file:
+        if event["kind"] == "image":
+            folder = spill.with_suffix(".images")
+            folder.mkdir(exist_ok=True)
+            line["file"] = f"{uuid.uuid4().hex}.png"
+            Image.fromarray(np.ascontiguousarray(event["image"])).save(folder / line["file"])
         file.write(json.dumps(line) + "\n")
         file.flush()
         os.fsync(file.fileno())
@@ -215,18 +222,25 @@ def replay(spill: str | Path, uri: str) -> int:
                 deliver(uri, event.pop("run_id"), event)
             done += 1
     finally:
-        rest = lines[done:]
-        if rest:
-            temporary = spill.with_suffix(".tmp")
-            temporary.write_text("\n".join(rest) + "\n", encoding="utf-8")
-            temporary.replace(spill)
-        else:
-            spill.unlink()
-            if folder.exists():
-                for file in folder.iterdir():
-                    file.unlink()
-                folder.rmdir()
+        with _WRITING:
+            _drop(spill, done)
     return done
+
+
+def _drop(spill: Path, num: int) -> None:
+    """Remove the first `num` lines; lines may have been added since they were read."""
+    rest = spill.read_text(encoding="utf-8").splitlines()[num:]
+    if rest:
+        temporary = spill.with_suffix(".tmp")
+        temporary.write_text("\n".join(rest) + "\n", encoding="utf-8")
+        temporary.replace(spill)
+        return
+    spill.unlink()
+    folder = spill.with_suffix(".images")
+    if folder.exists():
+        for file in folder.iterdir():
+            file.unlink()
+        folder.rmdir()
 
 
 def _parse(line: str, folder: Path) -> Event | None:

@@ -11,17 +11,22 @@ import dataclasses
 import logging
 import math
 import os
+import threading
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from typing import Any, TextIO, cast
 
 import torch
 
 from orchestration.relay import Relay, RelayStream
 from pipeline import storage
-from pipeline.errors import UserError
-from training.config import Preset, preset_from_dict, preset_to_dict
+from pipeline.errors import Stopped, UserError
+from training.config import Preset, StageConfig, override, preset_from_dict, preset_to_dict
+from training.engine import accumulation_steps
 from training.reporter import Reporter
 from training.run import TrainResult, train
+from training.stopping import Stop, stop_on_signals
+from training.world import World
 
 _CONTROLLER_ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
@@ -82,6 +87,7 @@ def launch(
     reporter_spec: dict[str, Any] | None = None,
     max_failures: int = 3,
     resize_interval_s: float = 60.0,
+    still_ours: Callable[[], None] = lambda: None,
 ) -> TrainResult:
     """Train one stage on Ray workers with DeepSpeed and wait for it.
 
@@ -89,7 +95,8 @@ def launch(
     `orchestration.mlflow_reporter.MlflowReporter`, built on the main worker; None reports to the run folder only.
     max_failures: how often workers are started again after a crash; each time training continues from the newest
     checkpoint. resize_interval_s: how often an elastic run looks for machines that came (or came back).
-    Raises `UserError` for what the training code refuses.
+    still_ours: called twice a second; raises when the run folder was taken over, which ends the run.
+    SIGTERM and Ctrl-C lead to a checkpoint and `Stopped`. Raises `UserError` for what the training code refuses.
     """
     import ray
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -97,7 +104,7 @@ def launch(
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     least, most = (num_workers, num_workers) if isinstance(num_workers, int) else num_workers
-    _check_batch(preset.stage(stage).global_batch, least, most)
+    _check_shares(preset.stage(stage), least, most)
     started = start_ray(num_cpus=None if os.environ.get("RAY_ADDRESS") else max(most, os.cpu_count() or 1))
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     use_gpu = gpus_per_worker > 0
@@ -108,6 +115,7 @@ def launch(
     arguments = {
         "stage": stage,
         "preset": preset_to_dict(preset),
+        "most_workers": most,
         "data": storage.absolute(data),
         "run_dir": run_dir,
         "bundle": storage.absolute(bundle) if bundle else None,
@@ -138,7 +146,7 @@ def launch(
     )
     try:
         with relay:
-            result = trainer.fit()
+            result = _fit(trainer, relay, still_ours)
     except TrainingFailedError as error:
         raise UserError(
             f"training {stage} failed on its workers {max_failures + 1} times: {_last_line(error)}"
@@ -149,11 +157,14 @@ def launch(
     value = result.return_value or {"error": _read_error(run_dir) or "the workers returned nothing"}
     if "error" in value:
         raise UserError(value["error"])
+    if "stopped" in value:
+        raise Stopped(value["stopped"])
     return TrainResult(**value)
 
 
 def _worker(arguments: dict[str, Any]) -> dict[str, Any]:
     """What every Ray worker runs. An error that a user can mend is returned, so that Ray does not try again."""
+    import ray.train
     import torch.distributed as dist
 
     stream = RelayStream(arguments["channel"], arguments["is_terminal"])
@@ -161,20 +172,23 @@ def _worker(arguments: dict[str, Any]) -> dict[str, Any]:
     log.handlers, log.propagate = [stream.logging_handler()], False
     log.setLevel(logging.INFO)
     torch.set_num_threads(arguments["threads"])
+    preset = preset_from_dict(arguments["preset"])
+    num_workers = ray.train.get_context().get_world_size()
     try:
         result = train(
             arguments["stage"],
-            preset_from_dict(arguments["preset"]),
+            with_equal_memory(preset, arguments["stage"], num_workers, arguments["most_workers"]),
             data=arguments["data"],
             run_dir=arguments["run_dir"],
             bundle=arguments["bundle"],
             reporters=_reporters(arguments["stage"], arguments["reporter_spec"]),
             use_deepspeed=True,
             device=arguments["device"],
-            stop_requested=_preemption_notice,
-            keeps_running_when_stopped=True,
+            stop_requested=lambda: _question(stream),
             progress_stream=cast(TextIO, stream),
         )
+    except Stopped as notice:
+        return {"stopped": str(notice)}
     except UserError as error:
         if not (message := _read_error(arguments["run_dir"])):
             message = str(error)
@@ -204,11 +218,51 @@ def _reporters(stage: str, spec: dict[str, Any] | None) -> list[Callable[[], Rep
     return [*exported, make]
 
 
-def _preemption_notice() -> bool:
-    """Whether Ray says that the machine of some worker is about to be taken away. All workers must ask together."""
+def _question(stream: RelayStream) -> Stop:
+    """What this worker is asked: by whoever started the run, or by Ray when some worker's machine is to be taken away.
+    All workers must ask together."""
     import ray.train
 
-    return ray.train.get_preemption_info() is not None
+    notice = ray.train.get_preemption_info()  # waits for the others, so nobody may leave before
+    if stream.was_asked_to_stop():
+        return Stop.LEAVE
+    return Stop.SAVE if notice is not None else Stop.NO
+
+
+def _fit(trainer: Any, relay: Relay, still_ours: Callable[[], None]) -> Any:
+    """Ray's result. This thread listens for signals meanwhile: on its own, Ray drops a run at once on Ctrl-C."""
+    outcome: Future[Any] = Future()
+
+    def fit() -> None:
+        try:
+            outcome.set_result(trainer.fit())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=fit, name="ray-train", daemon=True).start()
+    with stop_on_signals(still_ours) as question:
+        while not wait([outcome], timeout=0.5).done:
+            if question() is Stop.LEAVE and not relay.ask_to_stop():
+                raise KeyboardInterrupt  # the signal went to Ray's processes too, and they are gone
+    return outcome.result()
+
+
+def with_equal_memory(preset: Preset, stage: str, num_workers: int, most: int) -> Preset:
+    """An elastic run that has shrunk holds no more samples at once on each worker than at its full number `most`: the
+    larger shares are split into micro-batches. A preset's own micro_batch is left as it is."""
+    config = preset.stage(stage)
+    if config.micro_batch or num_workers == most:
+        return preset
+    share, limit = config.global_batch // num_workers, config.global_batch // most
+    micro = max(size for size in range(1, limit + 1) if share % size == 0)
+    return override(preset, [f"{stage}.micro_batch={micro}"])
+
+
+def _check_shares(config: StageConfig, least: int, most: int) -> None:
+    """A share must be whole micro-batches too, or an elastic run would end when its size changes."""
+    _check_batch(config.global_batch, least, most)
+    for num in range(least, most + 1):
+        accumulation_steps(config, World(0, num, 0, torch.device("cpu")))
 
 
 def _check_batch(global_batch: int, least: int, most: int) -> None:

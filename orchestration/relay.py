@@ -1,4 +1,5 @@
-"""Lines from the main worker to the terminal of whoever started the run, through Ray's key-value store.
+"""Lines from the main worker to the terminal of whoever started the run, and its wish to stop to the workers, through
+Ray's key-value store.
 
 Ray's own forwarding prints every process's output with prefixes, most of it Ray talking about itself. Here only what
 the training code says arrives, as it said it. Losing a line is harmless: nothing here may disturb training.
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import socket
 import sys
 import threading
 import uuid
@@ -51,9 +53,15 @@ class RelayStream(io.TextIOBase):
         handler.setFormatter(logging.Formatter("%(message)s"))
         return handler
 
+    def was_asked_to_stop(self) -> bool:
+        """Whether the other side called `ask_to_stop`. The channel's end, or Ray's, is no such wish."""
+        with contextlib.suppress(Exception):
+            return bool(internal_kv._internal_kv_exists(_stop_key(self.channel), namespace=_NAMESPACE))
+        return False
+
 
 class Relay:
-    """The driver's side: prints what arrives on `channel` while the block runs."""
+    """The driver's side: prints what arrives on `channel` while the block runs, and can ask the workers to stop."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self.stream = stream or sys.stderr
@@ -71,6 +79,18 @@ class Relay:
         self._done.set()
         self._thread.join(timeout=5.0)
 
+    def ask_to_stop(self) -> bool:
+        """Every worker that looks sees it. False: Ray is not there any more (asking it would wait for a minute)."""
+        import ray
+
+        host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5.0).close()
+        except OSError:
+            return False
+        internal_kv._internal_kv_put(_stop_key(self.channel), b"1", namespace=_NAMESPACE)
+        return True
+
     def _run(self) -> None:
         while not self._done.wait(_POLL_SECONDS):
             self._print()
@@ -84,3 +104,7 @@ class Relay:
                 if text:
                     self.stream.write(text.decode())
                     self.stream.flush()
+
+
+def _stop_key(channel: str) -> bytes:
+    return f"stop/{channel}".encode()

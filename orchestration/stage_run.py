@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from orchestration import tracking
+from orchestration.folder_figures import send_folder
 from orchestration.redact import url_without_secrets
 from pipeline import storage
-from pipeline.errors import UserError
+from pipeline.errors import Stopped, UserError
 from preprocess.manifest import load_manifest
 from training.config import Preset
-from training.session import Preempted
 
 Spec = dict[str, Any]
 """Arguments of `MlflowReporter` that a worker needs: run_id and tracking_uri."""
@@ -30,18 +30,18 @@ _WORDS: dict[str, str] = {
 def stage_run(
     uri: str, stage: str, preset: Preset, *, data: str, run_dir: str, parent: str | None = None
 ) -> Iterator[Spec]:
-    """A RUNNING run around the block, with parameters, description and data set; afterwards FINISHED, KILLED (Ctrl-C
-    or a preemption notice) or FAILED.
+    """A RUNNING run around the block, with parameters, description and data set; afterwards FINISHED, KILLED (it was
+    asked to stop) or FAILED.
 
-    A child of `parent` is found again by its stage, a run without a parent by `run_dir`. Raises `UserError` when the
+    A child of `parent` is found again by its stage, a run without a parent by `run_dir`. A run that begins late takes
+    over what `run_dir` holds already. Raises `UserError` when the
     tracking store cannot be used, or `data` is no shard set.
     """
-    place = url_without_secrets(storage.absolute(run_dir))
-    spec = {"run_id": _open(uri, stage, preset, data, place, parent), "tracking_uri": uri}
+    spec = {"run_id": _open(uri, stage, preset, data, run_dir, parent), "tracking_uri": uri}
     try:
         yield spec
     except BaseException as error:
-        was_stopped = isinstance(error, (KeyboardInterrupt, Preempted))
+        was_stopped = isinstance(error, (KeyboardInterrupt, Stopped))
         with contextlib.suppress(UserError):  # the first error is the one to show
             tracking.end_run(uri, spec["run_id"], "KILLED" if was_stopped else "FAILED")
         raise
@@ -49,7 +49,8 @@ def stage_run(
         tracking.end_run(uri, spec["run_id"])
 
 
-def _open(uri: str, stage: str, preset: Preset, data: str, place: str, parent: str | None) -> str:
+def _open(uri: str, stage: str, preset: Preset, data: str, run_dir: str, parent: str | None) -> str:
+    place = url_without_secrets(storage.absolute(run_dir))
     tag = None if parent else (_PLACE, place)
     found = tracking.find_run(uri, stage, parent=parent, tag=tag)
     if found:
@@ -59,4 +60,5 @@ def _open(uri: str, stage: str, preset: Preset, data: str, place: str, parent: s
     tags = {"mlflow.note.content": f"{_WORDS[stage]}\n\nPreset `{preset.name}`, in `{place}`.", _PLACE: place}
     run_id = tracking.start_run(uri, stage, parent=parent, tags=tags, params={"preset": preset.name})
     tracking.log_dataset(uri, run_id, url_without_secrets(storage.absolute(data)), manifest.digest)
+    send_folder(uri, run_id, run_dir)
     return run_id

@@ -1,8 +1,17 @@
-"""The one exception that means: a user can mend this. Command lines print it as a single line and exit with 2."""
+"""What ends a command early. `UserError`: a user can mend this; one line and exit status 2. `Stopped`: it was asked to
+stop, and the same command continues; one line and exit status 75."""
+
+STOPPED = 75
+"""Exit status of `Stopped` (EX_TEMPFAIL)."""
 
 
 class UserError(ValueError):
     """Something a user caused. The message is one line: what, where, what to do."""
+
+
+class Stopped(BaseException):
+    """The run was asked to stop and has written a checkpoint. The message is one line. Like KeyboardInterrupt this is
+    no failure, so it passes by whatever handles those."""
 
 
 def require(condition: bool, name: str, value: object, allowed: str) -> None:

@@ -83,9 +83,14 @@ class CheckpointStore:
         if manifest is None:
             return None
         step = int(manifest["step"])
-        if self.world.local_rank == 0 and not self.world.is_main:
-            self._local(step)
-        self.world.barrier()
+        problem = ""
+        if self.world.local_rank == 0 and not self.world.is_main:  # another machine: it reads, or fetches, for itself
+            problem = self._problem(manifest)
+        if problems := [found for found in self.world.gather(problem) if found]:
+            raise UserError(
+                f"checkpoint {storage.join(self.url, step_name(step))} is not the same on every machine: "
+                f"{problems[0]}; use a run folder that all machines share, or run again"
+            )
         folder = self._local(step) if storage.is_local(self.url) else self._cache(step)
         return Saved(step, folder, int(manifest["world_size"]), manifest["engine"], manifest["state"])
 
@@ -121,14 +126,24 @@ class CheckpointStore:
             return None, str(error)
         if manifest.get("format") != FORMAT:
             return None, f"manifest.json has format {manifest.get('format')!r}, expected {FORMAT!r}"
-        folder = self._local(step)
+        problem = self._problem(manifest)
+        return (None, problem) if problem else (manifest, "")
+
+    def _problem(self, manifest: dict[str, Any]) -> str:
+        """What is wrong with the files here, or nothing."""
+        folder = self._local(int(manifest["step"]))
         for name, entry in sorted(manifest["files"].items()):
             path = folder / name
             if not path.is_file():
-                return None, f"{name} is missing"
+                return f"{name} is missing"
             if path.stat().st_size != entry["bytes"] or _sha256(path) != entry["sha256"]:
-                return None, f"{name} is damaged (its SHA-256 differs from manifest.json)"
-        return manifest, ""
+                return f"{name} is damaged (its SHA-256 differs from manifest.json)"
+        # DeepSpeed's converter unpickles every file whose name fits, so there must be no other.
+        for path in sorted(folder.rglob("*")):
+            name = path.relative_to(folder).as_posix()
+            if path.suffix in (".pt", ".safetensors") and name not in manifest["files"]:
+                return f"{name} is not in manifest.json"
+        return ""
 
     def _local(self, step: int) -> Path:
         """A local folder with the checkpoint: the original, or a copy of a remote one."""

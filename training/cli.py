@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import argparse
 import logging
-import signal
 import sys
-import threading
 from collections.abc import Callable, Sequence
 
 import torch
 
-from pipeline.errors import UserError
+from pipeline.errors import STOPPED, Stopped, UserError
 from pipeline.progress import format_seconds
 from training.config import STAGES, Preset, override
 from training.presets import PRESETS, get_preset
 from training.reporter import Reporter
 from training.run import TrainResult, train
-from training.session import Preempted
-
-INTERRUPTED = 75
-"""Exit status after a preemption notice: a checkpoint was written, run the same command again (EX_TEMPFAIL)."""
+from training.stopping import stop_on_signals
 
 
 def parser(prog: str = "latentzoom train") -> argparse.ArgumentParser:
@@ -43,6 +38,13 @@ def parser(prog: str = "latentzoom train") -> argparse.ArgumentParser:
     parser.add_argument("--local", action="store_true", help="this process only: no Ray, no DeepSpeed")
     parser.add_argument("--workers", default="1", metavar="N|MIN:MAX", help="Ray Train workers; a range is elastic")
     parser.add_argument("--gpus-per-worker", type=float, default=0.0)
+    parser.add_argument(
+        "--max-failures",
+        type=int,
+        default=3,
+        metavar="N",
+        help="how often workers that crashed are started again (-1: always); announced preemptions do not count",
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: CUDA where there is one")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads with --local (0: torch's choice)")
     parser.add_argument(
@@ -66,9 +68,9 @@ def main(argv: Sequence[str] | None = None, *, run: Run | None = None) -> int:
     except UserError as error:
         print(f"latentzoom: error: {error}", file=sys.stderr)
         return 2
-    except Preempted as notice:
+    except Stopped as notice:
         print(f"latentzoom: {notice}", file=sys.stderr)
-        return INTERRUPTED
+        return STOPPED
 
 
 def _run(arguments: argparse.Namespace, run: Run) -> int:
@@ -78,6 +80,8 @@ def _run(arguments: argparse.Namespace, run: Run) -> int:
 
         print(dry_run(arguments.stage, preset, parse_workers(arguments.workers)[1], arguments.device))
         return 0
+    if arguments.local and (arguments.workers != "1" or arguments.gpus_per_worker):
+        raise UserError("--local trains in this process alone; leave out --workers and --gpus-per-worker, or --local")
     result = run(arguments, preset)
     print(
         f"{result.stage}: {result.steps} steps in {format_seconds(result.seconds)}, loss {result.first_loss:.4g} → "
@@ -93,30 +97,25 @@ def _local_only(arguments: argparse.Namespace, preset: Preset) -> TrainResult:
 
 
 def train_here(
-    arguments: argparse.Namespace, preset: Preset, reporters: list[Callable[[], Reporter]] | None = None
+    arguments: argparse.Namespace,
+    preset: Preset,
+    reporters: list[Callable[[], Reporter]] | None = None,
+    still_ours: Callable[[], None] = lambda: None,
 ) -> TrainResult:
     """Train in this process; SIGTERM and Ctrl-C lead to a checkpoint at the next report, a second one stops at once."""
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    stop = threading.Event()
-
-    def notice(number: int, frame: object) -> None:
-        stop.set()
-        signal.signal(number, signal.SIG_DFL if number != signal.SIGINT else signal.default_int_handler)
-
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, notice)
-    return train(
-        arguments.stage,
-        preset,
-        data=arguments.data,
-        run_dir=arguments.run_dir,
-        bundle=arguments.bundle,
-        reporters=reporters,
-        device=arguments.device,
-        stop_requested=stop.is_set,
-    )
+    with stop_on_signals(still_ours) as stop_requested:
+        return train(
+            arguments.stage,
+            preset,
+            data=arguments.data,
+            run_dir=arguments.run_dir,
+            bundle=arguments.bundle,
+            reporters=reporters,
+            device=arguments.device,
+            stop_requested=stop_requested,
+        )
 
 
 def parse_workers(text: str) -> tuple[int, int]:

@@ -228,6 +228,13 @@ def _parse(text: str) -> Any:
         return {"True": True, "False": False, "None": None}.get(text, text)
 
 
+def model_settings(stage: str, model: ModelConfig) -> dict[str, Any]:
+    """The part of a model that decides what a stage trains. Scale factors come from the data, and with them."""
+    names = {"autoencoder": ("image_size", "autoencoder"), "decoder": ("image_size", "autoencoder", "decoder")}
+    whole = to_dict(model)
+    return {name: whole[name] for name in names.get(stage, whole)}
+
+
 def with_scale_factor(model: ModelConfig, scale_factor: float) -> ModelConfig:
     """The model with the latents' measured scale factor."""
     return dataclasses.replace(model, scale_factor=scale_factor)

@@ -12,8 +12,9 @@ from pipeline.config import ModelConfig, to_dict
 from pipeline.errors import UserError
 from preprocess.loader import ShardLoader
 from preprocess.manifest import Manifest
-from training.config import StageConfig
+from training.config import StageConfig, model_settings
 from training.reporter import BackgroundReporter, FolderReporter, NullReporter, Reporter
+from training.stopping import Stop
 from training.world import World
 
 # Settings that may change when a run is continued; every other one decides what is trained.
@@ -35,7 +36,8 @@ _FREE = {
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """Everything a stage needs to know. `reporters` are built on the main worker only, when training starts."""
+    """Everything a stage needs to know. `reporters` are built on the main worker only, when training starts.
+    built_on: hash of the bundle's weights that the training itself uses; empty where only their latents matter."""
 
     stage: str
     config: StageConfig
@@ -47,9 +49,9 @@ class Context:
     world: World
     use_deepspeed: bool
     reporters: list[Callable[[], Reporter]] = field(default_factory=list)
-    stop_requested: Callable[[], bool] = lambda: False
-    keeps_running_when_stopped: bool = False
+    stop_requested: Callable[[], Stop] = lambda: Stop.NO
     progress_stream: TextIO | None = None
+    built_on: str = ""
 
     @property
     def checkpoint_url(self) -> str:
@@ -89,9 +91,12 @@ class Context:
         return reporter
 
     def fingerprint(self) -> dict[str, Any]:
-        """What must not change between two parts of one run."""
+        """What must not change between two parts of one run. Of the model that is what the stage trains: the decoder
+        may still be chosen while the autoencoder is being trained."""
         config = {name: value for name, value in to_dict(self.config).items() if name not in _FREE}
-        return {"stage": self.stage, "model": to_dict(self.model), "data": self.manifest.digest, "settings": config}
+        model = model_settings(self.stage, self.model)
+        fixed = {"stage": self.stage, "model": model, "data": self.manifest.digest, "settings": config}
+        return {**fixed, "bundle": self.built_on} if self.built_on else fixed
 
     def difference(self, other: dict[str, Any]) -> str:
         """Which part of the fingerprint differs from a stored one, in words."""

@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import logging
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -282,6 +283,8 @@ def _import_deepspeed() -> Any:
     except ImportError as error:
         raise UserError(f"DeepSpeed is not installed ({error}); install it, or train with --local") from error
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # With ZeRO-3 torch would say at every step that DeepSpeed calls functions which it is going to rename.
+    warnings.filterwarnings("ignore", r"`torch\.distributed\._(all_gather|reduce_scatter)_base`", FutureWarning)
     # This operator is compiled for a minute on first use, and serves only launchers that set LOCAL_SIZE.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed

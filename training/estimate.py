@@ -6,6 +6,7 @@ activations the backward pass keeps and how many multiplications it takes. Kerne
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,9 +23,10 @@ from pipeline.config import ModelConfig
 from pipeline.errors import UserError
 from pipeline.progress import format_seconds
 from training.config import AlignStage, AutoencoderStage, DecoderStage, Preset, StageConfig
-from training.engine import enable_activation_checkpointing
+from training.engine import accumulation_steps, enable_activation_checkpointing
 from training.reconstruction import Reconstruction
 from training.targets import largest_target, render_target
+from training.world import World
 
 _PEAK_TFLOPS = {
     # dense, without sparsity: (bf16 or fp16, fp32)
@@ -60,9 +62,8 @@ class Estimate:
 
 def estimate(stage: str, config: StageConfig, model: ModelConfig, num_workers: int) -> Estimate:
     """Size up one stage. `UserError` when the workers cannot share the global batch."""
-    if config.global_batch % num_workers:
-        raise UserError(f"global_batch = {config.global_batch} cannot be shared by {num_workers} workers")
-    micro = config.micro_batch or config.global_batch // num_workers
+    accumulation = accumulation_steps(config, World(0, num_workers, 0, torch.device("meta")))
+    micro = config.global_batch // num_workers // accumulation
     with torch.device("meta"):
         trained, frozen, forward = _case(stage, config, model, micro)
     if config.activation_checkpointing:
@@ -156,7 +157,7 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
         return None
     name = torch.cuda.get_device_name(device)
     for known, (half, full) in _PEAK_TFLOPS.items():
-        if known in name:
+        if re.search(rf"\b{known}\b", name):  # an "RTX A1000" is no A100, an "L40" no L4
             return 1e12 * (full if precision == "fp32" else half)
     return None
 

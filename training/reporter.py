@@ -8,6 +8,7 @@ import json
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +18,8 @@ import numpy as np
 from pipeline import storage
 
 _log = logging.getLogger("latentzoom")
+_PUBLISH_SECONDS = 30.0
+"""Seconds between two uploads of the lines to a remote run folder: a worker that is killed loses no more."""
 
 
 class Reporter(Protocol):
@@ -56,7 +59,7 @@ class FolderReporter:
     def __init__(self, run_dir: str, resume_step: int = 0) -> None:
         self.url, self._lines = storage.join(run_dir, "metrics.jsonl"), _kept_lines(run_dir, resume_step)
         self.grids = storage.join(run_dir, "grids")
-        self._file = None
+        self._file, self._published = None, time.monotonic()
         if storage.is_local(run_dir):
             path = Path(storage.absolute(run_dir))
             path.mkdir(parents=True, exist_ok=True)
@@ -67,8 +70,10 @@ class FolderReporter:
         line = json.dumps({"step": step, **values}) + "\n"
         if self._file is not None:
             self._file.write(line)
-        else:
-            self._lines.append(line)
+            return
+        self._lines.append(line)
+        if time.monotonic() - self._published >= _PUBLISH_SECONDS:
+            self._publish()
 
     def images(self, step: int, name: str, image: np.ndarray) -> None:
         import io
@@ -85,7 +90,11 @@ class FolderReporter:
         if self._file is not None:
             self._file.close()
         else:
-            storage.write_bytes(self.url, "".join(self._lines).encode())
+            self._publish()
+
+    def _publish(self) -> None:
+        storage.write_bytes(self.url, "".join(self._lines).encode())
+        self._published = time.monotonic()
 
 
 def _kept_lines(run_dir: str, resume_step: int) -> list[str]:

@@ -23,12 +23,13 @@ from pipeline.config import ModelConfig, to_dict
 from pipeline.errors import UserError
 from preprocess.manifest import Manifest, load_manifest
 from training.checkpoint import free_space_error
-from training.config import AlignStage, DecoderStage, Preset, StageConfig, with_scale_factor
+from training.config import AlignStage, AutoencoderStage, DecoderStage, Preset, StageConfig, with_scale_factor
 from training.context import Context, require_parts
 from training.engine import accumulation_steps
 from training.estimate import check_memory
 from training.reporter import Reporter
 from training.stages.parts import Trained
+from training.stopping import Stop
 from training.targets import size_range
 from training.world import World, current_world
 
@@ -66,14 +67,14 @@ def train(
     reporters: list[Callable[[], Reporter]] | None = None,
     use_deepspeed: bool = False,
     device: str | None = None,
-    stop_requested: Callable[[], bool] = lambda: False,
-    keeps_running_when_stopped: bool = False,
+    stop_requested: Callable[[], Stop] = lambda: Stop.NO,
     progress_stream: TextIO | None = None,
 ) -> TrainResult:
     """Train one stage on this worker; every worker of a world calls it with the same arguments.
 
     A finished run returns its stored result at once; an interrupted one continues from its newest sound checkpoint.
-    Raises `UserError` for what can be mended, before training starts where it can be known then.
+    stop_requested: asked every few seconds, by all workers at the same step; the firmest answer counts.
+    Raises `UserError` for what can be mended, before training starts where it can be known then, and `Stopped`.
     """
     world = current_world(device)
     context = make_context(
@@ -86,7 +87,6 @@ def train(
         use_deepspeed=use_deepspeed,
         reporters=reporters or [],
         stop_requested=stop_requested,
-        keeps_running_when_stopped=keeps_running_when_stopped,
         progress_stream=progress_stream,
     )
     digest = config_digest(context)
@@ -110,8 +110,7 @@ def make_context(
     world: World,
     use_deepspeed: bool,
     reporters: list[Callable[[], Reporter]],
-    stop_requested: Callable[[], bool],
-    keeps_running_when_stopped: bool,
+    stop_requested: Callable[[], Stop],
     progress_stream: TextIO | None,
 ) -> Context:
     """Resolve and check everything a stage needs."""
@@ -131,11 +130,20 @@ def make_context(
         use_deepspeed=use_deepspeed,
         reporters=reporters,
         stop_requested=stop_requested,
-        keeps_running_when_stopped=keeps_running_when_stopped,
         progress_stream=progress_stream,
+        built_on=_built_on(stage, loaded),
     )
     check(context)
     return context
+
+
+def _built_on(stage: str, bundle: Bundle | None) -> str:
+    """Alignment stage 2 starts from the denoiser and renders with the decoder; other stages see latents only."""
+    if stage != "align" or bundle is None:
+        return ""
+    return storage.sha256_bytes(
+        " ".join(_weights_digest(part) for part in (bundle.decoder, bundle.denoiser) if part is not None).encode()
+    )
 
 
 def resolve_model(stage: str, model: ModelConfig, manifest: Manifest, bundle: Bundle | None) -> ModelConfig:
@@ -173,6 +181,11 @@ def check(context: Context) -> None:
         _check_latents(context)
     if isinstance(config, (DecoderStage, AlignStage)):
         size_range(config, model)
+    if isinstance(config, AutoencoderStage) and config.crop % model.autoencoder.factor:
+        raise UserError(
+            f"autoencoder.crop = {config.crop} is not a multiple of {model.autoencoder.factor}, the factor by which "
+            "the autoencoder shrinks images; use a multiple, or 0 for whole images"
+        )
     check_memory(stage, config, model, context.world.size, context.world.device)
     if problem := free_space_error(context.run_dir, 64 << 20):
         raise UserError(f"{problem}; free some, or choose another run folder")
@@ -217,12 +230,14 @@ def stored_result(run_dir: str, digest: str) -> TrainResult | None:
 
 
 def config_digest(context: Context) -> str:
-    """Hash of all settings, the data and the incoming bundle: what makes two runs the same run."""
+    """Hash of all settings, the data and the incoming bundle: what makes two results the same. It holds the whole
+    model, as the bundle does: a finished run whose fingerprint is the same writes its bundle anew, and trains nothing.
+    """
     parts = (
         [] if context.bundle is None else [context.bundle.autoencoder, context.bundle.decoder, context.bundle.denoiser]
     )
     weights = [_weights_digest(part) for part in parts if part is not None]
-    text = repr((context.fingerprint(), to_dict(context.config), weights))
+    text = repr((context.fingerprint(), to_dict(context.config), to_dict(context.model), weights))
     return storage.sha256_bytes(text.encode())
 
 

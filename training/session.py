@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import math
 import resource
 import time
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from pipeline.errors import UserError
+from pipeline.errors import Stopped, UserError
 from pipeline.progress import Progress
 from preprocess.sample import Batch
 from training.checkpoint import CheckpointStore, Saved
@@ -27,14 +28,11 @@ from training.engine import Engine, accumulation_steps
 from training.estimate import estimate, peak_flops
 from training.optim import generator_for, lr_at
 from training.reporter import Reporter
+from training.stopping import Stop
 
 _log = logging.getLogger("latentzoom")
 _ASK_SECONDS = 2.0
-"""Seconds between two questions whether the machine is about to be taken away."""
-
-
-class Preempted(Exception):
-    """The machine is about to be taken away; a checkpoint was written and the same command continues from it."""
+"""Seconds between two questions whether to stop, or one step where that takes longer."""
 
 
 class Stateful(Protocol):
@@ -86,13 +84,14 @@ class Session:
         self.sample_order = ""
         self._stall = 0.0
         self._stop = self._warned = self._closed = False
-        self._ask, self._asked = True, time.monotonic()
+        self._ask_every = 1  # steps; known better after the first report
         self._attached: dict[str, Stateful] = {}
         self._saved = self.store.latest()
         self._resume(self._saved)
         self.resumed_from = self.step
         self.reporter: Reporter = context.open_reporter(self.step)
-        self._window = _Window()
+        # In fp16 the loss scale is found by gradients that overflow now and then; such a step changes nothing.
+        self._window = _Window(checks_norms=self.config.precision != "fp16")
         self._peak_flops = peak_flops(self.world.device, self.config.precision)
         if self._peak_flops:
             self._flops_per_step = estimate(context.stage, self.config, context.model, self.world.size).flops_per_step
@@ -143,7 +142,7 @@ class Session:
                     progress.update(1, self._note())
                 if self._stop:
                     self.close()
-                    raise Preempted(f"{self.context.stage} stopped at step {self.step}; run again to continue")
+                    raise Stopped(f"{self.context.stage} stopped at step {self.step}; run again to continue")
             completed = True
         finally:
             if progress is not None:
@@ -174,14 +173,16 @@ class Session:
         """Update the weights; report, check and save when it is time."""
         config, step = self.config, self.step
         self._window.lr = lr_at(step, config)
-        self._window.norm = self.engine.step(step, self._window.lr)
+        self._window.norms.append(self.engine.step(step, self._window.lr))
         save = step % config.checkpoint_every == 0 or step == config.steps
-        if step % config.log_every == 0 or save:
-            stop = self._report()
-            if save or (stop and not self._warned):
-                self.save()
-            self._warned = self._warned or stop
-            self._stop = stop and not self.context.keeps_running_when_stopped and step < config.steps
+        stop = self._question() if step % self._ask_every == 0 else Stop.NO
+        save = save or stop is Stop.LEAVE or (stop is Stop.SAVE and not self._warned)
+        if save or step % config.log_every == 0:
+            self._report()  # it finds a loss that is not finite: such weights are not saved
+        if save:
+            self.save()
+        self._warned = self._warned or stop is Stop.SAVE
+        self._stop = stop is Stop.LEAVE and step < config.steps
 
     def grid_due(self) -> bool:
         """Whether this step ends with an image grid."""
@@ -231,20 +232,24 @@ class Session:
             with contextlib.suppress(Exception):
                 part.close()
 
-    def _report(self) -> bool:
-        """Figures of the steps since the last report, averaged over the workers → whether to stop."""
+    def _question(self) -> Stop:
+        """The firmest of what the workers are asked. All ask at the same step: it may be a round trip among them."""
+        asked = self.context.stop_requested()
+        wishes = torch.tensor([asked is Stop.SAVE, asked is Stop.LEAVE], dtype=torch.float64)
+        save, leave = (self.world.mean(wishes) > 0).tolist()
+        return Stop.LEAVE if leave else Stop.SAVE if save else Stop.NO
+
+    def _report(self) -> None:
+        """Figures of the steps since the last report, averaged over the workers."""
         window = self._window
         local = window.values()
-        local["stop"] = float(self._ask and self.context.stop_requested())
-        local["ask"] = float(self.world.is_main and time.monotonic() - self._asked > _ASK_SECONDS)
+        local["step_seconds"] = window.elapsed() / len(window.steps)
+        local["bad"] = float(window.first_bad() is not None)
         names = sorted(local)
         mean = self.world.mean(torch.tensor([local[name] for name in names], dtype=torch.float64))
         values = dict(zip(names, mean.tolist()))
-        stop = values.pop("stop") > 0
-        # Asking may be a round trip among all workers, so the main worker's clock says when: at the next report.
-        self._ask = values.pop("ask") > 0
-        self._asked = time.monotonic() if self._ask else self._asked
-        if not all(torch.isfinite(torch.tensor(values[name])) for name in window.sums):
+        self._ask_every = max(1, int(_ASK_SECONDS / max(values.pop("step_seconds"), 1e-9)))
+        if values.pop("bad") > 0 or not all(math.isfinite(values[name]) for name in window.sums):
             self._fail_not_finite()
         values.update(self._rates(window))
         self.first = self.first or values
@@ -254,13 +259,12 @@ class Session:
         if self.world.is_main:
             self.reporter.metrics(self.step, values)
         window.clear()
-        return stop
 
     def _rates(self, window: _Window) -> dict[str, float]:
         elapsed = max(window.elapsed(), 1e-9)
         rates = {
             "lr": window.lr,
-            "grad_norm": window.norm,
+            "grad_norm": window.norms[-1],
             "images_per_s": self.config.global_batch * len(window.ids) / elapsed,
             "data_wait_percent": 100.0 * window.waited / elapsed,
             "peak_memory_mb": peak_memory_mb(self.world.device),
@@ -269,7 +273,7 @@ class Session:
         if self._peak_flops:
             done = self._flops_per_step * len(window.ids) / elapsed
             rates["mfu_percent"] = 100.0 * done / (self._peak_flops * self.world.size)
-        return {name: value for name, value in rates.items() if value == value}
+        return {name: value for name, value in rates.items() if math.isfinite(value)}
 
     def _fail_not_finite(self) -> None:
         bad = self._window.first_bad()
@@ -282,8 +286,8 @@ class Session:
         steps = sorted(s for s, complete in self.store._steps().items() if complete)
         before = f"checkpoint of step {steps[-1]} is kept" if steps else "no checkpoint had been written"
         raise UserError(
-            f"{self.context.stage}: the loss is not finite at step {step}; samples: {', '.join(ids)}; {before}. "
-            "Lower the learning rate, use fp32 or look at these samples"
+            f"{self.context.stage}: the loss or its gradient is not finite at step {step}; samples: {', '.join(ids)}; "
+            f"{before}. Lower the learning rate, use fp32 or look at these samples"
         )
 
     def _progress(self) -> Progress | None:
@@ -306,16 +310,17 @@ class Session:
 
 
 class _Window:
-    """Figures collected since the last report."""
+    """Figures collected since the last report. `checks_norms`: a gradient that is not finite is an error too."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, checks_norms: bool) -> None:
         self.names: set[str] = set()
-        self.lr = self.norm = 0.0
+        self.lr, self.checks_norms = 0.0, checks_norms
         self.clear()
 
     def clear(self) -> None:
         self.sums: dict[str, Tensor] = {}
         self.losses: list[Tensor] = []
+        self.norms: list[float] = []
         self.ids: list[list[str]] = []
         self.steps: list[int] = []
         self.waited = 0.0
@@ -343,8 +348,9 @@ class _Window:
         return time.perf_counter() - self.started
 
     def first_bad(self) -> tuple[int, list[str]] | None:
-        for step, loss, ids in zip(self.steps, self.losses, self.ids):
-            if not bool(torch.isfinite(loss)):
+        losses = torch.stack(self.losses).tolist()  # one wait for the device, not one a step
+        for step, loss, norm, ids in zip(self.steps, losses, self.norms, self.ids):
+            if not math.isfinite(loss) or (self.checks_norms and not math.isfinite(norm)):
                 return step, ids
         return None
 

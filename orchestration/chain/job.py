@@ -10,16 +10,14 @@ step that was killed finds its own checkpoint again.
 from __future__ import annotations
 
 import dataclasses
-import signal
-import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from orchestration import registry, tracking
 from orchestration.chain.steps import Result, Step, step_keys
 from orchestration.evaluation.spec import EvaluationSpec, spec_to_dict
-from orchestration.ray_metrics import report_preprocessing
+from orchestration.ray_metrics import PreprocessingMetrics
 from orchestration.redact import plain_without_secrets
 from orchestration.stage_run import stage_run
 from pipeline import storage
@@ -28,7 +26,7 @@ from pipeline.errors import UserError
 from preprocess.config import PreprocessConfig
 from preprocess.manifest import load_manifest
 from preprocess.sources import open_source
-from training.config import Preset, preset_to_dict
+from training.config import Preset, model_settings, preset_to_dict
 from training.run import TrainResult
 
 _NOT_IN_KEY = (
@@ -69,10 +67,12 @@ class Job:
 
 
 class Chain:
-    """The steps of a job, and where each keeps its results."""
+    """The steps of a job, and where each keeps its results. still_ours: raises when another job took its folder;
+    whoever holds the folder sets it."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
+        self.still_ours: Callable[[], None] = lambda: None
         self.steps = _steps(self, job)
         self.keys = step_keys(self.steps)
 
@@ -105,7 +105,9 @@ def _steps(chain: Chain, job: Job) -> list[Step]:
         steps.append(Step(name=name, settings=settings, run=run, after=after))
 
     def stage(name: str) -> dict[str, Any]:
-        return {name: preset[name], "model": preset["model"]}
+        # Bundles on the way hold the model as it was then; every later stage writes the preset's, and align's key has
+        # all of it: the last bundle is always the newest model.
+        return {name: preset[name], "model": model_settings(name, job.preset.model)}
 
     if job.autoencoder:
         given = {**source, "autoencoder": _bundle_digest(job.autoencoder)}
@@ -161,9 +163,7 @@ def _shards(chain: Chain, name: str, bundle: str | None) -> Result:
         config = config.replace(workers=0)
     if bundle is None:  # nothing to encode: CPU workers decode
         config = config.replace(device="cpu", gpus_per_worker=0.0)
-    summary = preprocess(config)
-    if not job.local:
-        report_preprocessing(summary.encode_busy, summary.samples_per_second)
+    summary = preprocess(config, observe=PreprocessingMetrics())
     splits = load_manifest(dest).splits
     if not splits.get(job.evaluation.split):
         raise UserError(
@@ -184,7 +184,7 @@ def _train(chain: Chain, stage: str, data: str, bundle: str | None) -> Result:
     places = {"data": shards, "run_dir": run_dir, "bundle": bundle}
     parent = parent_run(chain)
     with stage_run(job.tracking_uri, stage, job.preset, data=shards, run_dir=run_dir, parent=parent) as spec:
-        result = _train_here(job, stage, places, spec) if job.local else _train_on_ray(job, stage, places, spec)
+        result = (_train_here if job.local else _train_on_ray)(chain, stage, places, spec)
     metric = f"{result.steps} steps, loss {result.first_loss:.4g} → {result.last_loss:.4g}"
     if "psnr" in result.metrics:
         metric += f", {result.metrics['psnr']:.2f} dB"
@@ -196,39 +196,36 @@ def _train(chain: Chain, stage: str, data: str, bundle: str | None) -> Result:
     }
 
 
-def _train_on_ray(job: Job, stage: str, places: dict[str, Any], spec: dict[str, Any]) -> TrainResult:
+def _train_on_ray(chain: Chain, stage: str, places: dict[str, Any], spec: dict[str, Any]) -> TrainResult:
     from orchestration.ray_train import launch
 
+    job = chain.job
     return launch(
         stage,
         job.preset,
         num_workers=job.workers,
         gpus_per_worker=job.gpus_per_worker,
         reporter_spec=spec,
+        still_ours=chain.still_ours,
         **places,
     )
 
 
-def _train_here(job: Job, stage: str, places: dict[str, Any], spec: dict[str, Any]) -> TrainResult:
+def _train_here(chain: Chain, stage: str, places: dict[str, Any], spec: dict[str, Any]) -> TrainResult:
     from orchestration.mlflow_reporter import MlflowReporter
     from training.run import train
+    from training.stopping import stop_on_signals
 
-    stop = threading.Event()
-    before: dict[int, Any] = {}
-    if threading.current_thread() is threading.main_thread():
-        before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGTERM,)}
-    try:
+    job = chain.job
+    with stop_on_signals(chain.still_ours) as stop_requested:
         return train(
             stage,
             job.preset,
             reporters=[lambda: MlflowReporter(**spec)],
             device=job.device,
-            stop_requested=stop.is_set,
+            stop_requested=stop_requested,
             **places,
         )
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def parent_run(chain: Chain) -> str:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
-import sys
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from orchestration.redact import url_without_secrets
 from pipeline import storage
-from pipeline.errors import UserError
+from pipeline.errors import Stopped, UserError
 from pipeline.progress import format_seconds
 
 if TYPE_CHECKING:
@@ -65,8 +64,6 @@ def main(argv: list[str]) -> int:
     from orchestration.chain.lease import sole_job
     from orchestration.chain.redo import Redo
     from orchestration.chain.steps import statuses
-    from training.cli import INTERRUPTED
-    from training.session import Preempted
 
     job = make_job(arguments)
     redo = Redo.load(job.work)
@@ -79,13 +76,9 @@ def main(argv: list[str]) -> int:
     if arguments.dry_run:
         print(plan_table(chain, statuses(job.work, steps)))
         return 0
-    with sole_job(job.work) as check:
+    with sole_job(job.work) as chain.still_ours:
         asked.save(job.work)
-        try:
-            results = _run(chain, arguments, steps, check)
-        except Preempted as notice:
-            print(f"latentzoom: {notice}", file=sys.stderr)
-            return INTERRUPTED
+        results = _run(chain, arguments, steps)
         asked.close().save(job.work)
     print(results_table(results))
     print(_after(chain, results))
@@ -164,7 +157,7 @@ def _evaluation(preset: Preset) -> EvaluationSpec:
     return EvaluationSpec(task="generation", sizes=(size // 2, size * 5 // 8, size * 3 // 4), num_steps=50)
 
 
-def _run(chain: Chain, arguments: argparse.Namespace, steps: list, check: Callable[[], None]) -> dict[str, Result]:
+def _run(chain: Chain, arguments: argparse.Namespace, steps: list) -> dict[str, Result]:
     from orchestration import tracking
     from orchestration.chain.job import parent_run
     from orchestration.chain.steps import run_steps, statuses
@@ -179,10 +172,14 @@ def _run(chain: Chain, arguments: argparse.Namespace, steps: list, check: Callab
             from orchestration.ray_train import start_ray
 
             started = start_ray()
-        results = run_steps(job.work, steps, announce=_announce(start), retries=arguments.retries, check=check)
+        results = run_steps(
+            job.work, steps, announce=_announce(start), retries=arguments.retries, check=chain.still_ours
+        )
     except BaseException as error:
         tracking.end_run(
-            job.tracking_uri, parent_run(chain), "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+            job.tracking_uri,
+            parent_run(chain),
+            "KILLED" if isinstance(error, (KeyboardInterrupt, Stopped)) else "FAILED",
         )
         raise
     finally:

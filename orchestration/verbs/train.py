@@ -11,6 +11,7 @@ from orchestration import tracking
 from orchestration.chain.lease import sole_job
 from orchestration.stage_run import Spec, stage_run
 from pipeline import storage
+from pipeline.errors import UserError
 from training import cli
 from training.config import Preset
 from training.run import TrainResult
@@ -23,11 +24,16 @@ def main(argv: list[str]) -> int:
 
 def run(arguments: argparse.Namespace, preset: Preset) -> TrainResult:
     """Train as the arguments ask, with an MLflow run."""
-    with sole_job(storage.absolute(arguments.run_dir), "training", "--run-dir"), _tracked(arguments, preset) as spec:
+    if arguments.device == "cuda" and not arguments.local and not arguments.gpus_per_worker:
+        raise UserError("--device cuda with workers needs --gpus-per-worker 1 (or --local for this process alone)")
+    with (
+        sole_job(storage.absolute(arguments.run_dir), "training", "--run-dir") as still_ours,
+        _tracked(arguments, preset) as spec,
+    ):
         if arguments.local:
             from orchestration.mlflow_reporter import MlflowReporter
 
-            return cli.train_here(arguments, preset, [lambda: MlflowReporter(**spec)] if spec else [])
+            return cli.train_here(arguments, preset, [lambda: MlflowReporter(**spec)] if spec else [], still_ours)
         from orchestration.ray_train import launch
 
         low, high = cli.parse_workers(arguments.workers)
@@ -39,7 +45,9 @@ def run(arguments: argparse.Namespace, preset: Preset) -> TrainResult:
             bundle=arguments.bundle,
             num_workers=low if low == high else (low, high),
             gpus_per_worker=arguments.gpus_per_worker,
+            max_failures=arguments.max_failures,
             reporter_spec=spec,
+            still_ours=still_ours,
         )
 
 
@@ -54,5 +62,9 @@ def _tracked(arguments: argparse.Namespace, preset: Preset) -> Iterator[Spec | N
             try:
                 spec = stack.enter_context(stage_run(uri, arguments.stage, preset, **places))
             except tracking.StoreError as error:
-                print(f"latentzoom: warning: {error}; figures go to {arguments.run_dir} only", file=sys.stderr)
+                print(
+                    f"latentzoom: warning: {error}; figures stay in {arguments.run_dir} until this "
+                    "command is run again while the store answers",
+                    file=sys.stderr,
+                )
         yield spec

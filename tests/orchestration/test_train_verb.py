@@ -1,6 +1,11 @@
 """`latentzoom train`: its MLflow run is begun, found again and closed; a store that is away stops nothing."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +15,11 @@ from PIL import Image
 from orchestration import tracking
 from orchestration.cli import main
 from orchestration.stage_run import stage_run
+from pipeline.errors import STOPPED, Stopped
 from preprocess.config import PreprocessConfig
 from preprocess.manifest import load_manifest
 from preprocess.run import preprocess
 from training.presets import get_preset
-from training.session import Preempted
 
 
 @pytest.fixture
@@ -59,10 +64,10 @@ def test_a_stage_has_one_run_with_parameters_data_figures_and_pictures(shards, t
     assert [r.info.run_id for r in tracking.client(uri).search_runs([experiment])] == [run_id]
 
 
-@pytest.mark.parametrize(("error", "status"), [(Preempted("notice"), "KILLED"), (RuntimeError(), "FAILED")])
+@pytest.mark.parametrize(("error", "status"), [(Stopped("notice"), "KILLED"), (RuntimeError(), "FAILED")])
 def test_a_stopped_stage_goes_on_in_its_own_run(shards, tmp_path, error, status):
     uri, preset = tracking.tracking_uri(), get_preset("debug")
-    places = {"data": shards, "run_dir": "s3://user:word@bucket/run"}
+    places = {"data": shards, "run_dir": "memory://user:word@bucket/run"}
     with pytest.raises(type(error)), stage_run(uri, "decoder", preset, **places) as first:
         raise error
     run = tracking.get_run(uri, first["run_id"])
@@ -71,13 +76,45 @@ def test_a_stopped_stage_goes_on_in_its_own_run(shards, tmp_path, error, status)
         assert second == first and tracking.get_run(uri, first["run_id"]).info.status == "RUNNING"
 
 
-def test_a_store_that_is_away_is_a_warning(shards, tmp_path, capsys):
+def test_a_store_that_is_away_is_a_warning_and_gets_everything_later(shards, tmp_path, capsys):
     assert train(shards, "--tracking-uri", "http://127.0.0.1:9") == 0
     error = capsys.readouterr().err
-    assert "warning: cannot reach the tracking server http://127.0.0.1:9" in error and "figures go to run only" in error
-    assert (tmp_path / "run/metrics.jsonl").exists()
+    assert (
+        "warning: cannot reach the tracking server http://127.0.0.1:9" in error and "figures stay in run until" in error
+    )
+
+    assert train(shards) == 0  # the stage is finished; its run is made now
+    uri = tracking.tracking_uri()
+    run_id = tracking.find_run(uri, "autoencoder")
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    history = tracking.client(uri).get_metric_history(run_id, "loss")
+    assert [(m.step, m.value) for m in history] == [(line["step"], line["loss"]) for line in lines]
+    images = [file.path for file in tracking.client(uri).list_artifacts(run_id, "images")]
+    assert len([name for name in images if name.endswith(".png")]) == len(list((tmp_path / "run/grids").iterdir()))
+    run = tracking.get_run(uri, run_id)
+    assert run.info.status == "FINISHED" and run.data.params["steps"] == "2"
 
 
 def test_without_tracking_no_store_is_made(shards, tmp_path):
     assert train(shards, "--no-tracking") == 0
     assert not (tmp_path / "mlflow.db").exists() and (tmp_path / "run/bundle/config.json").exists()
+
+
+@pytest.mark.slow
+def test_workers_stop_after_a_checkpoint_when_the_command_is_asked_to(shards, tmp_path):
+    settings = ["--set", "autoencoder.steps=1000000", "--set", "autoencoder.checkpoint_every=1000000"]
+    words = ["train", "autoencoder", "--preset", "debug", "--data", shards, "--run-dir", "run", "--workers", "2"]
+    command = [sys.executable, "-m", "orchestration.cli", *words, *settings]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    while not (tmp_path / "run/metrics.jsonl").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, error = process.communicate()
+    assert process.returncode == STOPPED, error
+    assert "stopped at step" in error and "Traceback" not in error
+    (manifest,) = tmp_path.glob("run/checkpoints/step-*/manifest.json")
+    assert json.loads(manifest.read_text())["world_size"] == 2
+    uri = tracking.tracking_uri()
+    assert tracking.get_run(uri, tracking.find_run(uri, "autoencoder")).info.status == "KILLED"

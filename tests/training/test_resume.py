@@ -16,9 +16,8 @@ import torch
 from small_shop import Shop
 
 from pipeline import storage
-from pipeline.errors import UserError
+from pipeline.errors import STOPPED, UserError
 from training.checkpoint import CheckpointStore, step_name
-from training.cli import INTERRUPTED
 from training.run import TrainResult
 from training.world import World
 
@@ -76,7 +75,7 @@ def test_termination_notice_leads_to_a_checkpoint(shop: Shop, tmp_path: Path) ->
     wait_for(process, tmp_path / "run/metrics.jsonl", '"step": 3,')
     process.terminate()
     output, _ = process.communicate()
-    assert process.returncode == INTERRUPTED, output
+    assert process.returncode == STOPPED, output
     (folder,) = (tmp_path / "run/checkpoints").glob("step-*")
     assert (folder / "manifest.json").exists() and "run again to continue" in output
 
@@ -95,7 +94,14 @@ def test_other_settings_in_the_same_folder_are_refused(run_stage: Run) -> None:
         run_stage("denoiser", "denoiser.global_batch=8")
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "gone", "no manifest"])
+def test_alignment_does_not_continue_with_another_decoder(run_stage: Run) -> None:
+    run_stage("align")
+    other = run_stage("decoder").bundle
+    with pytest.raises(UserError, match="different bundle; choose another run folder"):
+        run_stage("align", "align.steps=6", bundle=other)
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "gone", "no manifest", "one more"])
 def test_damaged_checkpoint_is_named_and_the_one_before_used(
     run_stage: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
@@ -108,6 +114,8 @@ def test_damaged_checkpoint_is_named_and_the_one_before_used(
         (folder / "manifest.json").unlink()
     elif damage == "gone":
         (folder / "state.pt").unlink()
+    elif damage == "one more":  # DeepSpeed's converter would unpickle it
+        (folder / "zero_pp_rank_1_mp_rank_00_optim_states.pt").write_bytes(b"who wrote this?")
     else:
         data = bytearray((folder / "state.pt").read_bytes())
         data[len(data) // 2] ^= 1
@@ -115,7 +123,8 @@ def test_damaged_checkpoint_is_named_and_the_one_before_used(
     again = run_stage("denoiser", *settings)
     assert again.resumed_from == 4 and again.last_loss == whole.last_loss
     assert weights(tmp_path / "denoiser") == expected
-    assert ("manifest.json" if damage == "no manifest" else "state.pt") in caplog.text
+    named = {"no manifest": "manifest.json", "one more": "zero_pp_rank_1_mp_rank_00_optim_states.pt"}
+    assert named.get(damage, "state.pt") in caplog.text
 
 
 @pytest.mark.parametrize("kind", ["local", "remote"])
@@ -132,6 +141,28 @@ def test_store_prunes_and_finds_the_newest(tmp_path: Path, kind: str) -> None:
     assert saved is not None and saved.step == 10 and saved.state == {"mark": 10}
     assert torch.load(saved.folder / "state.pt", weights_only=True)["step"] == 10
     store.close()
+
+
+def test_every_machine_checks_what_it_fetched(tmp_path: Path) -> None:
+    class SecondMachine(World):
+        """Its first worker; worker 0 has found the checkpoint sound."""
+
+        def broadcast(self, value: object) -> object:
+            return manifest
+
+        def gather(self, value: object) -> list[object]:
+            return ["", value]
+
+    url = f"memory://{tmp_path.name}/checkpoints"
+    store = CheckpointStore(url, ONE, keep=2)
+    store.save(1, "torch", lambda: {"state.pt": {"step": torch.tensor(1)}}, {})
+    store.close()
+    manifest = storage.read_json(f"{url}/{step_name(1)}/manifest.json")
+    second = SecondMachine(1, 2, 0, torch.device("cpu"))
+    assert CheckpointStore(url, second, keep=2).latest() is not None
+    storage.write_bytes(f"{url}/{step_name(1)}/state.pt", b"not what was written")
+    with pytest.raises(UserError, match=r"not the same on every machine: state\.pt is damaged"):
+        CheckpointStore(url, second, keep=2).latest()
 
 
 def test_write_error_is_told_at_the_next_checkpoint(tmp_path: Path) -> None:

@@ -4,11 +4,13 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from orchestration.ray_train import launch, with_equal_memory
 from pipeline.bundle import build_decoder, build_denoiser
 from pipeline.errors import UserError
+from training.cli import main
 from training.config import AlignStage, DecoderStage, StageConfig, override, preset_from_dict, preset_to_dict
 from training.engine import deepspeed_config
-from training.estimate import dry_run, estimate
+from training.estimate import dry_run, estimate, peak_flops
 from training.optim import generator_for, lr_at, normal
 from training.presets import PRESETS, debug, get_preset
 from training.targets import Target, draw_target, largest_target, render_target, window_side
@@ -143,6 +145,41 @@ def test_deepspeed_is_told_the_batch_the_precision_and_no_offload() -> None:
     assert told["bf16"]["enabled"] and not told["fp16"]["enabled"] and told["gradient_clipping"] == 0.5
 
 
+def test_dry_run_refuses_what_the_run_would_refuse() -> None:
+    with pytest.raises(UserError, match="micro_batch = 3 does not divide"):
+        dry_run("denoiser", override(debug(), ["denoiser.micro_batch=3"]), 1, "cpu")
+    with pytest.raises(UserError, match="cannot be shared by 3 workers"):
+        dry_run("denoiser", debug(), 3, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("Tesla T4", 65e12),
+        ("NVIDIA L40S", 362e12),
+        ("NVIDIA L40", None),
+        ("NVIDIA RTX A1000", None),
+        ("NVIDIA A10G", None),
+    ],
+)
+def test_peak_is_that_of_the_device_or_unknown(monkeypatch: pytest.MonkeyPatch, name: str, peak: float | None) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    assert peak_flops(torch.device("cuda"), "bf16") == peak
+
+
+def test_local_means_one_worker(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["denoiser", "--preset", "debug", "--data", "shards", "--run-dir", "run", "--local", "--workers", "2"]
+    assert main(words) == 2
+    assert "leave out --workers" in capsys.readouterr().err
+
+
+def test_every_size_of_an_elastic_run_is_checked_before_it_starts() -> None:
+    config = dataclasses.replace(debug().denoiser, global_batch=8, micro_batch=8)
+    with pytest.raises(UserError, match="micro_batch = 8 does not divide a worker's share of 4"):
+        launch("denoiser", dataclasses.replace(debug(), denoiser=config), data="d", run_dir="r", num_workers=(1, 2))
+
+
 def test_zero_stages_and_precision_shrink_the_state() -> None:
     def state(**changes: object) -> int:
         config = dataclasses.replace(debug().denoiser, **changes)  # type: ignore[arg-type]
@@ -183,3 +220,12 @@ def test_activation_checkpointing_keeps_less() -> None:
         "denoiser", dataclasses.replace(debug().denoiser, activation_checkpointing=True), debug().model, 1
     )
     assert frugal.activation_bytes < 0.7 * plain.activation_bytes
+
+
+@pytest.mark.parametrize(("num_workers", "expected"), [(4, 0), (3, 8), (2, 12), (1, 12)])
+def test_workers_of_a_smaller_elastic_run_hold_no_more_at_once(num_workers: int, expected: int) -> None:
+    preset = override(debug(), ["align.global_batch=48"])
+    smaller = with_equal_memory(preset, "align", num_workers, most=4)
+    assert smaller.align.micro_batch == expected
+    chosen = override(preset, ["align.micro_batch=4"])
+    assert with_equal_memory(chosen, "align", num_workers, most=4) == chosen

@@ -130,6 +130,28 @@ def test_loss_that_is_not_finite_names_the_samples(
     assert not (tmp_path / "denoiser/checkpoints/step-00000004/manifest.json").exists()
 
 
+def test_gradient_that_is_not_finite_is_in_no_checkpoint(
+    run_stage: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The loss of that step is a number still, and the step is one at which a checkpoint is due."""
+    import training.stages.denoiser as stage
+
+    losses: list[torch.Tensor] = []
+
+    def steep(*arguments: torch.Tensor) -> torch.Tensor:
+        loss = original(*arguments)
+        losses.append(loss)
+        if len(losses) == 4:
+            loss.register_hook(lambda gradient: gradient * float("nan"))
+        return loss
+
+    original = stage.denoising_loss
+    monkeypatch.setattr(stage, "denoising_loss", steep)
+    with pytest.raises(UserError, match=r"gradient is not finite at step 4; samples: 0\d\d.*checkpoint of step 2"):
+        run_stage("denoiser", "denoiser.steps=8", "denoiser.log_every=8", "denoiser.checkpoint_every=2")
+    assert torch.isfinite(losses[3]) and not (tmp_path / "denoiser/checkpoints/step-00000004").exists()
+
+
 def test_reporter_that_fails_does_not_stop_training(
     run_stage: Run, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
@@ -148,6 +170,7 @@ def test_reporter_that_fails_does_not_stop_training(
         ("decoder", [], {"bundle": ""}, "train stage autoencoder first"),
         ("decoder", ["decoder.micro_batch=3"], {}, "micro_batch = 3"),
         ("decoder", ["decoder.min_size=40"], {}, "target sizes 40..32"),
+        ("autoencoder", ["autoencoder.crop=30"], {}, "crop = 30 is not a multiple of 4"),
         ("decoder", ["decoder.precision=fp16"], {}, "fp16 needs a CUDA device"),
         ("align", ["model.decoder.mlp_width=20"], {}, "bundle's decoder has other settings"),
         ("denoiser", ["model.image_size=64"], {}, "32-pixel images and the model is for 64"),

@@ -1,0 +1,85 @@
+"""What makes a step of the chain stale, and what a stage's run may be continued with: only what decides its outcome."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from orchestration.chain.job import Chain, Job
+from orchestration.evaluation.spec import EvaluationSpec
+from pipeline.bundle import load_bundle
+from pipeline.errors import UserError
+from preprocess.config import PreprocessConfig
+from preprocess.run import preprocess
+from training.config import override
+from training.presets import debug
+from training.run import train
+
+DECODER, DENOISER = "model.decoder.kind=light", "model.schedule.num_steps=500"
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(8):
+        pixels = np.random.default_rng(number).integers(0, 255, (32, 32, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    return folder
+
+
+def settings(pictures: Path, dest: Path) -> PreprocessConfig:
+    return PreprocessConfig(source="folder", source_url=str(pictures), size=32, samples_per_shard=8, dest=str(dest))
+
+
+def keys(pictures: Path, work: Path, *changes: str) -> dict[str, str]:
+    job = Job(
+        work=str(work),
+        model_name="m",
+        preset=override(debug(), list(changes)),
+        preprocess=settings(pictures, work),
+        evaluation=EvaluationSpec(task="generation", sizes=(32,)),
+        tracking_uri="sqlite:///x.db",
+        local=True,
+    )
+    return Chain(job).keys
+
+
+@pytest.mark.parametrize(
+    ("change", "first_changed"),
+    [
+        ("model.autoencoder.num_res_blocks=3", "autoencoder"),
+        ("model.image_size=64", "autoencoder"),
+        (DECODER, "decoder"),
+        ("model.denoiser.num_res_blocks=3", "denoiser"),
+        (DENOISER, "denoiser"),
+        ("model.name=other", "denoiser"),
+    ],
+)
+def test_a_change_of_the_model_makes_anew_what_it_decides(pictures, tmp_path, change, first_changed):
+    before, after = keys(pictures, tmp_path), keys(pictures, tmp_path, change)
+    names = list(before)
+    changed = [name for name in names if before[name] != after[name]]
+    assert changed == names[names.index(first_changed) :]
+
+
+def test_an_autoencoder_is_continued_when_the_decoder_is_chosen_anew(pictures, tmp_path):
+    preprocess(settings(pictures, tmp_path / "pixels"))
+
+    def run(steps, *changes):
+        preset = override(debug(), [f"autoencoder.steps={steps}", *changes])
+        places = {"data": str(tmp_path / "pixels"), "run_dir": str(tmp_path / "run"), "device": "cpu"}
+        return train("autoencoder", preset, **places)
+
+    run(2)
+    longer = run(4, DECODER)
+    assert longer.resumed_from == 2 and longer.steps == 4
+    assert load_bundle(longer.bundle).config.decoder.kind == "light"
+    finished = run(4)  # nothing to train, and the bundle tells of the newest preset
+    assert finished.resumed_from == finished.steps == 4 and finished.last_loss == longer.last_loss
+    assert load_bundle(finished.bundle).config.decoder.kind == "liif"
+    with pytest.raises(UserError, match="different model; choose another run folder"):
+        run(6, "model.autoencoder.num_res_blocks=3")

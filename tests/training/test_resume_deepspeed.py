@@ -1,0 +1,75 @@
+"""A DeepSpeed run of one process that is killed ends as if nothing had happened: gloo, no Ray."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_shop import Shop
+from test_resume import losses, wait_for, weights
+
+from pipeline import storage
+from training.config import override
+from training.presets import debug
+from training.run import train
+
+_STEPS = 40
+
+
+def one_worker(data: str, bundle: str, run_dir: str, *settings: str) -> None:
+    """What the test starts: a process group of one, and the stage in it."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    preset = override(debug(), list(settings))
+    train("denoiser", preset, data=data, bundle=bundle, run_dir=run_dir, use_deepspeed=True, device="cpu")
+
+
+def start(shop: Shop, run_dir: Path, *settings: str) -> subprocess.Popen[str]:
+    here = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "OMP_NUM_THREADS": "1"}
+    words = [sys.executable, __file__, shop.data, shop.bundle, str(run_dir), *settings]
+    return subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, **here}
+    )
+
+
+def finish(process: subprocess.Popen[str], run_dir: Path) -> dict[str, Any]:
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    return dict(storage.read_json(str(run_dir / "result.json")))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "zero_stage, precision, kill_at", [(1, "fp32", 13), (1, "fp32", 31), (1, "bf16", 31), (3, "fp32", 31)]
+)
+def test_killed_deepspeed_run_ends_like_an_uninterrupted_one(
+    shop: Shop, tmp_path: Path, zero_stage: int, precision: str, kill_at: int
+) -> None:
+    names = [f"steps={_STEPS}", "checkpoint_every=5", "schedule=cosine", "micro_batch=2"]
+    settings = [f"denoiser.{name}" for name in [*names, f"zero_stage={zero_stage}", f"precision={precision}"]]
+    whole = finish(start(shop, tmp_path / "whole", *settings), tmp_path / "whole")
+    killed = start(shop, tmp_path / "killed", *settings)
+    wait_for(killed, tmp_path / "killed/metrics.jsonl", f'"step": {kill_at},')
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    again = finish(start(shop, tmp_path / "killed", *settings), tmp_path / "killed")
+    # A checkpoint is begun once the one before it is complete, so no more than the newest can be missing.
+    assert 5 * (kill_at // 5) - 5 <= again["resumed_from"] < _STEPS
+    (newest, *_) = sorted((tmp_path / "killed/checkpoints").glob("step-*/manifest.json"), reverse=True)
+    assert json.loads(newest.read_text())["engine"] == "deepspeed"
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+    assert list(losses(tmp_path / "killed")) == list(range(1, _STEPS + 1))
+    assert again["sample_order"] == whole["sample_order"]
+    assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
+    assert (again["first_loss"], again["last_loss"]) == (whole["first_loss"], whole["last_loss"])
+
+
+if __name__ == "__main__":
+    one_worker(*sys.argv[1:])

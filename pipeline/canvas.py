@@ -17,6 +17,7 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from pipeline.errors import UserError
 from pipeline.geometry import Size, Window
@@ -75,6 +76,20 @@ def write_canvas(
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def read_text(target: Path) -> dict[str, str]:
+    """The text fields of a file that `write_canvas` wrote; {} for any other, or none. Reads no pixels."""
+    import tifffile
+
+    try:
+        if target.suffix.lower() == ".png":
+            with target.open("rb") as stream:  # not Image.open, which refuses large pictures: no pixel is decoded here
+                return {str(key): str(value) for key, value in PngImageFile(stream).info.items()}
+        with tifffile.TiffFile(target) as tiff:
+            return dict(line.split(": ", 1) for line in tiff.pages.first.description.splitlines())
+    except (OSError, ValueError, SyntaxError, tifffile.TiffFileError):
+        return {}
 
 
 def check_target(target: Path, size: Size) -> str:

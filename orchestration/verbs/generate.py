@@ -18,7 +18,7 @@ from orchestration.output import (
     parse_size,
     within_memory,
 )
-from pipeline.canvas import Facts, check_target
+from pipeline.canvas import Facts, check_target, read_text
 from pipeline.errors import UserError
 from pipeline.geometry import Size
 from pipeline.model import LatentZoom
@@ -30,7 +30,8 @@ LARGE = 1 << 24
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """Draw new images. The same seed gives the same image at every size and for any --num and --batch."""
+    """Draw new images. The same seed gives the same image at every size and for any --num and --batch. Run
+    again, it goes on: pictures that this command made before are left as they are."""
 
     model: str
     """Bundle folder, URL, or models:/NAME@champion."""
@@ -68,7 +69,7 @@ def main(argv: list[str]) -> int:
     if arguments.num < 1 or arguments.batch < 1:
         raise UserError(f"--num {arguments.num} --batch {arguments.batch}: use at least 1")
     suffix = arguments.out.suffix.lower()
-    single = suffix in (".png", ".tif", ".tiff")
+    single = _is_single(arguments)
     if str(arguments.out) == "-" or suffix in (".jpg", ".jpeg", ".webp", ".bmp", ".gif"):
         raise UserError(f"--out {arguments.out}: give a folder, or a .png or a .tif file")
     if single and arguments.num > 1:
@@ -82,24 +83,46 @@ def main(argv: list[str]) -> int:
     size = parse_size(arguments.size) if arguments.size else (model.config.image_size,) * 2
     if arguments.compile:
         model.compile()
-    with Progress("generate", arguments.num, "images") as progress:
-        for start in range(0, arguments.num, arguments.batch):
-            seeds = [arguments.seed + i for i in range(start, min(start + arguments.batch, arguments.num))]
+    todo = [s for s in range(arguments.seed, arguments.seed + arguments.num) if not _is_there(arguments, name, size, s)]
+    with Progress("generate", arguments.num, "images", initial=arguments.num - len(todo)) as progress:
+        for start in range(0, len(todo), arguments.batch):
+            seeds = todo[start : start + arguments.batch]
             which = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds[0]} to {seeds[-1]}"
             with within_memory(which, "give a smaller --batch, --dtype bfloat16 or a smaller --latent-size"):
-                _batch(arguments, model, name, size, seeds, single, progress)
+                _batch(arguments, model, name, size, seeds, progress)
     print(arguments.out)
     return 0
 
 
+def _is_single(arguments: Arguments) -> bool:
+    return arguments.out.suffix.lower() in (".png", ".tif", ".tiff")
+
+
+def _target(arguments: Arguments, size: Size, seed: int) -> Path:
+    if _is_single(arguments):
+        return arguments.out
+    return arguments.out / f"seed-{seed:06d}-{size[0]}x{size[1]}.{arguments.format}"
+
+
+def _text(arguments: Arguments, name: str, seed: int) -> dict[str, str]:
+    """What a file says of how it was made: all that decides its pixels beside its size."""
+    eta = f", eta {arguments.eta:g}" if arguments.sampler == "ddim" else ""
+    facts = {"seed": seed, "sampler": f"{arguments.sampler}, {arguments.steps} steps{eta}", "dtype": arguments.dtype}
+    if arguments.latent_size:
+        facts["latent"] = "x".join(map(str, parse_size(arguments.latent_size)))
+    return origin(name, {f"latentzoom:{key}": value for key, value in facts.items()})
+
+
+def _is_there(arguments: Arguments, name: str, size: Size, seed: int) -> bool:
+    """Whether an earlier run made this very picture; it is complete, since files appear whole."""
+    return _text(arguments, name, seed).items() <= read_text(_target(arguments, size, seed)).items()
+
+
 def _batch(
-    arguments: Arguments, model: LatentZoom, name: str, size: Size, seeds: list[int], single: bool, progress: Progress
+    arguments: Arguments, model: LatentZoom, name: str, size: Size, seeds: list[int], progress: Progress
 ) -> None:
     """Sample the latents of `seeds` together, then draw and write one picture after the other, in bounded memory."""
-    targets = [
-        arguments.out if single else arguments.out / f"seed-{seed:06d}-{size[0]}x{size[1]}.{arguments.format}"
-        for seed in seeds
-    ]
+    targets = [_target(arguments, size, seed) for seed in seeds]
     check_target(targets[0], size)
     with Previews(model, targets[0], size, arguments.preview, is_shown=arguments.num <= arguments.batch) as previews:
         latents = model.sample_latents(
@@ -112,11 +135,11 @@ def _batch(
             on_step=previews.on_step,
         )
     for seed, latent, target in zip(seeds, latents, targets):
-        facts = {"latentzoom:seed": seed, "latentzoom:sampler": f"{arguments.sampler}, {arguments.steps} steps"}
+        facts = Facts(text=_text(arguments, name, seed))
         drawing = model.drawing(latent[None], size, tile=max(latent.shape[-2:]))
         if size[0] * size[1] < LARGE:
-            drawing.write(target, Facts(text=origin(name, facts)))
+            drawing.write(target, facts)
         else:
             with Progress(f"draw seed {seed}", size[0] * size[1], "pixels") as drawn:
-                drawing.write(target, Facts(text=origin(name, facts)), drawn.update)
+                drawing.write(target, facts, drawn.update)
         progress.update(1)

@@ -33,6 +33,29 @@ def test_files_have_the_size_the_seed_and_the_model(bundle, tmp_path):
     assert picture.text["latentzoom:model"].startswith("tiny sha256:")
 
 
+@pytest.mark.parametrize("form", ["png", "tif"])
+def test_a_killed_run_goes_on_and_other_settings_begin_anew(bundle, tmp_path, form, monkeypatch):
+    sampled = []
+    original = LatentZoom.sample_latents
+
+    def sample(self, *arguments, **options):
+        sampled.extend(options["seed"])
+        return original(self, *arguments, **options)
+
+    monkeypatch.setattr(LatentZoom, "sample_latents", sample)
+    words = ["--size", "20x33", "--num", "4", "--batch", "2", "--format", form, "--out", str(tmp_path)]
+    assert _generate(bundle, *words) == 0
+    (tmp_path / f"seed-000002-20x33.{form}").unlink()  # as after a kill
+    (tmp_path / f"seed-000000-20x33.{form}").write_bytes(b"something else")
+    before = (tmp_path / f"seed-000001-20x33.{form}").stat().st_mtime_ns
+    sampled.clear()
+    assert _generate(bundle, *words) == 0
+    assert sampled == [0, 2] and len(list(tmp_path.iterdir())) == 4
+    assert (tmp_path / f"seed-000001-20x33.{form}").stat().st_mtime_ns == before
+    assert _generate(bundle, *words, "--sampler", "ddim") == 0
+    assert sampled == [0, 2, 0, 1, 2, 3]
+
+
 def test_an_image_depends_on_its_seed_alone(bundle, tmp_path):
     assert _generate(bundle, "--size", "24", "--num", "2", "--seed", "5", "--out", str(tmp_path / "both")) == 0
     assert _generate(bundle, "--size", "24", "--seed", "6", "--out", str(tmp_path / "one.png")) == 0

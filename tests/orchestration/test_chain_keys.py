@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
+from small_pictures import make_pictures
 
 from orchestration.chain.job import Chain, Job
 from orchestration.evaluation.spec import EvaluationSpec
@@ -23,12 +22,7 @@ DECODER, DENOISER = "model.decoder.kind=light", "model.schedule.num_steps=500"
 
 @pytest.fixture
 def pictures(tmp_path):
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    for number in range(8):
-        pixels = np.random.default_rng(number).integers(0, 255, (32, 32, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{number}.png")
-    return folder
+    return make_pictures(tmp_path / "pictures", 8, cells=32, side=32)
 
 
 def settings(pictures: Path, dest: Path) -> PreprocessConfig:

@@ -9,12 +9,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import psutil
 import pytest
 import torch
-from PIL import Image
 from ray_head import Head, kill_tree, ray_head, ray_node
+from small_pictures import make_pictures
 from tiny_bundle import make_bundle
 
 from orchestration import jobs, registry, tracking
@@ -43,12 +42,7 @@ def nodes(head: Head, monkeypatch, tmp_path):
 
 @pytest.fixture
 def pictures(tmp_path):
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    for number in range(48):
-        coarse = np.random.default_rng(number).integers(0, 255, (6, 6, 3), dtype=np.uint8)
-        Image.fromarray(coarse).resize((80, 80), Image.Resampling.BICUBIC).save(folder / f"{number:03d}.png")
-    return str(folder)
+    return str(make_pictures(tmp_path / "pictures", 48, cells=6, side=80))
 
 
 def run_and_lose(

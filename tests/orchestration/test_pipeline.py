@@ -7,9 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
+from small_pictures import make_pictures
 
 from orchestration import registry
 from orchestration.cli import main
@@ -27,12 +26,7 @@ FAST = [
 
 @pytest.fixture
 def images(tmp_path):
-    folder = tmp_path / "images"
-    folder.mkdir()
-    for number in range(48):
-        coarse = np.random.default_rng(number).integers(0, 255, (5, 5, 3), dtype=np.uint8)
-        Image.fromarray(coarse).resize((40, 40), Image.Resampling.BICUBIC).save(folder / f"{number:03d}.png")
-    return folder
+    return make_pictures(tmp_path / "images", 48)
 
 
 def command(images: Path, work: Path | str, *more: str) -> list[str]:

@@ -10,9 +10,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
+from small_pictures import make_pictures
 from tiny_bundle import make_bundle
 
 from orchestration import registry, tracking
@@ -52,12 +51,7 @@ def work(tmp_path, monkeypatch):
 
 @pytest.fixture
 def pictures(tmp_path):
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    for number in range(160):
-        coarse = np.random.default_rng(number).integers(0, 255, (5, 5, 3), dtype=np.uint8)
-        Image.fromarray(coarse).resize((40, 40), Image.Resampling.BICUBIC).save(folder / f"{number:03d}.png")
-    return str(folder)
+    return str(make_pictures(tmp_path / "pictures", 160))
 
 
 def content(folder: Path) -> dict[str, bytes]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-from pipeline.errors import STOPPED, Stopped, UserError
+from pipeline.errors import UserError, exit_status
 
 VERBS: dict[str, tuple[str, str]] = {
     "demo": ("orchestration.verbs.demo", "train, register and use a tiny model on real photographs"),
@@ -43,19 +43,13 @@ def main(argv: list[str] | None = None) -> int:
 
         print(f"latentzoom {version('latentzoom')}")
         return 0
-    try:
-        if verb not in VERBS:
-            raise UserError(f"no verb {verb!r}; use one of {', '.join(VERBS)}")
-        return int(importlib.import_module(VERBS[verb][0]).main(rest) or 0)
-    except UserError as error:
-        print(f"latentzoom: error: {error}", file=sys.stderr)
-        return 2
-    except Stopped as notice:
-        print(f"latentzoom: {notice}", file=sys.stderr)
-        return STOPPED
-    except KeyboardInterrupt:
-        print("\nlatentzoom: interrupted; run the same command again to continue", file=sys.stderr)
-        return 130
+    return exit_status(lambda: _run(verb, rest))
+
+
+def _run(verb: str, rest: list[str]) -> int:
+    if verb not in VERBS:
+        raise UserError(f"no verb {verb!r}; use one of {', '.join(VERBS)}")
+    return int(importlib.import_module(VERBS[verb][0]).main(rest) or 0)
 
 
 def _help() -> str:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import io
-import json
 import re
 import time
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -13,6 +13,7 @@ from PIL import Image
 from orchestration import tracking
 from orchestration.mlflow_reporter import deliver
 from pipeline import storage
+from training.reporter import read_figures
 
 _GRID = re.compile(r"grids/(.+)-(\d{8})\.png")
 _AT_ONCE = 1000
@@ -27,8 +28,7 @@ def send_folder(uri: str, run_id: str, run_dir: str) -> None:
             run = storage.read_json(storage.join(run_dir, "run.json"))
             settings = {"stage": run["stage"], **run["settings"], "model": run["model"], "data": run["data"]}
             tracking.log_settings(uri, run_id, settings)
-        if "metrics.jsonl" in names:
-            _send_figures(uri, run_id, storage.read_bytes(storage.join(run_dir, "metrics.jsonl")).decode())
+        _send_figures(uri, run_id, read_figures(run_dir))
         for name in sorted(names):
             if found := _GRID.fullmatch(name):
                 data = storage.read_bytes(storage.join(run_dir, name))
@@ -37,17 +37,11 @@ def send_folder(uri: str, run_id: str, run_dir: str) -> None:
                 deliver(uri, run_id, {**event, "time_ms": _now()})
 
 
-def _send_figures(uri: str, run_id: str, text: str) -> None:
+def _send_figures(uri: str, run_id: str, lines: list[dict[str, Any]]) -> None:
     from mlflow.entities import Metric
 
-    metrics = []
-    for line in text.splitlines():
-        try:
-            values = json.loads(line)
-            step = int(values.pop("step"))
-        except (ValueError, KeyError):
-            continue  # the last line of a killed run may be cut
-        metrics += [Metric(name, float(value), _now(), step) for name, value in values.items()]
+    now = _now()
+    metrics = [Metric(k, float(v), now, line["step"]) for line in lines for k, v in line.items() if k != "step"]
     for start in range(0, len(metrics), _AT_ONCE):
         tracking.client(uri).log_batch(run_id, metrics=metrics[start : start + _AT_ONCE])
 

@@ -26,7 +26,6 @@ from training.engine import accumulation_steps
 from training.reporter import Reporter
 from training.run import TrainResult, train
 from training.stopping import Stop, stop_on_signals
-from training.world import World
 
 _CONTROLLER_ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
@@ -262,7 +261,7 @@ def _check_shares(config: StageConfig, least: int, most: int) -> None:
     """A share must be whole micro-batches too, or an elastic run would end when its size changes."""
     _check_batch(config.global_batch, least, most)
     for num in range(least, most + 1):
-        accumulation_steps(config, World(0, num, 0, torch.device("cpu")))
+        accumulation_steps(config, num)
 
 
 def _check_batch(global_batch: int, least: int, most: int) -> None:

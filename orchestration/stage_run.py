@@ -34,8 +34,8 @@ def stage_run(
     asked to stop) or FAILED.
 
     A child of `parent` is found again by its stage, a run without a parent by `run_dir`. A run that begins late takes
-    over what `run_dir` holds already. Raises `UserError` when the
-    tracking store cannot be used, or `data` is no shard set.
+    over what `run_dir` holds already. Raises `UserError` when the tracking store cannot be used, or `data` is no shard
+    set.
     """
     spec = {"run_id": _open(uri, stage, preset, data, run_dir, parent), "tracking_uri": uri}
     try:

@@ -190,6 +190,11 @@ def _counted(draw: Draw, on_pixels: Callable[[int], object] | None) -> Draw:
     return counted
 
 
+def windows(size: Size) -> Iterator[Window]:
+    """The windows of a picture, row by row: together they are the whole."""
+    return ((y0, x0, y1, x1) for y0, y1 in _steps(0, size[0]) for x0, x1 in _steps(0, size[1]))
+
+
 def _steps(start: int, stop: int) -> Iterator[tuple[int, int]]:
     for x0 in range(start, stop, WINDOW):
         yield x0, min(x0 + WINDOW, stop)

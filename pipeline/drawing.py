@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pipeline.canvas import WINDOW, Facts, Pixels, write_canvas
+from pipeline.canvas import Facts, Pixels, windows, write_canvas
 from pipeline.decoder import ImplicitDecoder
 from pipeline.geometry import Size, Window, check_size
 from pipeline.images import to_uint8
@@ -40,10 +40,8 @@ class Drawing:
     def picture(self) -> Image.Image:
         """The whole as a picture in memory: RGB, or RGBA with alpha."""
         whole = np.empty((*self.size, self.channels), np.uint8)
-        for y0 in range(0, self.size[0], WINDOW):
-            for x0 in range(0, self.size[1], WINDOW):
-                y1, x1 = min(y0 + WINDOW, self.size[0]), min(x0 + WINDOW, self.size[1])
-                whole[y0:y1, x0:x1] = self.pixels((y0, x0, y1, x1))
+        for y0, x0, y1, x1 in windows(self.size):
+            whole[y0:y1, x0:x1] = self.pixels((y0, x0, y1, x1))
         return Image.fromarray(whole)
 
     def write(self, target: Path, facts: Facts | None = None, on_pixels: Callable[[int], object] | None = None) -> None:

@@ -8,7 +8,7 @@ import sys
 
 import tyro
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, exit_status
 from preprocess.config import PreprocessConfig
 from preprocess.sources import SOURCES
 from preprocess.tally import Observer
@@ -18,14 +18,7 @@ _PROG = "latentzoom preprocess"
 
 def main(argv: list[str], observe: Observer | None = None) -> int:
     """Run the command; returns its exit code. observe: see `preprocess.run.preprocess`."""
-    try:
-        return _dispatch(argv, observe)
-    except UserError as error:
-        print(f"latentzoom: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nlatentzoom: interrupted; run the same command again to continue", file=sys.stderr)
-        return 130
+    return exit_status(lambda: _dispatch(argv, observe))
 
 
 def _dispatch(argv: list[str], observe: Observer | None) -> int:

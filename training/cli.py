@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from pipeline.errors import STOPPED, Stopped, UserError
+from pipeline.errors import UserError, exit_status
 from pipeline.progress import format_seconds
 from training.config import STAGES, Preset, override
 from training.presets import PRESETS, get_preset
@@ -63,14 +63,7 @@ def main(argv: Sequence[str] | None = None, *, run: Run | None = None) -> int:
     """`run` trains as the arguments ask, on Ray Train workers too; without it only --local works."""
     arguments = parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        return _run(arguments, run or _local_only)
-    except UserError as error:
-        print(f"latentzoom: error: {error}", file=sys.stderr)
-        return 2
-    except Stopped as notice:
-        print(f"latentzoom: {notice}", file=sys.stderr)
-        return STOPPED
+    return exit_status(lambda: _run(arguments, run or _local_only))
 
 
 def _run(arguments: argparse.Namespace, run: Run) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
@@ -37,7 +37,7 @@ _FREE = {
 @dataclass(frozen=True, kw_only=True)
 class Context:
     """Everything a stage needs to know. `reporters` are built on the main worker only, when training starts.
-    built_on: hash of the bundle's weights that the training itself uses; empty where only their latents matter."""
+    part_digests: hash of the weights of each part of the bundle."""
 
     stage: str
     config: StageConfig
@@ -51,7 +51,7 @@ class Context:
     reporters: list[Callable[[], Reporter]] = field(default_factory=list)
     stop_requested: Callable[[], Stop] = lambda: Stop.NO
     progress_stream: TextIO | None = None
-    built_on: str = ""
+    part_digests: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def checkpoint_url(self) -> str:
@@ -96,7 +96,10 @@ class Context:
         config = {name: value for name, value in to_dict(self.config).items() if name not in _FREE}
         model = model_settings(self.stage, self.model)
         fixed = {"stage": self.stage, "model": model, "data": self.manifest.digest, "settings": config}
-        return {**fixed, "bundle": self.built_on} if self.built_on else fixed
+        # Alignment stage 2 starts from the denoiser and renders with the decoder; other stages see latents only.
+        names = ("decoder", "denoiser") if self.stage == "align" else ()
+        used = [self.part_digests[name] for name in names if name in self.part_digests]
+        return {**fixed, "bundle": storage.sha256_bytes(" ".join(used).encode())} if used else fixed
 
     def difference(self, other: dict[str, Any]) -> str:
         """Which part of the fingerprint differs from a stored one, in words."""

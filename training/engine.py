@@ -60,7 +60,7 @@ class Engine(Protocol):
 
 def make_engine(module: nn.Module, config: StageConfig, world: World, *, deepspeed: bool) -> Engine:
     """The engine for `module`, whose parameters that require a gradient are trained."""
-    accumulation = accumulation_steps(config, world)
+    accumulation = accumulation_steps(config, world.size)
     if config.precision == "fp16" and world.device.type == "cpu":
         raise UserError("precision fp16 needs a CUDA device; use bf16 or fp32 on a CPU")
     if config.channels_last and not deepspeed:  # DeepSpeed flattens weights, so there only what flows is channels-last
@@ -76,19 +76,19 @@ def make_engine(module: nn.Module, config: StageConfig, world: World, *, deepspe
     return PlainEngine(module, config, world, accumulation)
 
 
-def accumulation_steps(config: StageConfig, world: World) -> int:
+def accumulation_steps(config: StageConfig, num_workers: int) -> int:
     """Micro-batches per optimizer step; `UserError` when the workers cannot share the global batch evenly."""
-    if config.global_batch % world.size:
+    if config.global_batch % num_workers:
         raise UserError(
-            f"global_batch = {config.global_batch} cannot be shared by {world.size} workers; "
-            f"use a multiple of {world.size} or another number of workers"
+            f"global_batch = {config.global_batch} cannot be shared by {num_workers} workers; "
+            f"use a multiple of {num_workers} or another number of workers"
         )
-    share = config.global_batch // world.size
+    share = config.global_batch // num_workers
     micro = config.micro_batch or share
     if share % micro:
         raise UserError(
             f"micro_batch = {micro} does not divide a worker's share of {share} samples "
-            f"(global_batch {config.global_batch} over {world.size} workers)"
+            f"(global_batch {config.global_batch} over {num_workers} workers)"
         )
     return share // micro
 

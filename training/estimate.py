@@ -26,7 +26,6 @@ from training.config import AlignStage, AutoencoderStage, DecoderStage, Preset, 
 from training.engine import accumulation_steps, enable_activation_checkpointing
 from training.reconstruction import Reconstruction
 from training.targets import largest_target, render_target
-from training.world import World
 
 _PEAK_TFLOPS = {
     # dense, without sparsity: (bf16 or fp16, fp32)
@@ -62,7 +61,7 @@ class Estimate:
 
 def estimate(stage: str, config: StageConfig, model: ModelConfig, num_workers: int) -> Estimate:
     """Size up one stage. `UserError` when the workers cannot share the global batch."""
-    accumulation = accumulation_steps(config, World(0, num_workers, 0, torch.device("meta")))
+    accumulation = accumulation_steps(config, num_workers)
     micro = config.global_batch // num_workers // accumulation
     with torch.device("meta"):
         trained, frozen, forward = _case(stage, config, model, micro)

@@ -97,18 +97,23 @@ class FolderReporter:
         self._published = time.monotonic()
 
 
-def _kept_lines(run_dir: str, resume_step: int) -> list[str]:
+def read_figures(run_dir: str) -> list[dict[str, Any]]:
+    """The lines of a run folder's `metrics.jsonl`: each has "step" and the figures. Empty where there is no file."""
     url = storage.join(run_dir, "metrics.jsonl")
-    if resume_step == 0 or not storage.exists(url):
-        return []
-    kept = []
-    for line in storage.read_bytes(url).decode().splitlines():
+    lines = storage.read_bytes(url).decode().splitlines() if storage.exists(url) else []
+    figures = []
+    for line in lines:
         try:
-            if int(json.loads(line)["step"]) <= resume_step:
-                kept.append(line + "\n")
-        except (ValueError, KeyError):
+            figures.append({**(values := json.loads(line)), "step": int(values["step"])})
+        except (ValueError, KeyError, TypeError):
             continue  # the last line of a killed run may be cut
-    return kept
+    return figures
+
+
+def _kept_lines(run_dir: str, resume_step: int) -> list[str]:
+    if resume_step == 0:
+        return []
+    return [json.dumps(values) + "\n" for values in read_figures(run_dir) if values["step"] <= resume_step]
 
 
 class BackgroundReporter:

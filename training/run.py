@@ -131,19 +131,15 @@ def make_context(
         reporters=reporters,
         stop_requested=stop_requested,
         progress_stream=progress_stream,
-        built_on=_built_on(stage, loaded),
+        part_digests=_part_digests(loaded),
     )
     check(context)
     return context
 
 
-def _built_on(stage: str, bundle: Bundle | None) -> str:
-    """Alignment stage 2 starts from the denoiser and renders with the decoder; other stages see latents only."""
-    if stage != "align" or bundle is None:
-        return ""
-    return storage.sha256_bytes(
-        " ".join(_weights_digest(part) for part in (bundle.decoder, bundle.denoiser) if part is not None).encode()
-    )
+def _part_digests(bundle: Bundle | None) -> dict[str, str]:
+    parts = {} if bundle is None else {name: getattr(bundle, name) for name in ("autoencoder", "decoder", "denoiser")}
+    return {name: _weights_digest(part) for name, part in parts.items() if part is not None}
 
 
 def resolve_model(stage: str, model: ModelConfig, manifest: Manifest, bundle: Bundle | None) -> ModelConfig:
@@ -169,7 +165,7 @@ def check(context: Context) -> None:
     """Everything that can be known before training starts; the first problem is a `UserError`."""
     stage, config, model, manifest = context.stage, context.config, context.model, context.manifest
     require_parts(context.bundle, stage, *_NEEDS[stage]) if _NEEDS[stage] else None
-    accumulation_steps(config, context.world)
+    accumulation_steps(config, context.world.size)
     if manifest.size != model.image_size:
         raise UserError(
             f"{context.data} holds {manifest.size}-pixel images and the model is for {model.image_size}; "
@@ -233,10 +229,7 @@ def config_digest(context: Context) -> str:
     """Hash of all settings, the data and the incoming bundle: what makes two results the same. It holds the whole
     model, as the bundle does: a finished run whose fingerprint is the same writes its bundle anew, and trains nothing.
     """
-    parts = (
-        [] if context.bundle is None else [context.bundle.autoencoder, context.bundle.decoder, context.bundle.denoiser]
-    )
-    weights = [_weights_digest(part) for part in parts if part is not None]
+    weights = list(context.part_digests.values())
     text = repr((context.fingerprint(), to_dict(context.config), to_dict(context.model), weights))
     return storage.sha256_bytes(text.encode())
 

@@ -75,7 +75,7 @@ class Session:
         self.context, self.engine, self.loader = context, engine, loader
         self.config: StageConfig = context.config
         self.world = context.world
-        self.accumulation = accumulation_steps(self.config, self.world)
+        self.accumulation = accumulation_steps(self.config, self.world.size)
         self.store = CheckpointStore(context.checkpoint_url, self.world, self.config.keep)
         self.step = 0
         self.seconds = 0.0

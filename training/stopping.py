@@ -14,7 +14,7 @@ _TWICE_SECONDS = 1.0
 """`timeout` and some process managers send their signal to the process and again to its group."""
 
 
-class Stop(enum.IntEnum):
+class Stop(enum.Enum):
     """What a run is asked to do. SAVE: write a checkpoint once and go on, the machine may be gone soon. LEAVE: write a
     checkpoint and raise `Stopped`."""
 
@@ -30,21 +30,22 @@ def stop_on_signals(still_ours: Callable[[], None] = lambda: None) -> Iterator[C
     still_ours: called by each question; raises when the run's folder was taken over by another job.
     Signals reach the main thread only; elsewhere they are left alone.
     """
-    asked_at: list[float] = []
+    asked_at: float | None = None
     before = {}
 
     def notice(number: int, frame: object) -> None:
-        if not asked_at:
-            asked_at.append(time.monotonic())
+        nonlocal asked_at
+        if asked_at is None:
+            asked_at = time.monotonic()
             # Not print: the signal may have interrupted one.
             os.write(2, b"\nlatentzoom: stopping after a checkpoint; once more stops at once\n")
-        elif time.monotonic() - asked_at[0] > _TWICE_SECONDS:
+        elif time.monotonic() - asked_at > _TWICE_SECONDS:
             signal.signal(number, signal.SIG_DFL if number != signal.SIGINT else signal.default_int_handler)
             signal.raise_signal(number)
 
     def question() -> Stop:
         still_ours()
-        return Stop.LEAVE if asked_at else Stop.NO
+        return Stop.NO if asked_at is None else Stop.LEAVE
 
     if threading.current_thread() is threading.main_thread():
         before = {number: signal.signal(number, notice) for number in (signal.SIGTERM, signal.SIGINT)}

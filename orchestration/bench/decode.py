@@ -16,7 +16,7 @@ from torch import Tensor
 
 from orchestration.bench.measure import alternate, autocast, observe, quality
 from orchestration.bench.table import Options, Row
-from pipeline.canvas import WINDOW
+from pipeline.canvas import windows
 from pipeline.config import DecoderConfig
 from pipeline.decoder import ImplicitDecoder
 from pipeline.drawing import Drawing
@@ -138,8 +138,7 @@ def tile_by_tile(options: Options, peak: float) -> Row:
     torch.manual_seed(0)
     decoder = ImplicitDecoder(DecoderConfig(), 3).to(options.device, dtype).eval()
     latent = torch.randn(1, 3, CELLS, CELLS).to(options.device, dtype)
-    starts = range(0, LARGEST, WINDOW)
-    tiles = [(y, x, min(y + WINDOW, LARGEST), min(x + WINDOW, LARGEST)) for y in starts for x in starts]
+    tiles = list(windows((LARGEST, LARGEST)))
     seconds = 0.0
 
     def draw(tiles: list[Window]) -> Tensor:

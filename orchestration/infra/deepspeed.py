@@ -28,6 +28,6 @@ def settings() -> dict[str, dict[str, Any]]:
             for size in SIZES:
                 world = World(0, size, 0, torch.device("cuda"))
                 config = preset.stage(stage)
-                made = deepspeed_config(config, world, accumulation_steps(config, world))
+                made = deepspeed_config(config, world, accumulation_steps(config, size))
                 found[f"{name}-{stage}-{size}gpu"] = made
     return found

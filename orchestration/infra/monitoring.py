@@ -9,10 +9,11 @@ from typing import Any
 
 from orchestration.infra.values import Values
 
-_FAILED = 'sum(ray_tasks{State="FAILED",Name!~"JobSupervisor.*"})'
+_TASKS = 'ray_tasks{State="FAILED",Name!~"JobSupervisor.*"}'
+_FAILED = f"sum({_TASKS})"
 """Work that was lost. Dead actors are no measure of it: Ray counts those that ended well among them, and the supervisor
 of every job ends with a failed ping."""
-_FAILED_BEFORE = 'sum(ray_tasks{State="FAILED",Name!~"JobSupervisor.*"} offset 15m)'
+_FAILED_BEFORE = f"sum({_TASKS} offset 15m)"
 
 PANELS = (
     ("Training: images per second", "sum by (stage) (ray_latentzoom_images_per_s)", "none"),

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import tyro
 
 from pipeline.bundle import Bundle, save_bundle
-from pipeline.errors import UserError
+from pipeline.errors import exit_status
 from pipeline.importing.diffusers_folder import import_diffusers
 from pipeline.importing.latent_diffusion import import_checkpoint
 
@@ -78,16 +77,16 @@ def diffusers(
 
 def main(argv: list[str]) -> int:
     """Run the command; returns its exit code."""
-    try:
-        tyro.extras.subcommand_cli_from_dict(
-            {"released": released, "ldm": ldm, "diffusers": diffusers},
-            prog="latentzoom import",
-            description=__doc__,
-            args=argv,
-        )
-    except UserError as error:
-        print(f"latentzoom: error: {error}", file=sys.stderr)
-        return 2
+    return exit_status(lambda: _run(argv))
+
+
+def _run(argv: list[str]) -> int:
+    tyro.extras.subcommand_cli_from_dict(
+        {"released": released, "ldm": ldm, "diffusers": diffusers},
+        prog="latentzoom import",
+        description=__doc__,
+        args=argv,
+    )
     return 0
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from orchestration.ray_metrics import PreprocessingMetrics
 from preprocess import cli
 
-parse = cli.parse
-
 
 def main(argv: list[str]) -> int:
     """Make or verify shards."""

@@ -120,7 +120,7 @@ def test_preprocessing_and_stage_two_are_measured(tmp_path, capsys):
 
 def test_the_largest_picture_is_drawn_tile_by_tile_and_not_kept(monkeypatch):
     monkeypatch.setattr(bench_decode, "LARGEST", 80)
-    monkeypatch.setattr(bench_decode, "WINDOW", 32)
+    monkeypatch.setattr("pipeline.canvas.WINDOW", 32)
     monkeypatch.setattr(bench_decode, "CELLS", 8)
     drawn = []
     original = bench_decode.Drawing.pixels

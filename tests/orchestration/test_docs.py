@@ -57,8 +57,10 @@ def parse(words: list[str]) -> None:
     if verb == "submit":
         parse(module.parser().parse_known_args(rest)[1])
     elif verb == "preprocess":
+        from preprocess.cli import parse as parse_preprocess
+
         if rest[0] != "verify":
-            module.parse(rest)
+            parse_preprocess(rest)
     elif verb == "train":
         from training.cli import parser
         from training.config import override

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from orchestration.evaluation.data import Pictures, square, stack
@@ -162,10 +163,11 @@ class ChunkWorker:
         first: int,
         scale: float,
     ) -> None:
-        """Per-picture figures of our pictures and of both enlargements of `low`."""
+        """Per-picture figures of our pictures and of the usual enlargements of `low`."""
         size: Size = (int(truth.shape[-2]), int(truth.shape[-1]))
         nearest = to_uint8(resize(from_uint8(low), size, mode="nearest"))
-        for method, images in (("ours", ours.cpu()), ("nearest", nearest), ("bicubic", resize_pictures(low, size))):
+        others = (("nearest", nearest), ("bicubic", resize_pictures(low, size)), ("lanczos", _lanczos(low, size)))
+        for method, images in (("ours", ours.cpu()), *others):
             for protocol in self.spec.protocols:
                 result[f"value|psnr_{protocol}|{method}|{setting}"] = psnr(images, truth, protocol, scale)
             if min(size) >= WINDOW:
@@ -194,6 +196,15 @@ def concatenate(parts: list[Arrays]) -> Arrays:
         for key, array in part.items():
             result.setdefault(key, []).append(array)
     return {k: v[0] if k.startswith("picture|") else np.concatenate(v) for k, v in result.items()}
+
+
+def _lanczos(pictures: Tensor, size: Size) -> Tensor:
+    """uint8 (B,3,h,w) → (B,3,*size), by Pillow."""
+    arrays = [
+        np.asarray(Image.fromarray(p).resize((size[1], size[0]), Image.Resampling.LANCZOS))
+        for p in pictures.permute(0, 2, 3, 1).cpu().numpy()
+    ]
+    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
 
 
 def _same(pictures: list[Tensor]) -> bool:

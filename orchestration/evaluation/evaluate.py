@@ -12,7 +12,7 @@ import numpy as np
 from orchestration import registry, tracking
 from orchestration.evaluation.chunk import Arrays, ChunkWorker
 from orchestration.evaluation.data import Pictures, check_encoder, open_pictures
-from orchestration.evaluation.networks import FEATURE_FIGURES
+from orchestration.evaluation.networks import FEATURE_FIGURES, with_found_lpips
 from orchestration.evaluation.report import Figure, Report
 from orchestration.evaluation.spec import EvaluationSpec, ModelReference, spec_to_dict
 from orchestration.evaluation.store import ChunkStore
@@ -57,9 +57,10 @@ def evaluate(
     check_encoder(data, pictures.encoder_identity, identity)
     if spec.task == "sr" and spec.sr_mode == "auto":
         spec = dataclasses.replace(spec, sr_mode="fixed-input" if pictures.split else "fixed-truth")
+    spec = with_found_lpips(spec)
     digest = registry.bundle_digest(bundle)
     reference = ModelReference(
-        uri=model if model.startswith("models:/") else storage.absolute(model),
+        uri=model if model.startswith(("models:/", "starter")) else storage.absolute(model),
         tracking_uri=tracking.tracking_uri(tracking_uri),
         digest=digest,
     )

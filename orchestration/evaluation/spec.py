@@ -15,6 +15,8 @@ from pipeline.errors import UserError
 from pipeline.metrics.psnr import PROTOCOLS, Protocol
 
 Task = Literal["reconstruction", "generation", "sr"]
+BASELINES = ("nearest", "bicubic", "lanczos")
+"""Enlargements that ours are measured beside."""
 SrMode = Literal["auto", "fixed-input", "fixed-truth"]
 
 
@@ -67,6 +69,7 @@ class EvaluationSpec:
         values = dataclasses.asdict(self)
         for name in ("num", "batch_size"):
             del values[name]
+        values["baselines"] = BASELINES
         values |= {"bundle": bundle_digest, "data": data_digest, "protocol_version": PROTOCOL_VERSION}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 

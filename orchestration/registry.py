@@ -26,6 +26,7 @@ from pipeline import storage
 from pipeline.bundle import load_bundle
 from pipeline.config import to_dict
 from pipeline.errors import UserError
+from pipeline.starter import starter_or
 
 if TYPE_CHECKING:
     import torch
@@ -70,6 +71,7 @@ def register(
     dataset: (url, manifest digest) the model was trained on. Nothing is registered when the bundle is damaged.
     """
     uri = tracking.tracking_uri(tracking_uri)
+    bundle_url = starter_or(bundle_url)
     with tempfile.TemporaryDirectory(prefix="latentzoom-register-") as temporary:
         folder = _copy_checked(bundle_url, Path(temporary) / "bundle")
         bundle = load_bundle(str(folder))
@@ -172,10 +174,12 @@ def rollback(name: str, *, tracking_uri: str | None = None) -> Version:
 
 
 def resolve(uri: str, *, tracking_uri: str | None = None) -> Path:
-    """A local, checked bundle folder for a path, an fsspec URL, or `models:/NAME@alias`, `models:/NAME/3`.
+    """A local, checked bundle folder for a path, an fsspec URL, `models:/NAME@alias`, `models:/NAME/3`, or the starter
+    that comes with the package, `starter:faithful` and `starter:sharp`.
 
     Remote bundles are kept in the cache (LATENTZOOM_CACHE, default ~/.cache/latentzoom) under their digest.
     """
+    uri = starter_or(uri)
     if not uri.startswith("models:/"):
         if storage.is_local(uri):
             folder = Path(storage.filesystem(uri)[1])

@@ -9,22 +9,32 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from typing import TYPE_CHECKING, cast
 
 import torch
-from diffusers.models.autoencoders.vae import Decoder, Encoder, VectorQuantizer
 from torch import Tensor, nn
 
 from pipeline.config import AutoencoderConfig
 from pipeline.errors import UserError
 
+if TYPE_CHECKING:
+    from diffusers.models.autoencoders.vae import Decoder, Encoder
+
 
 class Autoencoder(nn.Module):
-    """Encoder and convolutional decoder. A first stage without a convolutional decoder has `has_decoder` False."""
+    """Encoder and convolutional decoder. A first stage without a convolutional decoder has `has_decoder` False. The
+    kind "identity" has no weights: encoding and decoding change nothing."""
 
     def __init__(self, config: AutoencoderConfig, *, has_decoder: bool = True) -> None:
         super().__init__()
         self.config = config
         self.has_decoder = has_decoder
+        if config.kind == "identity":
+            self.encoder, self.decoder = cast("Encoder", nn.Identity()), cast("Decoder", nn.Identity())
+            self.quant_conv, self.post_quant_conv = (cast(nn.Conv2d, nn.Identity()) for _ in range(2))
+            return
+        from diffusers.models.autoencoders.vae import Decoder, Encoder, VectorQuantizer
+
         levels = len(config.width_mult)
         attends = [level in config.attention_levels for level in range(levels)]
         self.encoder = Encoder(
@@ -57,7 +67,7 @@ class Autoencoder(nn.Module):
 
     def moments(self, image: Tensor) -> Tensor:
         """Image (B,3,H,W) in [-1,1] → what the cache stores: "kl" (B,2C,h,w) mean | log-variance, "vq" (B,C,h,w)
-        continuous, before quantisation. H and W must be multiples of f (`UserError` otherwise)."""
+        continuous, before quantisation, "identity" the image. H and W must be multiples of f (else `UserError`)."""
         factor = self.config.factor
         if image.ndim != 4 or image.shape[1] != 3 or 0 in image.shape or any(n % factor for n in image.shape[2:]):
             raise UserError(
@@ -98,7 +108,7 @@ def latent_of(stored: Tensor, config: AutoencoderConfig, generator: torch.Genera
     """A stored latent (B,S,h,w) → unscaled latent (B,C,h,w). "kl": the mean, or a sample if a generator is given."""
     if stored.shape[1] != config.stored_channels:
         raise UserError(f"stored latent has {stored.shape[1]} channels, expected {config.stored_channels}")
-    if config.kind == "vq":
+    if config.kind != "kl":
         return stored
     mean, log_variance = stored.chunk(2, dim=1)
     if generator is None:

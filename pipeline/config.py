@@ -21,11 +21,12 @@ T = TypeVar("T")
 class AutoencoderConfig:
     """Pre-trained, frozen autoencoder (the LDM family, Rombach et al. 2022).
 
-    kind: "kl" stores mean and log-variance, "vq" the continuous latent before quantisation.
+    kind: "kl" stores mean and log-variance, "vq" the continuous latent before quantisation. "identity" has no weights:
+    the latent is the picture itself (f = 1, 3 channels), for direct super-resolution; the other fields have no effect.
     width_mult: one entry a level; f = 2^(levels - 1). attention_levels: levels whose blocks attend.
     """
 
-    kind: Literal["kl", "vq"] = "vq"
+    kind: Literal["kl", "vq", "identity"] = "vq"
     latent_channels: int = 3
     base_width: int = 128
     width_mult: tuple[int, ...] = (1, 2, 4)
@@ -36,7 +37,10 @@ class AutoencoderConfig:
     norm_groups: int = 32
 
     def __post_init__(self) -> None:
-        require(self.kind in ("kl", "vq"), "autoencoder.kind", self.kind, "'kl' or 'vq'")
+        require(self.kind in ("kl", "vq", "identity"), "autoencoder.kind", self.kind, "'kl', 'vq' or 'identity'")
+        if self.kind == "identity":
+            require(self.latent_channels == 3, "autoencoder.latent_channels", self.latent_channels, "3 for 'identity'")
+            require(len(self.width_mult) == 1, "autoencoder.width_mult", self.width_mult, "one level for 'identity'")
         require(self.latent_channels >= 1, "autoencoder.latent_channels", self.latent_channels, "at least 1")
         require(1 <= len(self.width_mult) <= 6, "autoencoder.width_mult", self.width_mult, "1 to 6 levels")
         require(self.num_res_blocks >= 1, "autoencoder.num_res_blocks", self.num_res_blocks, "at least 1")
@@ -59,7 +63,7 @@ class AutoencoderConfig:
 
     @property
     def stored_channels(self) -> int:
-        """Channels of a cached latent: 2C for "kl" (mean, log-variance), C for "vq"."""
+        """Channels of a cached latent: 2C for "kl" (mean, log-variance), C otherwise."""
         return self.latent_channels * (2 if self.kind == "kl" else 1)
 
 
@@ -72,9 +76,16 @@ class DecoderConfig:
     light_width × light_depth. The sizes of the kind that is not chosen have no effect.
     D_phi mirrors the autoencoder's decoder; base_width, width_mult, num_res_blocks are its own so that it can be
     narrower than the autoencoder.
+    norm: "group", as the autoencoder's decoder has it, or "none". Without normalisation (and without attention,
+    whose blocks begin with it) D_phi sees a bounded neighbourhood only, and tiles of a large picture agree exactly with
+    the whole; super-resolution networks do better without (Lim et al., "EDSR", CVPRW 2017).
+    inputs: what the decoder is trained to render: "latent", a picture's own latent; "condition", the latent of a
+    low-resolution picture enlarged and encoded (direct super-resolution); "both".
     """
 
     kind: Literal["liif", "light"] = "liif"
+    norm: Literal["group", "none"] = "group"
+    inputs: Literal["latent", "condition", "both"] = "latent"
     base_width: int = 128
     width_mult: tuple[int, ...] = (1, 2, 4)
     num_res_blocks: int = 2
@@ -88,11 +99,24 @@ class DecoderConfig:
 
     def __post_init__(self) -> None:
         require(self.kind in ("liif", "light"), "decoder.kind", self.kind, "'liif' or 'light'")
+        require(self.norm in ("group", "none"), "decoder.norm", self.norm, "'group' or 'none'")
+        require(
+            self.inputs in ("latent", "condition", "both"),
+            "decoder.inputs",
+            self.inputs,
+            "'latent', 'condition' or 'both'",
+        )
+        require(
+            self.norm == "group" or not (self.mid_attention or self.attention_levels),
+            "decoder.norm",
+            self.norm,
+            "'group' where blocks attend (mid_attention, attention_levels)",
+        )
         for name in ("mlp_width", "mlp_depth", "light_width", "light_depth"):
             require(getattr(self, name) >= 1, f"decoder.{name}", getattr(self, name), "at least 1")
         for width in self.widths:
             require(
-                width > 0 and width % self.norm_groups == 0,
+                width > 0 and (self.norm == "none" or width % self.norm_groups == 0),
                 "decoder.base_width × width_mult",
                 width,
                 f"a multiple of norm_groups = {self.norm_groups}",
@@ -178,14 +202,15 @@ class ScheduleConfig:
 class ModelConfig:
     """Everything needed to build the networks of one model.
 
-    task: "generation" (noise → latent) or "sr" (the denoiser also sees a condition latent).
-    image_size: training image height and width; lr_size: LR height and width for "sr" (0 for "generation").
+    task: "generation" (noise → latent), "sr" (the denoiser also sees a condition latent) or "direct": super-resolution
+    without a denoiser, whose decoder renders the condition itself, one latent cell for each low-resolution pixel.
+    image_size: training image height and width; lr_size: LR height and width for "sr" (0 for the others).
     condition_resize: how the LR image is brought to image size before it is encoded.
     scale_factor: latents are used as z = z_raw × scale_factor; measured by preprocess, 1/std over the data set.
     """
 
     name: str = "latentzoom"
-    task: Literal["generation", "sr"] = "generation"
+    task: Literal["generation", "sr", "direct"] = "generation"
     image_size: int = 256
     lr_size: int = 0
     condition_resize: Literal["nearest", "bicubic"] = "bicubic"
@@ -196,7 +221,7 @@ class ModelConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
 
     def __post_init__(self) -> None:
-        require(self.task in ("generation", "sr"), "task", self.task, "'generation' or 'sr'")
+        require(self.task in ("generation", "sr", "direct"), "task", self.task, "'generation', 'sr' or 'direct'")
         f = self.autoencoder.factor
         require(self.image_size >= f and self.image_size % f == 0, "image_size", self.image_size, f"a multiple of {f}")
         require(self.scale_factor > 0, "scale_factor", self.scale_factor, "a positive number")
@@ -204,7 +229,20 @@ class ModelConfig:
             (self.task == "sr") == (self.lr_size > 0),
             "lr_size",
             self.lr_size,
-            "a positive size for task 'sr' and 0 for 'generation'",
+            "a positive size for task 'sr' and 0 for the others",
+        )
+        rendered = {"generation": ("latent",), "sr": ("latent", "both"), "direct": ("condition",)}[self.task]
+        require(
+            self.decoder.inputs in rendered,
+            "decoder.inputs",
+            self.decoder.inputs,
+            f"{' or '.join(map(repr, rendered))} for task {self.task!r}",
+        )
+        require(
+            self.autoencoder.kind != "identity" or self.task == "direct",
+            "autoencoder.kind",
+            self.autoencoder.kind,
+            "'kl' or 'vq' for every task but 'direct'",
         )
 
     @property

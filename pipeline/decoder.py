@@ -6,10 +6,10 @@ D_phi runs once per latent; only the head f_theta (liif.py, light.py) depends on
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
-from diffusers.models.unets.unet_2d_blocks import AttnUpDecoderBlock2D, UNetMidBlock2D, UpDecoderBlock2D
 from torch import Tensor, nn
 
 from pipeline.config import DecoderConfig
@@ -17,13 +17,28 @@ from pipeline.errors import UserError
 from pipeline.geometry import Axis, Size, Window, axis_at, axis_range, check_index, check_size, check_window
 from pipeline.light import LightHead
 from pipeline.liif import LiifHead
+from pipeline.plain_trunk import PlainFeatureDecoder
+from pipeline.precision import is_autocast, without_autocast
+
+
+def build_trunk(config: DecoderConfig, latent_channels: int) -> FeatureDecoder | PlainFeatureDecoder:
+    """D_phi with group norm or without."""
+    kind = FeatureDecoder if config.norm == "group" else PlainFeatureDecoder
+    return kind(config, latent_channels)
 
 
 class FeatureDecoder(nn.Module):
-    """D_phi: the autoencoder's decoder with every up-sampling layer and the output norm and convolution removed."""
+    """D_phi: the autoencoder's decoder with every up-sampling layer and the output norm and convolution removed.
+
+    `halo` is None: through normalisation (and attention) every feature depends on the whole latent.
+    """
+
+    halo: int | None = None
 
     def __init__(self, config: DecoderConfig, latent_channels: int) -> None:
         super().__init__()
+        from diffusers.models.unets.unet_2d_blocks import AttnUpDecoderBlock2D, UNetMidBlock2D, UpDecoderBlock2D
+
         widths, groups = config.widths, config.norm_groups
         top = widths[-1]
         self.post_quant_conv = nn.Conv2d(latent_channels, latent_channels, 1)
@@ -69,7 +84,7 @@ class ImplicitDecoder(nn.Module):
     def __init__(self, config: DecoderConfig, latent_channels: int) -> None:
         super().__init__()
         self.config, self.latent_channels = config, latent_channels
-        self.trunk = FeatureDecoder(config, latent_channels)
+        self.trunk = build_trunk(config, latent_channels)
         self.head: LiifHead | LightHead
         if config.kind == "liif":
             self.head = LiifHead(config.widths[0], config.mlp_width, config.mlp_depth)
@@ -116,6 +131,20 @@ class ImplicitDecoder(nn.Module):
         cols = axis_range(x0, x1, size[1], cells[1], dtype=dtype, device=table.device).shifted(origin[1])
         return self.head.grid(table, rows, cols, chunk=chunk)
 
+    def render_lattice(self, features: Tensor, size: Size, rows: Tensor, cols: Tensor) -> Tensor:
+        """Features (B,ch,h,w) → the pixels of an image of `size` at rows × cols, two ascending int64 vectors:
+        (B,3,len(rows),len(cols)), with gradient. Raises `UserError` for indices outside the size or not ascending."""
+        size = check_size(size)
+        for name, index, num_pixels in (("rows", rows, size[0]), ("cols", cols, size[1])):
+            check_index(index, num_pixels, name)
+            if index.ndim != 1 or not len(index) or bool((index.diff() < 0).any()):
+                raise UserError(f"{name} of a lattice must be a vector of ascending pixel indices, at least one")
+        table = self.prepare(features)
+        dtype, device = torch.promote_types(table.dtype, torch.float32), table.device
+        along_y = axis_at(rows.to(device), size[0], table.shape[1], dtype)
+        along_x = axis_at(cols.to(device), size[1], table.shape[2], dtype)
+        return self.head.grid(table, along_y, along_x)
+
     def query(self, features: Tensor, size: Size, index_y: Tensor, index_x: Tensor) -> Tensor:
         """Single pixels of an output of `size`, for training: index_y, index_x (B,Q) int64 pixel indices in 0..H-1 and
         0..W-1 → (B,3,Q), with gradient. Raises `UserError` for indices outside the size or of another kind."""
@@ -127,6 +156,22 @@ class ImplicitDecoder(nn.Module):
         cols: Axis = axis_at(index_x, size[1], table.shape[2], table.dtype)
         return self.head.points(table, rows, cols)
 
-    def forward(self, latent: Tensor, size: Size, window: Window | None = None, *, chunk: int | None = None) -> Tensor:
-        """Unscaled latent (B,C,h,w) → image (B,3,H,W), about [-1,1]; eq. (6)."""
-        return self.render(self.features(latent), size, window, chunk=chunk)
+    def forward(
+        self,
+        latent: Tensor,
+        size: Size,
+        window: Window | None = None,
+        lattice: tuple[Tensor, Tensor] | None = None,
+        *,
+        chunk: int | None = None,
+    ) -> Tensor:
+        """Unscaled latent (B,C,h,w) → image (B,3,H,W), about [-1,1]; eq. (6). Or the window of it, or the pixels at the
+        rows and columns of a lattice. Under autocast the light head, whose work is small, stays in float32."""
+        features = self.features(latent)
+        device = features.device.type
+        exact = self.config.kind == "light" and is_autocast(device)
+        with without_autocast(device) if exact else contextlib.nullcontext():
+            features = features.float() if exact else features
+            if lattice is not None:
+                return self.render_lattice(features, size, *lattice)
+            return self.render(features, size, window, chunk=chunk)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import torch
-from diffusers.models.attention_processor import Attention
-from diffusers.models.unets.unet_2d import UNet2DModel
 from torch import Tensor, nn
 
 from pipeline.config import DenoiserConfig
@@ -16,6 +14,10 @@ class Denoiser(nn.Module):
 
     def __init__(self, config: DenoiserConfig, latent_channels: int, condition_channels: int = 0) -> None:
         super().__init__()
+        # Imported here: a model without a denoiser starts in half the time.
+        from diffusers.models.attention_processor import Attention
+        from diffusers.models.unets.unet_2d import UNet2DModel
+
         self.config = config
         self.latent_channels, self.condition_channels = latent_channels, condition_channels
         attends = [2**level in config.attention_factors for level in range(len(config.width_mult))]

@@ -25,7 +25,7 @@ def from_uint8(pixels: Tensor) -> Tensor:
 
 def to_uint8(image: Tensor) -> Tensor:
     """Float in [-1, 1] → uint8, rounded to nearest and clamped (never truncated)."""
-    return ((image.float() + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return ((image.float() + 1.0).mul_(127.5)).round_().clamp_(0, 255).to(torch.uint8)
 
 
 def to_pictures(image: Tensor) -> list[Image.Image]:

@@ -27,6 +27,7 @@ from pipeline.autoencoder import Autoencoder
 from pipeline.decoder import ImplicitDecoder
 from pipeline.errors import UserError
 from pipeline.liif import LiifHead
+from pipeline.plain_trunk import ResidualBlock
 
 CARRIERS = 8
 ANCHOR = 4.0
@@ -58,9 +59,14 @@ def initialise_autoencoder(autoencoder: Autoencoder) -> None:
 @torch.no_grad()
 def initialise_decoder(decoder: ImplicitDecoder) -> None:
     """In place: the implicit decoder interpolates a thumbnail-like latent bilinearly."""
-    _require_room(decoder.latent_channels, min(decoder.config.widths), decoder.config.norm_groups)
+    has_norm = decoder.config.norm == "group"
+    groups = decoder.config.norm_groups if has_norm else 1
+    _require_room(decoder.latent_channels, min(decoder.config.widths), groups)
     _identity_1x1(decoder.trunk.post_quant_conv)
-    _carry_in(decoder.trunk.conv_in)
+    if has_norm:
+        _carry_in(decoder.trunk.conv_in)
+    else:
+        _carry_signs(decoder.trunk.conv_in)
     _carry_stream(decoder.trunk)
     head = decoder.head
     layers = [cast(nn.Linear, layer) for layer in head.hidden]
@@ -103,14 +109,22 @@ def _carry_in(conv: nn.Conv2d) -> None:
     bias = cast(Tensor, conv.bias)
     conv.weight.zero_()
     bias.zero_()
+    _carry_signs(conv)
+    bias[6], bias[7] = ANCHOR, -ANCHOR
+
+
+def _carry_signs(conv: nn.Conv2d) -> None:
+    """3 → width: +x and -x; the rest as it is. Without group norms no constants are needed to steady them, and the
+    other channels may begin as random features."""
+    conv.weight[:6].zero_()
+    cast(Tensor, conv.bias)[:6].zero_()
     for c in range(3):
         conv.weight[c, c, 1, 1], conv.weight[c + 3, c, 1, 1] = 1.0, -1.0
-    bias[6], bias[7] = ANCHOR, -ANCHOR
 
 
 def _carry_stream(network: nn.Module) -> None:
     for module in network.modules():
-        if isinstance(module, ResnetBlock2D):
+        if isinstance(module, (ResnetBlock2D, ResidualBlock)):
             module.conv2.weight.zero_()
             cast(Tensor, module.conv2.bias).zero_()
             if module.conv_shortcut is not None:

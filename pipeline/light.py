@@ -13,15 +13,18 @@ from __future__ import annotations
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.chunks import render_in_chunks
 from pipeline.geometry import Axis
 from pipeline.kernels import cpu
 
-CPU_CHUNK = 8192
+CPU_CHUNK = 16384
 """Output pixels a chunk and thread."""
 CUDA_CHUNK = 1 << 18
+GRADIENT_CHUNK = 1 << 17
+"""With gradient on a CPU: every chunk's gather costs a pass over the whole table on the way back, so few of them."""
 
 
 class LightHead(nn.Module):
@@ -41,7 +44,11 @@ class LightHead(nn.Module):
 
     def table(self, features: Tensor) -> Tensor:
         """Features (B,ch,h,w) → (B,h,w,3D): the fields A, Y, X of each cell."""
-        return self.field(features).permute(0, 2, 3, 1).contiguous()
+        # As matrix products over channels-last cells: what comes out is already in the order of the table.
+        first, second = cast(nn.Conv2d, self.field[0]), cast(nn.Conv2d, self.field[2])
+        cells = features.permute(0, 2, 3, 1)
+        hidden = F.silu(F.linear(cells, first.weight.flatten(1), first.bias))
+        return F.linear(hidden, second.weight.flatten(1), second.bias)
 
     def macs_per_pixel(self, scale: float) -> float:
         """Multiply-accumulates an output pixel at `scale` pixels a cell and axis, the table's share included."""
@@ -58,7 +65,7 @@ class LightHead(nn.Module):
             part = max(1, chunk // torch.get_num_threads()) if chunk else CPU_CHUNK
             return cpu.render_light(table, rows, cols, layers, self.out, shift, part)
         rows, cols = rows.to(table.dtype), cols.to(table.dtype)
-        chunk = chunk or (CUDA_CHUNK if table.is_cuda else CPU_CHUNK)
+        chunk = chunk or (CUDA_CHUNK if table.is_cuda else GRADIENT_CHUNK if with_grad else CPU_CHUNK)
         return render_in_chunks(self._block, table, rows, cols, chunk=chunk, with_grad=with_grad)
 
     def points(self, table: Tensor, rows: Axis, cols: Axis) -> Tensor:
@@ -74,12 +81,12 @@ class LightHead(nn.Module):
 
     def _block(self, table: Tensor, rows: Axis, cols: Axis) -> Tensor:
         """table (B,h,w,3D) → (B,3,len(rows),len(cols)). The blend is separable: along y at latent columns, then x."""
-        lower = self._blend_y(table[:, rows.lower], rows.rel_lower, rows.weight_lower)
-        upper = self._blend_y(table[:, rows.upper], rows.rel_upper, rows.weight_upper)
+        lower = self._blend_y(table.index_select(1, rows.lower), rows.rel_lower, rows.weight_lower)
+        upper = self._blend_y(table.index_select(1, rows.upper), rows.rel_upper, rows.weight_upper)
         value, slope = lower[0] + upper[0], lower[1] + upper[1]  # (B,R,w,D) each
         hidden = None
         for index_x, rel_x, weight_x in cols.sides():
-            part = torch.addcmul(value[:, :, index_x], slope[:, :, index_x], rel_x[:, None])
+            part = torch.addcmul(value.index_select(2, index_x), slope.index_select(2, index_x), rel_x[:, None])
             part = part * weight_x[:, None]
             hidden = part if hidden is None else hidden + part
         assert hidden is not None

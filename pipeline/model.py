@@ -21,6 +21,7 @@ from pipeline.errors import UserError
 from pipeline.geometry import Size, Window, check_size, check_window
 from pipeline.images import to_pictures, to_tensor
 from pipeline.sampling import OnStep, Sampler, SeededNoise, ddim, dpm_solver
+from pipeline.starter import Look, starter_path
 from pipeline.tiling import Tiling, blend_tiles, tiled_prediction, whole
 from pipeline.windows import resize_window
 
@@ -41,9 +42,12 @@ class LatentZoom:
         self.autoencoder = bundle.autoencoder.to(self.device, dtype).eval()
         self.decoder = bundle.decoder.to(self.device, dtype).eval() if bundle.decoder is not None else None
         self.denoiser = bundle.denoiser.to(self.device, dtype).eval() if bundle.denoiser is not None else None
-        # Convolutions run faster so: on a CPU the denoiser by a tenth, on CUDA all of them in half precision.
+        # Convolutions run faster so: on a CPU the denoiser by a tenth, on CUDA all of them in half precision. Without
+        # norms in between, a decoder's features come out in the order that its head reads.
         is_cuda = self.device.type == "cuda"
-        for part in (self.denoiser, self.autoencoder if is_cuda else None, self.decoder if is_cuda else None):
+        is_plain = self.decoder is not None and self.decoder.trunk.halo is not None
+        decoder = self.decoder if is_cuda or is_plain else None
+        for part in (self.denoiser, self.autoencoder if is_cuda else None, decoder):
             if part is not None:
                 part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._run_denoiser: Callable[..., Tensor] | None = self.denoiser
@@ -52,6 +56,16 @@ class LatentZoom:
     def load(cls, url: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> LatentZoom:
         """Load a bundle folder (path or any fsspec URL). Raises `UserError` when it is missing or damaged."""
         return cls(load_bundle(url), device, dtype)
+
+    @classmethod
+    def starter(
+        cls, look: Look = "faithful", device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> LatentZoom:
+        """The small super-resolution model that comes with the package, without network: `upscale` by any factor.
+
+        look: "faithful", closest to the truth pixel by pixel, or "sharp", crisper for the eye. Raises `UserError` for
+        another look and for a damaged installation."""
+        return cls(load_bundle(starter_path(look)), device, dtype)
 
     def compile(self) -> None:
         """Compile the denoiser, on CUDA with CUDA graphs. The first call for each latent size takes a minute or more;
@@ -229,8 +243,10 @@ class LatentZoom:
         on_step: OnStep | None = None,
     ) -> Image.Image:
         """One picture enlarged by a real factor or to `size` (H, W). SR models draw the latent by diffusion from the
-        condition; generation models decode the condition latent itself. Large pictures are worked on in overlapping
-        tiles, see `tiling`. For results too large for memory use `drawing(latent_of(image), size).write(file)`."""
+        condition, or with num_steps = 0 render the condition itself where their decoder was trained for it (`UserError`
+        where it was not): that is one pass and closest to the truth, diffusion adds plausible detail. Models for direct
+        super-resolution and for generation have no such choice and render the condition. Large pictures are worked on
+        in tiles, see `tiling`. For results too large for memory use `drawing(latent_of(image), size).write(file)`."""
         size = target_size((image.height, image.width), scale, size)
         self._check_fits(size)
         latent = self.latent_of(
@@ -251,11 +267,17 @@ class LatentZoom:
     ) -> Tensor:
         """The latent (1,C,h,w), unscaled, that `upscale` decodes: it is the same for every scale."""
         tiling, factor = self.tiling(tile), self.config.autoencoder.factor
+        is_direct = not self._is_sr() or num_steps == 0
+        if self._is_sr() and is_direct and self.config.decoder.inputs == "latent":
+            raise UserError(
+                "num_steps = 0 renders the condition itself, and this model's decoder was not trained for that; "
+                "use 1 or more (20 is the default), or train the decoder with model.decoder.inputs=both"
+            )
         if self._is_sr():  # before the hours that encoding may take
             height, width = self.high_resolution((image.height, image.width))
             _check_latent_size((height // factor, width // factor))
         condition = self.condition(to_tensor(image), tiling)
-        if not self._is_sr():
+        if is_direct:
             return condition / self.config.scale_factor
         return self.sample_latents(
             condition=condition,
@@ -298,6 +320,10 @@ class LatentZoom:
         return self.decoder
 
     def _predict(self, z_t: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
+        if self.config.task == "direct":
+            raise UserError(
+                "this model is for direct super-resolution: it has no denoiser and draws nothing; use upscale"
+            )
         if self._run_denoiser is None:
             raise UserError("this bundle has no denoiser yet; train the stage `denoiser` first")
         self.schedule.check_t(t, batch=len(z_t))

@@ -22,3 +22,11 @@ def resize(image: Tensor, size: Size, mode: Literal["bicubic", "bilinear", "near
 def resize_nearest_released(image: Tensor, size: Size) -> Tensor:
     """Nearest neighbour as the released code does it (`floor(i · H_in / H_out)`), for its SR condition."""
     return F.interpolate(image, size=tuple(size), mode="nearest")
+
+
+def enlarge(image: Tensor, size: Size, mode: str) -> Tensor:
+    """A low-resolution image (B,3,h,w) in [-1, 1] as SR conditions are made: "nearest" as in the released code, or
+    "bicubic" without its overshoot → (B,3,*size)."""
+    if mode == "nearest":
+        return resize_nearest_released(image, size)
+    return resize(image, size).clamp(-1.0, 1.0)

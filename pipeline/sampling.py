@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
-from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from torch import Tensor
 
 from pipeline.diffusion import Schedule
@@ -112,6 +111,8 @@ def dpm_solver(
     predict: Predict, schedule: Schedule, z: Tensor, *, num_steps: int, on_step: OnStep | None = None
 ) -> Tensor:
     """DPM-Solver++(2M), deterministic: z at the noisiest step (B,C,h,w) → clean latent in `num_steps` evaluations."""
+    from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+
     solver = DPMSolverMultistepScheduler(
         num_train_timesteps=schedule.config.num_steps,
         trained_betas=schedule.betas.numpy(),

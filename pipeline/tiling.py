@@ -104,12 +104,18 @@ def tiled_prediction(
 
 class TiledDecoder:
     """An implicit decoder over a latent (B,C,h,w) of any size: D_phi in tiles, made when a window needs them and kept
-    while there is room. A latent of one tile is decoded exactly as without tiles."""
+    while there is room. A latent of one tile is decoded exactly as without tiles.
+
+    Where D_phi sees a bounded neighbourhood only (no normalisation: `PlainFeatureDecoder.halo`), each tile is evaluated
+    with that neighbourhood around it, so tiles of any size equal the whole. Otherwise overlapping tiles are blended.
+    """
 
     def __init__(
         self, decoder: ImplicitDecoder, latent: Tensor, size: Size, tiling: Tiling, *, cache_bytes: int = 1 << 29
     ) -> None:
-        self.decoder, self.latent, self.size, self.tiling = decoder, latent, size, tiling
+        self.halo = decoder.trunk.halo
+        self.decoder, self.latent, self.size = decoder, latent, size
+        self.tiling = tiling if self.halo is None else Tiling(tiling.tile, 0, tiling.multiple)
         self.cells: Size = (latent.shape[2], latent.shape[3])
         self.cache_bytes = cache_bytes
         self._features: OrderedDict[Window, Tensor] = OrderedDict()
@@ -158,7 +164,11 @@ class TiledDecoder:
             self._features.move_to_end(tile)
             return self._features[tile]
         y0, x0, y1, x1 = tile
-        features = self.decoder.features(self.latent[:, :, y0:y1, x0:x1])
+        halo = self.halo or 0
+        top, left = max(0, y0 - halo), max(0, x0 - halo)
+        features = self.decoder.features(self.latent[:, :, top : y1 + halo, left : x1 + halo])
+        if halo:
+            features = features[:, :, y0 - top : y1 - top, x0 - left : x1 - left].clone()
         self._features[tile] = features
         num_kept = max(1, self.cache_bytes // (features.numel() * features.element_size()))
         while len(self._features) > num_kept:

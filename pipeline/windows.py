@@ -16,6 +16,8 @@ def resize_window(
     """image (B,c,h,w) → the window (y0,x0,y1,x1) of it resized to `size`; equals the crop of `resize.resize`, which is
     anti-aliased, or of `resize.resize_nearest_released`. Only the source pixels it needs are read."""
     y0, x0, y1, x1 = window
+    if tuple(image.shape[-2:]) == tuple(size):
+        return image[:, :, y0:y1, x0:x1]
     if mode == "nearest_released":
         rows, cols = (
             torch.arange(start, stop, device=image.device) * source // target

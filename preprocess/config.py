@@ -59,7 +59,10 @@ class PreprocessConfig:
     lr_sizes: tuple[int, ...] = ()
     """Input sizes whose super-resolution condition latents are cached."""
     condition_resize: Literal["nearest", "bicubic"] = "bicubic"
-    """How a low-resolution image is brought to --size before it is encoded."""
+    """How a low-resolution image is enlarged before it is encoded."""
+    condition_cells: Literal["image", "input"] = "image"
+    """Latent cells of a condition. image: as many as the picture's own latent has (super-resolution by diffusion);
+    input: one for each low-resolution pixel (direct super-resolution)."""
     split: str = ""
     """Split of the source: ffhq official|ldm, lsun train|val, div2k; empty: the source's own default."""
     check_md5: bool = True
@@ -155,6 +158,8 @@ class PreprocessConfig:
         """The fields that decide the bytes of a sample, apart from the source and the autoencoder."""
         names = _TRANSFORM_FIELDS
         values = {name: getattr(self, name) for name in names}
+        if self.condition_cells != "image":  # sets from before there was a choice keep their identity
+            values["condition_cells"] = self.condition_cells
         return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
 
     def replace(self, **changes: Any) -> PreprocessConfig:

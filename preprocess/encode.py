@@ -14,7 +14,7 @@ from torch import Tensor
 from pipeline.config import AutoencoderConfig, to_dict
 from pipeline.errors import UserError
 from pipeline.images import from_uint8, to_uint8
-from pipeline.resize import resize, resize_nearest_released
+from pipeline.resize import enlarge, resize
 from preprocess.config import PreprocessConfig
 from preprocess.sample import latent_member
 
@@ -60,6 +60,10 @@ class LatentEncoder:
             autoencoder.to(self.device).eval().requires_grad_(False)
         torch.set_num_threads(config.encode_threads)
 
+    def _condition_side(self, lr_size: int) -> int:
+        """Pixels a side at which a condition is encoded."""
+        return lr_size * self.autoencoder.config.factor if self.config.condition_cells == "input" else self.config.size
+
     @torch.inference_mode()
     def encode(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
         """uint8 (n,H,W,3), n ≤ batch size → {member name: (n,S,h,w)} in the stored number format.
@@ -77,19 +81,16 @@ class LatentEncoder:
             view = image.flip(-1).contiguous() if flip else image.contiguous()
             outputs[latent_member(flip)] = self.autoencoder.moments(view)
             for lr_size in self.config.lr_sizes:
-                condition = low_resolution(view, lr_size, self.config.condition_resize)
+                condition = low_resolution(view, lr_size, self.config.condition_resize, self._condition_side(lr_size))
                 outputs[latent_member(flip, lr_size)] = self.autoencoder.moments(condition)
         dtype = torch.float16 if self.config.dtype == "float16" else torch.float32
         return {name: stored[:num].to(dtype).cpu().numpy() for name, stored in outputs.items()}
 
 
-def low_resolution(image: Tensor, lr_size: int, mode: str) -> Tensor:
+def low_resolution(image: Tensor, lr_size: int, mode: str, side: int) -> Tensor:
     """An image as a super-resolution model sees it: reduced to `lr_size` (anti-aliased, 8 bits), then enlarged again.
 
-    image: (B,3,H,W) in [-1,1]; returns the same shape. mode: how it is enlarged, "nearest" or "bicubic".
+    image: (B,3,H,W) in [-1,1] → (B,3,side,side). mode: how it is enlarged, "nearest" or "bicubic".
     """
-    size = (image.shape[-2], image.shape[-1])
     small = from_uint8(to_uint8(resize(image, (lr_size, lr_size))))
-    if mode == "nearest":
-        return resize_nearest_released(small, size)
-    return resize(small, size).clamp(-1.0, 1.0)
+    return enlarge(small, (side, side), mode)

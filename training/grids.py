@@ -10,10 +10,13 @@ from pipeline.autoencoder import Autoencoder, latent_of
 from pipeline.bundle import Bundle
 from pipeline.decoder import ImplicitDecoder
 from pipeline.denoiser import Denoiser
+from pipeline.images import from_uint8, to_uint8
 from pipeline.model import LatentZoom
 from pipeline.resize import resize
-from training.context import Context
+from training.context import Context, frozen_autoencoder
+from training.reconstruction import JointFirstStage
 from training.session import Session
+from training.zoom import condition_image
 
 _GAP = 2
 
@@ -41,11 +44,37 @@ class Grids:
             return
         pixels, stored, _ = self._samples(latents=True)
         assert stored is not None
-        features = decoder.features(latent_of(stored, self.context.model.autoencoder))
+        self._three_renderings(session, pixels, latent_of(stored, self.context.model.autoencoder), decoder)
+
+    @torch.no_grad()
+    def joint(self, session: Session, network: JointFirstStage) -> None:
+        """As `reconstruction`, with latents of the encoder that is being trained."""
+        pixels, _, _ = self._samples(latents=False)
+        self._three_renderings(session, pixels, network.autoencoder.encode(pixels), network.decoder)
+
+    def _three_renderings(self, session: Session, pixels: Tensor, latent: Tensor, decoder: ImplicitDecoder) -> None:
+        features = decoder.features(latent)
         rows = []
         for side in self._three_sizes():
             rows += [resize(pixels, (side, side)), decoder.render(features, (side, side))]
         session.reporter.images(session.step, "reconstruction", tile(rows))
+
+    @torch.no_grad()
+    def enlargement(self, session: Session, decoder: ImplicitDecoder | None) -> None:
+        """Direct super-resolution at ×2 and ×4: bicubic, ours and truth above each other."""
+        if decoder is None:
+            return
+        pixels, _, _ = self._samples(latents=False)
+        rows: list[Tensor] = []
+        for scale in (2, 4):
+            side = self.context.model.image_size // scale
+            low = from_uint8(to_uint8(resize(pixels, (side, side))))
+            autoencoder = frozen_autoencoder(self.context).to(low.device)
+            factor, mode = self.context.model.autoencoder.factor, self.context.model.condition_resize
+            latent = autoencoder.encode(condition_image(low, factor, mode))
+            size = (pixels.shape[-2], pixels.shape[-1])
+            rows += [resize(low, size), decoder(latent, size), pixels]
+        session.reporter.images(session.step, "enlargement", tile(rows))
 
     @torch.no_grad()
     def samples(self, session: Session, denoiser: Denoiser | None, decoder: ImplicitDecoder | None = None) -> None:

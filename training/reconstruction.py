@@ -1,4 +1,4 @@
-"""The autoencoder as one forward pass: what stage 0 trains.
+"""The first stage as one forward pass: what stage 0 trains.
 
 Legend: B batch, C latent channels, H/W pixels, h/w latent cells.
 """
@@ -9,6 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.autoencoder import Autoencoder
+from pipeline.bundle import build_autoencoder, build_decoder
+from pipeline.config import ModelConfig
+from pipeline.decoder import ImplicitDecoder
+from pipeline.geometry import Size, Window
 
 
 class Reconstruction(nn.Module):
@@ -30,3 +34,24 @@ class Reconstruction(nn.Module):
             latent = mean + torch.exp(0.5 * log_variance.clamp(-30.0, 20.0)) * noise
             regulariser = stored
         return model.decoder(model.post_quant_conv(latent)), regulariser
+
+
+class JointFirstStage(nn.Module):
+    """Encoder and implicit decoder as one forward pass, which is what an engine trains."""
+
+    def __init__(self, autoencoder: Autoencoder, decoder: ImplicitDecoder) -> None:
+        super().__init__()
+        self.autoencoder, self.decoder = autoencoder, decoder
+
+    def forward(self, image: Tensor, noise: Tensor, size: Size, window: Window) -> tuple[Tensor, Tensor]:
+        """image (B,3,H,W) in [-1,1], noise (B,C,h,w) → the window of ND(sample of the posterior; size), and the moments
+        (B,2C,h,w)."""
+        moments = self.autoencoder.moments(image)
+        mean, log_variance = moments.chunk(2, dim=1)
+        latent = mean + torch.exp(0.5 * log_variance.clamp(-30.0, 20.0)) * noise
+        return self.decoder(latent, size, window), moments
+
+
+def joint_first_stage(model: ModelConfig) -> JointFirstStage:
+    """The network that is trained: encoder without convolutional decoder, and implicit decoder."""
+    return JointFirstStage(build_autoencoder(model, has_decoder=False), build_decoder(model))

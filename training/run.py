@@ -11,6 +11,7 @@ import os
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -23,7 +24,15 @@ from pipeline.config import ModelConfig, to_dict
 from pipeline.errors import UserError
 from preprocess.manifest import Manifest, load_manifest
 from training.checkpoint import free_space_error
-from training.config import AlignStage, AutoencoderStage, DecoderStage, Preset, StageConfig, with_scale_factor
+from training.config import (
+    AlignStage,
+    AutoencoderStage,
+    DecoderStage,
+    Preset,
+    StageConfig,
+    is_joint,
+    with_scale_factor,
+)
 from training.context import Context, require_parts
 from training.engine import accumulation_steps
 from training.estimate import check_memory
@@ -146,7 +155,8 @@ def resolve_model(stage: str, model: ModelConfig, manifest: Manifest, bundle: Bu
     """The preset's model with the measured scale factor, in agreement with the bundle's parts."""
     if stage == "autoencoder":
         return model
-    model = with_scale_factor(model, manifest.scale_factor)
+    if model.task != "direct":  # its decoder sees unscaled latents, and there is no other part
+        model = with_scale_factor(model, manifest.scale_factor)
     if bundle is None:
         return model
     parts = {"autoencoder": bundle.autoencoder, "decoder": bundle.decoder, "denoiser": bundle.denoiser}
@@ -164,7 +174,16 @@ def resolve_model(stage: str, model: ModelConfig, manifest: Manifest, bundle: Bu
 def check(context: Context) -> None:
     """Everything that can be known before training starts; the first problem is a `UserError`."""
     stage, config, model, manifest = context.stage, context.config, context.model, context.manifest
-    require_parts(context.bundle, stage, *_NEEDS[stage]) if _NEEDS[stage] else None
+    if model.task == "direct" and stage in ("denoiser", "align"):
+        raise UserError(
+            f"stage {stage}: a model for direct super-resolution has no denoiser; it is ready after `decoder`"
+        )
+    if model.autoencoder.kind == "identity" and stage == "autoencoder":
+        raise UserError("stage autoencoder: the kind 'identity' has no weights to train; begin with `decoder`")
+    if isinstance(config, DecoderStage) and config.start == "bundle":
+        require_parts(context.bundle, stage, "decoder")
+    elif not (stage == "decoder" and model.autoencoder.kind == "identity" and context.bundle is None):
+        require_parts(context.bundle, stage, *_NEEDS[stage]) if _NEEDS[stage] else None
     accumulation_steps(config, context.world.size)
     if manifest.size != model.image_size:
         raise UserError(
@@ -173,11 +192,19 @@ def check(context: Context) -> None:
         )
     if not manifest.splits.get("train"):
         raise UserError(f"{context.data} has no samples in split 'train'")
-    if stage != "autoencoder":
+    is_drawn = model.task == "direct" and isinstance(config, DecoderStage) and config.conditions == "drawn"
+    if stage != "autoencoder" and not is_drawn:
         _check_latents(context)
-    if isinstance(config, (DecoderStage, AlignStage)):
+    if isinstance(config, (DecoderStage, AlignStage)) and model.task != "direct":
         size_range(config, model)
-    if isinstance(config, AutoencoderStage) and config.crop % model.autoencoder.factor:
+    if isinstance(config, AutoencoderStage) and is_joint(config):
+        if model.autoencoder.kind != "kl":
+            raise UserError(
+                f"autoencoder.decoder = 'implicit' is for the kind 'kl', whose posterior is sampled; this model's is "
+                f"{model.autoencoder.kind!r}"
+            )
+        size_range(config, model)
+    elif isinstance(config, AutoencoderStage) and config.crop % model.autoencoder.factor:
         raise UserError(
             f"autoencoder.crop = {config.crop} is not a multiple of {model.autoencoder.factor}, the factor by which "
             "the autoencoder shrinks images; use a multiple, or 0 for whole images"
@@ -198,7 +225,14 @@ def _check_latents(context: Context) -> None:
             f"{context.data} was encoded by autoencoder {manifest.autoencoder_identity[:12]}…, the bundle holds "
             f"{identity[:12]}…; preprocess again with this bundle"
         )
-    if model.task == "sr" and context.stage != "decoder":
+    if model.task == "direct":
+        if not manifest.lr_sizes or manifest.condition_cells != "input":
+            raise UserError(
+                f"{context.data} has no conditions for direct super-resolution; preprocess with --lr-sizes 32,64 "
+                "--condition-cells input, or set decoder.conditions=drawn"
+            )
+        _check_enlargement(context)
+    elif model.task == "sr" and (context.stage != "decoder" or model.decoder.inputs == "both"):
         _check_conditions(context)
 
 
@@ -209,6 +243,16 @@ def _check_conditions(context: Context) -> None:
         raise UserError(
             f"{context.data} has no {model.lr_size}-pixel conditions (it has {manifest.lr_sizes}); preprocess again"
         )
+    if manifest.condition_cells != "image":
+        raise UserError(
+            f"{context.data} holds conditions with one cell for each low-resolution pixel, for direct super-"
+            "resolution; preprocess again with --condition-cells image"
+        )
+    _check_enlargement(context)
+
+
+def _check_enlargement(context: Context) -> None:
+    manifest, model = context.manifest, context.model
     if manifest.transform["condition_resize"] != model.condition_resize:
         raise UserError(
             f"{context.data} holds conditions enlarged by {manifest.transform['condition_resize']!r}, the model is for "
@@ -244,21 +288,28 @@ def _finish(context: Context, outcome: Trained, digest: str) -> TrainResult:
     assert outcome.weights is not None
     model, incoming = context.model, context.bundle
     part = "denoiser" if context.stage == "align" else context.stage
+    weights = {part: outcome.weights}
+    if is_joint(context.config):
+        names = ("autoencoder", "decoder")
+        weights = {
+            name: {k.removeprefix(f"{name}."): v for k, v in outcome.weights.items() if k.startswith(f"{name}.")}
+            for name in names
+        }
     build: dict[str, Callable[[ModelConfig], torch.nn.Module]] = {
-        "autoencoder": build_autoencoder,
+        "autoencoder": partial(build_autoencoder, has_decoder=not is_joint(context.config)),
         "decoder": build_decoder,
         "denoiser": build_denoiser,
     }
-    built = build[part](model)
-    built.load_state_dict(outcome.weights, strict=True)
     parts: dict[str, Any] = {
-        "autoencoder": incoming.autoencoder if incoming else None,
+        "autoencoder": incoming.autoencoder if incoming else build_autoencoder(model),
         "decoder": incoming.decoder if incoming else None,
         "denoiser": incoming.denoiser if incoming else None,
     }
     if part == "autoencoder":
         parts = {"autoencoder": None, "decoder": None, "denoiser": None}  # the others fit another autoencoder
-    parts[part] = built
+    for name, tensors in weights.items():
+        parts[name] = build[name](model)
+        parts[name].load_state_dict(tensors, strict=True)
     stages = {**(incoming.meta.get("stages", {}) if incoming and part != "autoencoder" else {})}
     stages[context.stage] = {
         "steps": outcome.steps,

@@ -12,7 +12,7 @@ from pipeline.config import ModelConfig
 from pipeline.decoder import ImplicitDecoder
 from pipeline.errors import UserError
 from pipeline.resize import resize
-from training.config import AlignStage, DecoderStage
+from training.config import AlignStage, AutoencoderStage, DecoderStage
 from training.optim import generator_for
 
 
@@ -53,15 +53,19 @@ def _cells(start: int, stop: int, num_pixels: int, num_cells: int, context: int)
     return max(0, first), min(num_cells, last)
 
 
-def size_range(config: DecoderStage | AlignStage, model: ModelConfig) -> tuple[int, int]:
-    """Smallest and largest target side, both included; by default the latent's and the image's own."""
-    low, high = config.min_size or model.latent_size, config.max_size or model.image_size
+Stage = AutoencoderStage | DecoderStage | AlignStage
+"""Stages that render targets; stage 0 does with the implicit decoder."""
+
+
+def size_range(config: Stage, model: ModelConfig, smallest: int = 0) -> tuple[int, int]:
+    """Smallest and largest target side, both included; by default the latent's (or `smallest`) and the image's own."""
+    low, high = config.min_size or smallest or model.latent_size, config.max_size or model.image_size
     if not 1 <= low <= high:
         raise UserError(f"target sizes {low}..{high} are empty; give min_size <= max_size")
     return low, high
 
 
-def window_side(config: DecoderStage | AlignStage, model: ModelConfig, side: int) -> int:
+def window_side(config: Stage, model: ModelConfig, side: int) -> int:
     """Side of the window of a target of `side` pixels: the smallest of the target, `crop` and `crop_cells` cells."""
     bounds = [side]
     if config.crop:
@@ -71,7 +75,7 @@ def window_side(config: DecoderStage | AlignStage, model: ModelConfig, side: int
     return min(bounds)
 
 
-def largest_target(config: DecoderStage | AlignStage, model: ModelConfig) -> Target:
+def largest_target(config: Stage, model: ModelConfig) -> Target:
     """The costliest target of a stage: the largest size, a window in its middle."""
     side = size_range(config, model)[1]
     window = window_side(config, model, side)
@@ -79,9 +83,9 @@ def largest_target(config: DecoderStage | AlignStage, model: ModelConfig) -> Tar
     return Target((side, side), (start, start, start + window, start + window))
 
 
-def draw_target(config: DecoderStage | AlignStage, model: ModelConfig, step: int) -> Target:
+def draw_target(config: Stage, model: ModelConfig, step: int, smallest: int = 0) -> Target:
     """A uniformly drawn size of the range and a uniformly placed window of it (`window_side`)."""
-    low, high = size_range(config, model)
+    low, high = size_range(config, model, smallest)
     generator = generator_for(config.seed, "target", step)
     side = int(torch.randint(low, high + 1, (), generator=generator))
     window = window_side(config, model, side)

@@ -13,7 +13,7 @@ class Arguments:
     """Check a bundle, log it as an MLflow model and register it."""
 
     bundle: Annotated[str, tyro.conf.Positional]
-    """Bundle folder or URL."""
+    """Bundle folder or URL, or the starter: starter:faithful, starter:sharp."""
     name: Annotated[str, tyro.conf.Positional]
     """Name of the registered model."""
     report: str = ""
@@ -32,12 +32,13 @@ def main(argv: list[str]) -> int:
     from orchestration.evaluation.data import check_encoder
     from orchestration.evaluation.report import load_report
     from pipeline import storage
+    from pipeline.starter import starter_or
     from preprocess.manifest import load_manifest
 
     dataset = None
     if arguments.data:
         manifest = load_manifest(arguments.data)
-        own = storage.read_json(storage.join(arguments.bundle, "config.json")).get("autoencoder_identity")
+        own = storage.read_json(storage.join(starter_or(arguments.bundle), "config.json")).get("autoencoder_identity")
         check_encoder(arguments.data, manifest.autoencoder_identity, str(own))
         dataset = (storage.absolute(arguments.data), manifest.digest)
     version = registry.register(

@@ -1,7 +1,7 @@
 """The heads on a CPU, float32, without gradient: pixels in blocks whose activations stay in cache.
 
 Two things beyond the plain path. Gathering and combining rows of a table is one pass over memory (`embedding_bag` with
-weights): for `liif` feature part + rel_y · w_y + rel_x · w_x, for `light` the whole blend of 4 cells' linear fields.
+weights): for `liif` feature part + rel_y · w_y + rel_x · w_x, for `light` the blend of cells' linear fields.
 And a layer's bias and ReLU are part of its matrix product (oneDNN). Legend as in liif.py; a block has Q pixels.
 """
 
@@ -93,25 +93,60 @@ def render_liif(
 def render_light(
     table: Tensor, rows: Axis, cols: Axis, layers: list[nn.Linear], out: nn.Linear, shift: Tensor, chunk: int
 ) -> Tensor:
-    """table (B,h,w,3D): constant, slope in y, slope in x of each cell; shift (D,) of the pixel size → image."""
+    """table (B,h,w,3D): constant, slope in y, slope in x of each cell; shift (D,) of the pixel size → image.
+
+    The blend of 4 cells' fields is separable: along y at the cells' columns, once for all pixels between two columns,
+    then along x. Nothing of the table's size is made: its rows are read where they are.
+    """
     table, rows, cols = crop_to_window(table, rows, cols)
     batch, h, w = table.shape[:3]
-    fields = table.reshape(batch * h * w, 3, -1).clone()
-    fields[:, 0] += shift  # the blend weights sum to 1
-    fields = fields.reshape(-1, fields.shape[-1])
+    fields = table.reshape(batch * h * w * 3, -1)
+    width = fields.shape[1]
     image = table.new_empty(batch, 3, len(rows), len(cols))
+    (cell_y, factor_y), (cell_x, factor_x) = _two_cells(rows), _two_cells(cols)
 
     def evaluate(block: Block) -> None:
-        cell, rel_y, rel_x, weight = _corners(block, rows, cols, h, w)
-        index = cell[..., None] * 3 + torch.arange(3, dtype=torch.int32)
-        factor = torch.stack([weight, weight * rel_y, weight * rel_x], dim=-1)
-        hidden = weighted_rows(fields, index.reshape(-1, 12), factor.reshape(-1, 12)).relu_()
+        num_images, num_rows = block.b1 - block.b0, block.y1 - block.y0
+        first, last = int(cols.lower[block.x0]), int(cols.upper[block.x1 - 1]) + 1
+        # Along y: constant + slope_y · rel_y and slope_x of the lower and the upper cell, weighted, for each column.
+        cells = torch.arange(block.b0, block.b1, dtype=torch.int32)[:, None, None, None] * (h * w)
+        cells = cells + cell_y[block.y0 : block.y1, None, :] * w
+        cells = (cells + torch.arange(first, last, dtype=torch.int32)[:, None]) * 3
+        factor = factor_y[block.y0 : block.y1, None].expand(*cells.shape, 2)
+        lines = torch.stack(
+            [
+                weighted_rows(fields, _reshaped(cells[..., None] + _CONSTANT_AND_SLOPE, 4), _reshaped(factor, 4)),
+                weighted_rows(fields, _reshaped(cells + 2, 2), _reshaped(factor[..., 0], 2)),
+            ],
+            dim=1,
+        )
+        lines[:, 0] += shift  # the weights along x sum to 1
+        # Along x: value + slope · rel_x of the two columns around each pixel, weighted.
+        starts = torch.arange(num_images * num_rows, dtype=torch.int32) * (last - first)
+        places = (starts[:, None, None] + (cell_x[block.x0 : block.x1] - first)) * 2
+        factor = factor_x[block.x0 : block.x1].expand(*places.shape, 2)
+        index = _reshaped(places[..., None] + _CONSTANT_AND_SLOPE, 4)
+        hidden = weighted_rows(lines.reshape(-1, width), index, _reshaped(factor, 4)).relu_()
         for layer in layers:
             hidden = linear_relu(hidden, layer)
         block.into(image, out(hidden))
 
     for_each(evaluate, blocks_of(batch, len(rows), len(cols), chunk))
     return image
+
+
+_CONSTANT_AND_SLOPE = torch.tensor([0, 1], dtype=torch.int32)
+
+
+def _two_cells(axis: Axis) -> tuple[Tensor, Tensor]:
+    """Of Q positions: lower and upper cell, int32 (Q,2); of each its weight and weight · rel. coordinate, (Q,2,2)."""
+    weight = torch.stack([axis.weight_lower, axis.weight_upper], dim=1)
+    rel = torch.stack([axis.rel_lower, axis.rel_upper], dim=1)
+    return torch.stack([axis.lower, axis.upper], dim=1).to(torch.int32), torch.stack([weight, weight * rel], dim=2)
+
+
+def _reshaped(values: Tensor, size: int) -> Tensor:
+    return values.reshape(-1, size)
 
 
 def crop_to_window(table: Tensor, rows: Axis, cols: Axis) -> tuple[Tensor, Axis, Axis]:

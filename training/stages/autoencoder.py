@@ -22,6 +22,7 @@ from training.optim import generator_for, normal
 from training.perceptual import load_perceptual
 from training.reconstruction import Reconstruction
 from training.session import Session
+from training.stages import joint
 from training.stages.parts import Trained, psnr, trained
 
 
@@ -29,6 +30,8 @@ def train(context: Context) -> Trained:
     """min | x - D(E(x)) | + kl_weight · KL (or the codebook loss) [+ LPIPS] [+ patch-GAN]."""
     config, model = context.config, context.model
     assert isinstance(config, AutoencoderStage)
+    if config.decoder == "implicit":
+        return joint.train(context)
     torch.manual_seed(config.seed)
     autoencoder = build_autoencoder(model)
     if config.start == "linear":

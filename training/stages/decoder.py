@@ -5,61 +5,85 @@ Legend: B batch, C latent channels, H/W target pixels, h/w latent cells. Latents
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
 
-from pipeline.autoencoder import latent_of
 from pipeline.bundle import build_decoder
 from pipeline.decoder import ImplicitDecoder
 from pipeline.initialise import initialise_decoder
 from training.config import DecoderStage
-from training.context import Context, require_parts
+from training.context import Context, frozen_autoencoder, require_parts
 from training.engine import make_engine
 from training.grids import Grids
 from training.losses import per_sample
-from training.optim import normal
+from training.pairs import MakePair, cached_pairs, direct_pairs, latent_pairs
+from training.perceptual import load_perceptual
 from training.session import Session
 from training.stages.parts import Trained, psnr, trained
-from training.targets import draw_target
 
 
 def train(context: Context) -> Trained:
-    """min over D_phi and f_theta of | ND(E(x); s) - resize(x, s) |, s drawn from the range of target sizes."""
+    """min over D_phi and f_theta of | ND(E(x); s) - resize(x, s) |, s drawn from the range of target sizes.
+
+    For direct super-resolution the input is the encoded low-resolution image, and s a drawn enlargement of it.
+    """
     config, model = context.config, context.model
     assert isinstance(config, DecoderStage)
-    require_parts(context.bundle, "decoder", "autoencoder")
+    is_direct = model.task == "direct"
+    is_drawn = is_direct and config.conditions == "drawn"
 
-    # The encoder is frozen, so its latents come from the cache and the encoder itself is not here.
+    # The encoder is frozen: its latents come from the cache, or it encodes the conditions that a step draws.
     torch.manual_seed(config.seed)
-    decoder = build_decoder(model)
-    if config.start == "linear":
-        initialise_decoder(decoder)
+    decoder = starting_decoder(context)
     engine = make_engine(decoder, config, context.world, deepspeed=context.use_deepspeed)
-    session = Session(context, engine, context.loader(pixels=True, latents=True))
+    session = Session(context, engine, context.loader(pixels=True, latents=not is_drawn))
+    encoder = frozen_autoencoder(context).to(context.world.device) if is_drawn else None
+    make_pairs: Callable[[int], MakePair] = partial(latent_pairs, config, model)
+    if is_direct:
+        make_pairs = partial(direct_pairs, config, model, encoder) if encoder else partial(cached_pairs, config, model)
+    lpips = None
+    if config.perceptual_weight:
+        lpips = load_perceptual(config.lpips_weights, config.lpips_heads, context.world.device)
     grids = Grids(context)
-    noise_scale = config.latent_noise / model.scale_factor
+    draw_grid = grids.enlargement if is_direct else grids.reconstruction
 
     if session.first_grid_due():
-        grids.reconstruction(session, trained_decoder(context, engine.averaged()))
+        draw_grid(session, trained_decoder(context, engine.averaged()))
     for step, batch in session:
-        # One target size a step: s uniform in [min_size, max_size], and a window of it.
-        target = draw_target(config, model, step)
+        # One target size a step: s uniform in [min_size, max_size], and a window of it; or one scale and region.
+        pair_of = make_pairs(step)
         for micro in session.micro_batches(batch):
-            assert micro.pixels is not None and micro.latents is not None
-            latent = latent_of(micro.latents, model.autoencoder)  # (B,C,h,w)
-            if noise_scale:
-                keys = micro.generators(config.seed, "latent", step)
-                latent = latent + noise_scale * normal(tuple(latent.shape[1:]), keys).to(latent)
-            truth = target.cut(micro.pixels)  # (B,3,H,W)
+            pair = pair_of(micro)
             # ND = f_theta ∘ D_phi, eq. (6)
-            rendered = engine(latent, target.size, target.window)
-            loss = per_sample(rendered, truth, config.loss).mean()
-            session.backward(loss, {"psnr": psnr(rendered, truth)})
+            rendered = engine(pair.latent, *pair.where)  # (B,3,H,W)
+            loss = per_sample(rendered, pair.truth, config.loss).mean()
+            terms = {"psnr": psnr(rendered, pair.truth)}
+            if lpips is not None:
+                terms |= {config.loss: loss, "lpips": lpips(rendered, pair.truth).mean()}
+                loss = loss + config.perceptual_weight * terms["lpips"]
+            session.backward(loss, terms)
         session.end_step()
         if session.grid_due():
-            grids.reconstruction(session, trained_decoder(context, engine.averaged()))
+            draw_grid(session, trained_decoder(context, engine.averaged()))
 
     return trained(session, engine.averaged())
+
+
+def starting_decoder(context: Context) -> ImplicitDecoder:
+    """The decoder that training begins with, as the stage's `start` says."""
+    config = context.config
+    assert isinstance(config, DecoderStage)
+    decoder = build_decoder(context.model)
+    if config.start == "linear":
+        initialise_decoder(decoder)
+    elif config.start == "bundle":
+        start = require_parts(context.bundle, "decoder", "decoder").decoder
+        assert start is not None
+        decoder.load_state_dict(start.state_dict(), strict=True)
+    return decoder
 
 
 def trained_decoder(context: Context, weights: dict[str, Tensor] | None) -> ImplicitDecoder | None:

@@ -1,0 +1,70 @@
+"""Stage 0 with the implicit decoder: encoder and ND trained together by one loss, as the released code does for SR.
+
+Legend: B batch, C latent channels, H/W pixels, h/w latent cells. There is no convolutional decoder, and no alignment
+stage 1 afterwards: what comes out is a bundle of encoder and implicit decoder.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pipeline.initialise import initialise_autoencoder, initialise_decoder
+from training.config import AutoencoderStage
+from training.context import Context
+from training.engine import make_engine
+from training.grids import Grids
+from training.losses import kl_loss, per_sample
+from training.optim import normal
+from training.reconstruction import JointFirstStage, joint_first_stage
+from training.session import Session
+from training.stages.parts import Trained, psnr, trained
+from training.targets import draw_target
+
+
+def train(context: Context) -> Trained:
+    """min over E and ND of | ND(z; s) - resize(x, s) |, z ~ q(z|x), s drawn from the range of target sizes; with
+    kl_weight > 0 (the released code has none) plus kl_weight · KL."""
+    config, model = context.config, context.model
+    assert isinstance(config, AutoencoderStage)
+    torch.manual_seed(config.seed)
+    network = joint_first_stage(model)
+    if config.start == "linear":
+        initialise_autoencoder(network.autoencoder)
+        initialise_decoder(network.decoder)
+    engine = make_engine(network, config, context.world, deepspeed=context.use_deepspeed)
+    session = Session(context, engine, context.loader(pixels=True, latents=False))
+    grids = Grids(context)
+
+    def draw_grid() -> None:
+        averaged = engine.averaged()  # collective
+        if averaged is not None:
+            grids.joint(session, averaged_first_stage(context, averaged))
+
+    if session.first_grid_due():
+        draw_grid()
+    for step, batch in session:
+        # One target size a step, and a window of it.
+        target = draw_target(config, model, step)
+        for micro in session.micro_batches(batch):
+            assert micro.pixels is not None
+            keys = micro.generators(config.seed, "posterior", step)
+            shape = (model.autoencoder.latent_channels, model.latent_size, model.latent_size)
+            noise = normal(shape, keys).to(micro.pixels)
+            truth = target.cut(micro.pixels)  # (B,3,H,W)
+            rendered, moments = engine(micro.pixels, noise, target.size, target.window)
+            terms = {"l1": per_sample(rendered, truth, "l1").mean(), "kl": kl_loss(moments)}
+            loss = terms["l1"] + config.kl_weight * terms["kl"]
+            session.backward(loss, {**terms, "psnr": psnr(rendered, truth)})
+        session.end_step()
+        if session.grid_due():
+            draw_grid()
+
+    return trained(session, engine.averaged())
+
+
+def averaged_first_stage(context: Context, weights: dict[str, Tensor]) -> JointFirstStage:
+    """The network with the averaged weights, for pictures."""
+    network = joint_first_stage(context.model)
+    network.load_state_dict(weights, strict=True)
+    return network.to(context.world.device).eval()

@@ -59,7 +59,7 @@ def _save(path: Path, folder: Path, bundle: Bundle, *, run_id: str, model_id: st
 
     pipeline = Path(__file__).resolve().parent.parent / "pipeline"
     code = path.parent / "code" / "pipeline"
-    shutil.copytree(pipeline, code, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+    shutil.copytree(pipeline, code, ignore=shutil.ignore_patterns("__pycache__", "*.pyc", "weights"))
     mlflow.pyfunc.save_model(
         str(path),
         python_model=str(Path(__file__).with_name("served_model.py")),

@@ -24,7 +24,11 @@ def model_card(
         "## Use from the registry",
         "",
         "```",
-        f"latentzoom generate --model models:/{name}@champion --size 700x1000 --num 4 --seed 0",
+        *(
+            [f"latentzoom generate --model models:/{name}@champion --size 700x1000 --num 4 --seed 0"]
+            if bundle.config.task == "generation"
+            else []
+        ),
         f"latentzoom upscale --model models:/{name}@champion --scale 5.3 IN OUT",
         "```",
         "",

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pipeline.bundle import build_autoencoder, build_decoder, build_denoiser
 from pipeline.config import ModelConfig
 from pipeline.errors import UserError
-from training.config import STAGES, Preset
+from training.config import Preset
 from training.estimate import estimate
 
 _TAR_BLOCK = 512
@@ -79,7 +79,7 @@ class Row:
 def size_up(data: DataSet, preset: Preset, rates: Rates, *, gpus: int, evaluated: int, steps: int) -> list[Row]:
     """All rows of a plan. gpus: workers of training. evaluated: samples drawn with `steps` sampler steps each."""
     rows = [*_preprocessing(data, preset.model, rates)]
-    for stage in STAGES:
+    for stage in preset.stages:
         rows.append(_stage(stage, preset, rates, gpus, data.images * data.crops))
     rows.append(_evaluation(preset.model, rates, evaluated, steps))
     rows += _storage(data, preset, rates, gpus)
@@ -142,9 +142,10 @@ def _evaluation(model: ModelConfig, rates: Rates, evaluated: int, steps: int) ->
     with torch.device("meta"), torch.no_grad():
         channels, cells, side = model.autoencoder.latent_channels, model.latent_size, model.image_size
         latent, t = torch.empty(1, channels, cells, cells), torch.empty(1, dtype=torch.int64)
-        denoiser, decoder = build_denoiser(model), build_decoder(model)
+        decoder = build_decoder(model)
         with FlopCounterMode(display=False) as draw:
-            denoiser(latent, t, latent if model.task == "sr" else None)
+            if model.task != "direct":
+                build_denoiser(model)(latent, t, latent if model.task == "sr" else None)
         with FlopCounterMode(display=False) as render:
             decoder(latent, (side, side))
     each = steps * draw.get_total_flops() + render.get_total_flops()
@@ -159,7 +160,7 @@ def _evaluation(model: ModelConfig, rates: Rates, evaluated: int, steps: int) ->
 def _storage(data: DataSet, preset: Preset, rates: Rates, gpus: int) -> list[Row]:
     rows = [Row("source", f"{data.name} as published", data.source_bytes / 1e9, "GB")]
     total, texts = 0.0, []
-    for stage in STAGES:
+    for stage in preset.stages:
         num = estimate(stage, preset.stage(stage), preset.model, gpus).parameters
         keep = preset.stage(stage).keep
         total += 18 * num * keep  # half-precision weights, float32 masters, two moments, averages

@@ -10,14 +10,19 @@ from pipeline.config import ModelConfig
 
 def model_card(config: ModelConfig, meta: Mapping[str, Any], *, data: str = "", licence: str = "") -> str:
     """A card for a bundle. data: where the training images came from; licence: of the weights, if it is known."""
-    task = f"super-resolution from {config.lr_size} pixels" if config.task == "sr" else "generation"
+    task = {
+        "generation": "generation",
+        "sr": f"super-resolution from {config.lr_size} pixels",
+        "direct": "direct super-resolution by any factor",
+    }[config.task]
+    diffusion = "" if config.task == "direct" else f"latent diffusion model ({config.schedule.prediction} prediction), "
     ae, decoder = config.autoencoder, config.decoder
     lines = [
         f"# {config.name}",
         "",
         f"A latentzoom model for {task}: autoencoder ({ae.kind}, f = {ae.factor}, {ae.latent_channels} channels), "
-        f"latent diffusion model ({config.schedule.prediction} prediction), implicit neural decoder "
-        f"(`{decoder.kind}`). Trained at {config.image_size} pixels; renders any height × width.",
+        f"{diffusion}implicit neural decoder (`{decoder.kind}`). Trained at {config.image_size} pixels; renders any "
+        "height × width.",
         "",
         "## Training",
         "",

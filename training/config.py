@@ -231,6 +231,19 @@ class Preset:
     denoiser: DenoiserStage = field(default_factory=DenoiserStage)
     align: AlignStage = field(default_factory=AlignStage)
 
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The stages that lead to the whole model, in order. A first stage trained with the implicit decoder needs no
+        `decoder` stage, direct super-resolution no denoiser, and the autoencoder "identity" no training."""
+        names = STAGES[1:] if self.model.autoencoder.kind == "identity" else STAGES
+        left_out = ("denoiser", "align") if self.model.task == "direct" else ()
+        return tuple(n for n in names if n not in left_out and not (n == "decoder" and is_joint(self.autoencoder)))
+
+    @property
+    def uses_latents(self) -> bool:
+        """Whether the stages after the autoencoder read cached latents; else they read pixels and encode themselves."""
+        return self.model.task != "direct" or self.decoder.conditions == "cached"
+
     def stage(self, name: str) -> StageConfig:
         """The settings of one stage; `UserError` for an unknown name."""
         require(name in STAGES, "stage", name, f"one of {', '.join(STAGES)}")

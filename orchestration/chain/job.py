@@ -2,6 +2,8 @@
 
     pixels → autoencoder → latents → decoder → denoiser → align → evaluate → register → promote
     (with a bundle that holds an autoencoder:  latents → decoder → ...)
+    (a first stage trained with the implicit decoder:  autoencoder → latents → denoiser → ...)
+    (direct super-resolution:  pixels → decoder → evaluate → ...)
 
 Every step writes to a folder named after its key, WORKDIR/NAME/KEY: changed settings never meet old results, and a
 step that was killed finds its own checkpoint again.
@@ -12,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from orchestration import registry, tracking
@@ -26,7 +29,7 @@ from pipeline.errors import UserError
 from preprocess.config import PreprocessConfig
 from preprocess.manifest import load_manifest
 from preprocess.sources import open_source
-from training.config import Preset, model_settings, preset_to_dict
+from training.config import Preset, is_joint, model_settings, preset_to_dict
 from training.run import TrainResult
 
 _NOT_IN_KEY = (
@@ -107,34 +110,54 @@ def _steps(chain: Chain, job: Job) -> list[Step]:
     def stage(name: str) -> dict[str, Any]:
         # Bundles on the way hold the model as it was then; every later stage writes the preset's, and align's key has
         # all of it: the last bundle is always the newest model.
-        return {name: preset[name], "model": model_settings(name, job.preset.model)}
+        joint = is_joint(job.preset.stage(name))
+        return {name: preset[name], "model": model_settings(name, job.preset.model, joint=joint)}
 
-    if job.autoencoder:
-        given = {**source, "autoencoder": _bundle_digest(job.autoencoder)}
-        add("latents", given, lambda done: _shards(chain, "latents", job.autoencoder))
-        first = lambda done: job.autoencoder  # noqa: E731
-    else:
+    stages = [name for name in job.preset.stages if name != "autoencoder" or not job.autoencoder]
+    data = "latents" if job.preset.uses_latents else "pixels"
+    bundle: Address = lambda done: job.autoencoder or None  # noqa: E731
+    before = ""
+    if not job.autoencoder or data == "pixels":
         add("pixels", source, lambda done: _shards(chain, "pixels", None))
+        before = "pixels"
+    if stages[0] == "autoencoder":
         add("autoencoder", stage("autoencoder"), lambda done: _train(chain, "autoencoder", "pixels", None), "pixels")
-        first = lambda done: done["autoencoder"]["bundle"]  # noqa: E731
-        add("latents", {"again": True}, lambda done: _shards(chain, "latents", first(done)), "pixels", "autoencoder")
-    add("decoder", stage("decoder"), lambda done: _train(chain, "decoder", "latents", first(done)), "latents")
-    for name, before in (("denoiser", "decoder"), ("align", "denoiser")):
-        add(name, stage(name), _later_stage(chain, name, before), before)
+        bundle, before = (lambda done: done["autoencoder"]["bundle"]), "autoencoder"
+    if data == "latents":
+        given = {**source, "autoencoder": _bundle_digest(job.autoencoder)} if job.autoencoder else {"again": True}
+        after = () if job.autoencoder else ("pixels", "autoencoder")
+        add("latents", given, partial(_encode, chain, bundle), *after)
+        before = "latents"
+    for name in stages:
+        if name != "autoencoder":
+            add(name, stage(name), partial(_later_stage, chain, name, data, bundle), before)
+            bundle, before = partial(_bundle_of, name), name
     add(
         "evaluate",
         spec_to_dict(dataclasses.replace(job.evaluation, batch_size=1)),
-        lambda done: _evaluate(chain, done),
-        "align",
+        lambda done: _evaluate(chain, done, before, data),
+        before,
     )
     target = {"model_name": job.model_name, "tracking_uri": job.tracking_uri}
-    add("register", target, lambda done: _register(chain, done), "evaluate")
+    add("register", target, lambda done: _register(chain, done, before, data), "evaluate")
     add("promote", {}, lambda done: _promote(chain, done), "register")
     return steps
 
 
-def _later_stage(chain: Chain, name: str, before: str) -> Any:
-    return lambda done: _train(chain, name, "latents", done[before]["bundle"])
+Address = Callable[[dict[str, Result]], str | None]
+"""Results so far → URL of the bundle that a step starts from."""
+
+
+def _bundle_of(name: str, done: dict[str, Result]) -> str:
+    return str(done[name]["bundle"])
+
+
+def _encode(chain: Chain, bundle: Address, done: dict[str, Result]) -> Result:
+    return _shards(chain, "latents", bundle(done))
+
+
+def _later_stage(chain: Chain, name: str, data: str, bundle: Address, done: dict[str, Result]) -> Result:
+    return _train(chain, name, data, bundle(done))
 
 
 def _source_settings(config: PreprocessConfig) -> dict[str, Any]:
@@ -236,14 +259,14 @@ def parent_run(chain: Chain) -> str:
     return tracking.find_run(job.tracking_uri, name) or tracking.start_run(job.tracking_uri, name, params=params)
 
 
-def _evaluate(chain: Chain, done: dict[str, Result]) -> Result:
+def _evaluate(chain: Chain, done: dict[str, Result], last: str, data: str) -> Result:
     from orchestration.evaluation.evaluate import evaluate
     from orchestration.evaluation.report_files import log_report, write_report
 
     job, out = chain.job, chain.folder("evaluate")
     report, pictures = evaluate(
-        done["align"]["bundle"],
-        chain.folder("latents"),
+        done[last]["bundle"],
+        chain.folder(data),
         job.evaluation,
         tracking_uri=job.tracking_uri,
         work_dir=out,
@@ -257,10 +280,10 @@ def _evaluate(chain: Chain, done: dict[str, Result]) -> Result:
     return {"report": url, "metric": ", ".join(ours[:3]), "outputs": [url]}
 
 
-def _register(chain: Chain, done: dict[str, Result]) -> Result:
+def _register(chain: Chain, done: dict[str, Result], last: str, data: str) -> Result:
     from orchestration.evaluation.report import load_report
 
-    job, bundle = chain.job, done["align"]["bundle"]
+    job, bundle = chain.job, done[last]["bundle"]
     report = load_report(done["evaluate"]["report"])
     key = chain.keys["register"]
     found = registry.get_version(job.model_name, registry.CANDIDATE, tracking_uri=job.tracking_uri)
@@ -271,7 +294,7 @@ def _register(chain: Chain, done: dict[str, Result]) -> Result:
             tracking_uri=job.tracking_uri,
             run_id=parent_run(chain),
             report=report.to_dict(),
-            dataset=(chain.folder("latents"), done["latents"]["digest"]),
+            dataset=(chain.folder(data), done[data]["digest"]),
             tags={"latentzoom.pipeline": key},
         )
     return {"version": found.version, "metric": f"{found.uri}, alias {registry.CANDIDATE}"}

@@ -56,7 +56,8 @@ def evaluate(
     identity = str(config["autoencoder_identity"])
     check_encoder(data, pictures.encoder_identity, identity)
     if spec.task == "sr" and spec.sr_mode == "auto":
-        spec = dataclasses.replace(spec, sr_mode="fixed-input" if pictures.split else "fixed-truth")
+        fixed_input = bool(pictures.split) and config["model"].get("task") != "direct"  # which has no size of its own
+        spec = dataclasses.replace(spec, sr_mode="fixed-input" if fixed_input else "fixed-truth")
     spec = with_found_lpips(spec)
     digest = registry.bundle_digest(bundle)
     reference = ModelReference(

@@ -25,7 +25,8 @@ class EvaluationSpec:
     """sizes: output heights = widths ("reconstruction", "generation"). scales: SR factors. num: samples (fewer when the
     data has fewer). seed: sample i uses seed + i. num_steps, eta: of the sampler. protocols: PSNR protocols.
     sr_mode: "fixed-input" resizes each picture to the model's lr_size and the truth to lr_size × scale (faces);
-    "fixed-truth" crops the picture and shrinks it by the scale (DIV2K); "auto" takes the first for shard sets.
+    "fixed-truth" crops the picture and shrinks it by the scale (DIV2K); "auto" takes the first for shard sets,
+    but not for direct super-resolution.
     inception, vgg16, lpips, lpips_heads: weight files (path or URL); without them stand-ins with their own names.
     chunk_size: samples computed together, the unit of work and of resumption. batch_size: samples in memory at once."""
 

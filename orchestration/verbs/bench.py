@@ -25,6 +25,7 @@ PARTS: dict[str, tuple[str, str]] = {
     "decode": ("orchestration.bench.decode", "bench_decode"),
     "kernel": ("orchestration.bench.kernel", "bench_kernel"),
     "sr": ("orchestration.bench.sampling", "bench_sr"),
+    "starter": ("orchestration.bench.starter", "bench_starter"),
 }
 """Part → (module, function from `Options` and the measured matrix rate to rows)."""
 
@@ -35,7 +36,7 @@ class Arguments:
     in the same run. With --compare, exit status 1 says that something got more than 10 % worse."""
 
     only: tuple[str, ...] = ()
-    """Parts to measure: preprocess, stage1, stage2, sampling, decode, kernel, sr (default: all)."""
+    """Parts to measure: preprocess, stage1, stage2, sampling, decode, kernel, sr, starter (default: all)."""
     json: Path | None = None
     """Also write the figures here."""
     compare: tuple[Path, ...] = ()

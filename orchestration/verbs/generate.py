@@ -78,7 +78,7 @@ def main(argv: list[str]) -> int:
         raise UserError("--preview: use 0 or more")
     (check_file if single else check_folder)(arguments.out)
     model, name = load_model(arguments.model, arguments.device, arguments.tracking_uri, arguments.dtype)
-    if model.config.task == "sr":
+    if model.config.task != "generation":
         raise UserError(f"{arguments.model} is a super-resolution model; use `latentzoom upscale`")
     size = parse_size(arguments.size) if arguments.size else (model.config.image_size,) * 2
     if arguments.compile:

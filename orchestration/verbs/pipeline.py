@@ -129,6 +129,7 @@ def _preprocess_config(arguments: argparse.Namespace, preset: Preset) -> Any:
         size=model.image_size,
         lr_sizes=(model.lr_size,) if model.lr_size else (),
         condition_resize=model.condition_resize,
+        condition_cells="input" if model.task == "direct" else "image",
         device="cuda" if arguments.gpus_per_worker and not arguments.local else arguments.device or "cpu",
         workers=arguments.preprocess_workers,
         gpus_per_worker=1.0 if arguments.gpus_per_worker and arguments.preprocess_workers else 0.0,
@@ -146,13 +147,15 @@ def _preprocess_config(arguments: argparse.Namespace, preset: Preset) -> Any:
 
 def _evaluation(preset: Preset) -> EvaluationSpec:
     """Generation: half, five eighths and three quarters of the trained size, as published for 128, 160 and 192 of 256.
-    SR: the trained factor, and two thirds of it."""
+    SR: the trained factor, and two thirds of it; direct SR: whole factors within the trained range."""
     from orchestration.evaluation.spec import EvaluationSpec
 
     model = preset.model
     if model.task == "sr":
         factor = model.image_size / model.lr_size
         return EvaluationSpec(task="sr", scales=(round(factor * 2 / 3, 3), factor), num_steps=50)
+    if model.task == "direct":
+        return EvaluationSpec(task="sr", scales=(2.0, 3.0, 4.0), protocols=("rgb", "benchmark"))
     size = model.image_size
     return EvaluationSpec(task="generation", sizes=(size // 2, size * 5 // 8, size * 3 // 4), num_steps=50)
 
@@ -226,5 +229,9 @@ def _after(chain: Chain, results: dict[str, Result]) -> str:
     if "promote" not in results:
         return f"\nresults in {job.work}, runs in {uri}"
     model = f"models:/{job.model_name}@champion"
-    verb = "upscale --scale 4 IN OUT" if job.preset.model.task == "sr" else "generate --size 256x384 --num 4 --out made"
+    verb = (
+        "upscale --scale 4 IN OUT"
+        if job.preset.model.task != "generation"
+        else "generate --size 256x384 --num 4 --out made"
+    )
     return f"\nexport MLFLOW_TRACKING_URI={uri}\nlatentzoom {verb} --model {model}"

@@ -41,7 +41,7 @@ def train(context: Context) -> Trained:
     session = Session(context, engine, context.loader(pixels=True, latents=False))
     lpips = None
     if config.perceptual_weight:
-        lpips = load_perceptual(config.lpips_weights, config.lpips_heads, context.world.device)
+        lpips = load_perceptual(config.lpips_weights, config.lpips_heads, context.world.device, config.precision)
     adversary = Adversary(config, context.world) if config.adversarial_weight else None
     if adversary is not None:
         session.attach("adversary", adversary)

@@ -46,7 +46,7 @@ def train(context: Context) -> Trained:
         make_pairs = partial(direct_pairs, config, model, encoder) if encoder else partial(cached_pairs, config, model)
     lpips = None
     if config.perceptual_weight:
-        lpips = load_perceptual(config.lpips_weights, config.lpips_heads, context.world.device)
+        lpips = load_perceptual(config.lpips_weights, config.lpips_heads, context.world.device, config.precision)
     grids = Grids(context)
     draw_grid = grids.enlargement if is_direct else grids.reconstruction
 

@@ -13,7 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from orchestration import registry
-from pipeline.errors import UserError, first_line
+from pipeline.device import checked_device
+from pipeline.errors import UserError
 from pipeline.geometry import Size, check_size
 from pipeline.model import LatentZoom
 from pipeline.progress import Progress
@@ -23,7 +24,7 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 
 def load_model(uri: str, device: str = "", tracking_uri: str = "", dtype: Dtype = "float32") -> tuple[LatentZoom, str]:
     """The model at a bundle folder, URL or models:/ URI, and a text naming exactly this version and its digest."""
-    device = _checked_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = str(checked_device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
     store = tracking_uri or None
     folder = registry.resolve(uri, tracking_uri=store)
     model = LatentZoom.load(str(folder), device=device, dtype=getattr(torch, dtype))
@@ -34,17 +35,6 @@ def load_model(uri: str, device: str = "", tracking_uri: str = "", dtype: Dtype 
     version = registry.get_version(name, which, tracking_uri=store)
     number = version.version if version is not None else which
     return model, f"models:/{name}/{number} sha256:{digest}"
-
-
-def _checked_device(device: str) -> str:
-    try:
-        is_real = torch.empty(0, device=device).device.type != "meta"
-        reason = "it holds no numbers"
-    except (RuntimeError, AssertionError, ImportError) as error:  # what PyTorch raises depends on its build
-        is_real, reason = False, first_line(error)
-    if not is_real:
-        raise UserError(f"device {device!r} is not there ({reason}); use cpu, cuda, or cuda:1")
-    return device
 
 
 def check_file(target: Path) -> None:

@@ -6,6 +6,7 @@ Legend: H/W pixels, c channels; windows are (y0, x0, y1, x1).
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -125,6 +126,19 @@ def write_png(
     png.close()
 
 
+def png_bytes(picture: Image.Image) -> bytes:
+    """A picture in memory (L, LA, RGB or RGBA) as a PNG, with profile and EXIF from its `info`."""
+    pixels = np.atleast_3d(np.asarray(picture))
+    facts = Facts(icc=picture.info.get("icc_profile"), exif=picture.info.get("exif"))
+    stream = io.BytesIO()
+
+    def draw(window: Window) -> Pixels:
+        return pixels[window[0] : window[2], window[1] : window[3]]
+
+    write_png(stream, (picture.height, picture.width), draw, channels=pixels.shape[2], facts=facts)
+    return stream.getvalue()
+
+
 def _bands(size: Size, draw: Draw, channels: int) -> Iterator[Pixels]:
     height, width = size
     num_rows = max(1, min(WINDOW, _BAND_BYTES // (width * channels)))
@@ -150,8 +164,8 @@ def _write_tiff(stream: IO[bytes], size: Size, draw: Draw, channels: int, facts:
             _tiff_tiles(size, draw, channels),
             shape=(*size, channels) if channels > 1 else size,
             dtype=np.uint8,
-            photometric="rgb" if channels > 1 else "minisblack",
-            extrasamples=["unassalpha"] if channels == 4 else None,
+            photometric="rgb" if channels > 2 else "minisblack",
+            extrasamples=["unassalpha"] if channels in (2, 4) else None,
             tile=(TIFF_TILE, TIFF_TILE),
             compression="zlib",
             maxworkers=1,

@@ -13,36 +13,54 @@ from torch import Tensor
 from pipeline.canvas import Facts, Pixels, windows, write_canvas
 from pipeline.decoder import ImplicitDecoder
 from pipeline.geometry import Size, Window, check_size
-from pipeline.images import to_uint8
+from pipeline.images import finite, to_uint8
 from pipeline.tiling import TiledDecoder, Tiling
 from pipeline.windows import resize_window
 
+_LUMA = (0.299, 0.587, 0.114)
+
 
 class Drawing:
-    """latent (1,C,h,w) unscaled, at `size` (H, W); alpha, if given, is the source's (1,1,·,·) uint8, resized alike."""
+    """latent (1,C,h,w) unscaled, at `size` (H, W); alpha, if given, is the source's (1,1,·,·) uint8, resized alike.
+    is_grey: one channel instead of three, without the tint that a network gives to grey."""
 
     def __init__(
-        self, decoder: ImplicitDecoder, latent: Tensor, size: Size, tiling: Tiling, alpha: Tensor | None = None
+        self,
+        decoder: ImplicitDecoder,
+        latent: Tensor,
+        size: Size,
+        tiling: Tiling,
+        alpha: Tensor | None = None,
+        is_grey: bool = False,
     ) -> None:
         self.size = check_size(size)
-        self.alpha = alpha
-        self.channels = 3 if alpha is None else 4
+        self.alpha, self.is_grey = alpha, is_grey
+        self.channels = (1 if is_grey else 3) + (0 if alpha is None else 1)
         self._decoder = TiledDecoder(decoder, latent, self.size, tiling)
 
     def pixels(self, window: Window) -> Pixels:
-        """uint8 (y1-y0, x1-x0, 3), or 4 with alpha."""
-        colour = to_uint8(self._decoder.window(window))[0].permute(1, 2, 0).cpu()
+        """uint8 (y1-y0, x1-x0, channels): grey or RGB, then alpha."""
+        image = self._decoder.window(window)
+        if self.is_grey:
+            colour = finite(image, "the picture").float().clamp(-1, 1)  # as three channels would be cut
+            image = (colour * colour.new_tensor(_LUMA)[:, None, None]).sum(1, keepdim=True)
+        pixels = to_uint8(image)[0].permute(1, 2, 0).cpu()
         if self.alpha is not None:
             alpha = resize_window(self.alpha.float(), self.size, window).round().clamp(0, 255).to(torch.uint8)
-            colour = torch.cat([colour, alpha[0].permute(1, 2, 0)], dim=-1)
-        return colour.numpy()
+            pixels = torch.cat([pixels, alpha[0].permute(1, 2, 0)], dim=-1)
+        return pixels.numpy()
 
-    def picture(self) -> Image.Image:
-        """The whole as a picture in memory: RGB, or RGBA with alpha."""
+    def picture(self, facts: Facts | None = None) -> Image.Image:
+        """The whole as a picture in memory: L, LA, RGB or RGBA, with profile and EXIF in its `info`."""
         whole = np.empty((*self.size, self.channels), np.uint8)
         for y0, x0, y1, x1 in windows(self.size):
             whole[y0:y1, x0:x1] = self.pixels((y0, x0, y1, x1))
-        return Image.fromarray(whole)
+        image = Image.fromarray(whole[..., 0] if self.channels == 1 else whole)
+        if facts is not None:
+            image.info.update({"icc_profile": facts.icc} if facts.icc else {}, **dict(facts.text))
+            if facts.exif:
+                image.info["exif"] = facts.exif
+        return image
 
     def write(self, target: Path, facts: Facts | None = None, on_pixels: Callable[[int], object] | None = None) -> None:
         """The whole as a .png or .tif file, in bounded memory; see `canvas.write_canvas`."""

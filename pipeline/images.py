@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from pipeline.errors import UserError
+from pipeline.reading import PictureSource, read_picture
 
-def to_tensor(image: Image.Image) -> Tensor:
-    """RGB picture → (1,3,H,W) float32 in [-1, 1]. Other modes are converted to RGB first, alpha over white."""
-    if image.mode in ("RGBA", "LA", "PA") or (image.mode == "P" and "transparency" in image.info):
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, rgba)
-    array = np.asarray(image.convert("RGB"), dtype=np.uint8)
-    return from_uint8(torch.from_numpy(array.copy()).permute(2, 0, 1)[None])
+
+def to_tensor(image: PictureSource) -> Tensor:
+    """What a viewer shows of a picture → (1,3,H,W) float32 in [-1, 1]: upright, sRGB, alpha over white."""
+    picture = read_picture(image)
+    return type(picture)(picture.shown()).rgb()
 
 
 def from_uint8(pixels: Tensor) -> Tensor:
@@ -24,11 +22,21 @@ def from_uint8(pixels: Tensor) -> Tensor:
 
 
 def to_uint8(image: Tensor) -> Tensor:
-    """Float in [-1, 1] → uint8, rounded to nearest and clamped (never truncated)."""
-    return ((image.float() + 1.0).mul_(127.5)).round_().clamp_(0, 255).to(torch.uint8)
+    """Float in [-1, 1] → uint8, rounded to nearest and clamped (never truncated). `UserError` for NaN and infinity."""
+    return ((finite(image, "the picture").float() + 1.0).mul_(127.5)).round_().clamp_(0, 255).to(torch.uint8)
 
 
 def to_pictures(image: Tensor) -> list[Image.Image]:
     """(B,3,H,W) in [-1, 1] → B RGB pictures."""
     arrays = to_uint8(image).permute(0, 2, 3, 1).cpu().numpy()
     return [Image.fromarray(array) for array in arrays]
+
+
+def finite(tensor: Tensor, name: str) -> Tensor:
+    """The tensor itself; `UserError` when it holds NaN or infinite values."""
+    if not torch.isfinite(tensor).all():
+        raise UserError(
+            f"{name} holds NaN or infinite values; where a network overflows in half precision, "
+            "use --dtype float32 or bfloat16"
+        )
+    return tensor

@@ -6,25 +6,33 @@ Legend: B batch, C latent channels, H/W pixels, h/w latent cells. Images are (B,
 
 from __future__ import annotations
 
+import logging
+import secrets
 from collections.abc import Callable, Sequence
+from numbers import Real
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from pipeline.bleed import visible_colours
 from pipeline.bundle import Bundle, load_bundle
+from pipeline.canvas import Facts
 from pipeline.config import ModelConfig
 from pipeline.decoder import ImplicitDecoder
+from pipeline.device import checked_device
 from pipeline.diffusion import Schedule
 from pipeline.drawing import Drawing
 from pipeline.errors import UserError
 from pipeline.geometry import Size, Window, check_size, check_window
-from pipeline.images import to_pictures, to_tensor
+from pipeline.images import finite, to_pictures
+from pipeline.reading import PictureSource, read_picture
 from pipeline.sampling import OnStep, Sampler, SeededNoise, ddim, dpm_solver
 from pipeline.starter import Look, starter_path
 from pipeline.tiling import Tiling, blend_tiles, tiled_prediction, whole
-from pipeline.windows import resize_window
+from pipeline.windows import drawn_size, reduced_window, resize_window
 
+_LOGGER = logging.getLogger("latentzoom")
 MAX_PIXELS = 1 << 28
 """Largest image held in memory at once (16 384²); larger ones are decoded window by window."""
 MAX_LATENT_CELLS = 1 << 26
@@ -37,7 +45,7 @@ class LatentZoom:
     def __init__(self, bundle: Bundle, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> None:
         self.bundle = bundle
         self.config: ModelConfig = bundle.config
-        self.device, self.dtype = torch.device(device), dtype
+        self.device, self.dtype = checked_device(device), dtype
         self.schedule = Schedule(bundle.config.schedule)
         self.autoencoder = bundle.autoencoder.to(self.device, dtype).eval()
         self.decoder = bundle.decoder.to(self.device, dtype).eval() if bundle.decoder is not None else None
@@ -55,6 +63,9 @@ class LatentZoom:
     @classmethod
     def load(cls, url: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> LatentZoom:
         """Load a bundle folder (path or any fsspec URL). Raises `UserError` when it is missing or damaged."""
+        if str(url).startswith("models:/"):
+            raise UserError(f"{url} is an address of a registry: use orchestration.registry.load({str(url)!r})")
+        checked_device(device)  # before anything is fetched
         return cls(load_bundle(url), device, dtype)
 
     @classmethod
@@ -91,15 +102,22 @@ class LatentZoom:
 
     @torch.no_grad()
     def render(self, features: Tensor, size: Size, window: Window | None = None, *, chunk: int | None = None) -> Tensor:
-        """Features → image (B,3,*size), or the window (y0,x0,y1,x1) of it."""
+        """Features → image (B,3,*size), or the window (y0,x0,y1,x1) of it. With fewer pixels than cells it is drawn
+        larger and reduced."""
         size = check_size(size)
         y0, x0, y1, x1 = check_window(window, size)
         self._check_fits((y1 - y0, x1 - x0))
-        channels = self._decoder().head.feature_channels
+        decoder = self._decoder()
+        channels = decoder.head.feature_channels
         if features.ndim != 4 or features.shape[1] != channels:
             raise UserError(f"features have shape {tuple(features.shape)}; expected (B, {channels}, h, w)")
-        finite(features, "feature map")
-        return self._decoder().render(features, size, window, chunk=chunk)
+        table = decoder.prepare(finite(features, "feature map"))
+        drawn = drawn_size(size, (features.shape[2], features.shape[3]))
+
+        def draw(part: Window) -> Tensor:
+            return decoder.render_table(table, drawn, part, chunk=chunk)
+
+        return reduced_window(draw, drawn, size, (y0, x0, y1, x1))
 
     def decode(self, latent: Tensor, size: Size, window: Window | None = None, *, chunk: int | None = None) -> Tensor:
         """Unscaled latent (B,C,h,w) → image (B,3,*size), or the window (y0,x0,y1,x1) of it; eq. (6)."""
@@ -197,8 +215,8 @@ class LatentZoom:
     def generate(
         self,
         num: int = 1,
-        size: Size = (256, 256),
-        seed: int = 0,
+        size: Size | int = (256, 256),
+        seed: int | None = 0,
         *,
         sampler: Sampler = "dpm++",
         num_steps: int = 20,
@@ -207,9 +225,11 @@ class LatentZoom:
         batch_size: int = 8,
         on_step: OnStep | None = None,
     ) -> list[Image.Image]:
-        """`num` pictures of size (H, W); picture i has seed + i and is the same whatever `num` and `batch_size` are.
-        The latent has the training size unless `latent_size` (h, w) is given, so every size shows the same picture."""
-        size = check_size(size)
+        """`num` pictures of size (H, W), or of one number for squares; picture i has seed + i and is the same whatever
+        `num` and `batch_size` are. Without a seed (None) one is drawn and said; `info["seed"]` of each picture has its
+        own. The latent has the training size unless `latent_size` (h, w) is given: all sizes show the same picture."""
+        size = check_size((size, size) if isinstance(size, int) else size)
+        seed = _seed_or_new(seed)
         if num < 1:
             raise UserError(f"num = {num} is not allowed; use at least 1")
         if batch_size < 1:
@@ -226,37 +246,47 @@ class LatentZoom:
                 latent_size=latent_size,
                 on_step=on_step,
             )
-            pictures += to_pictures(self.decode(latent, size))
+            made = to_pictures(self.decode(latent, size))
+            for picture, own in zip(made, seeds):
+                picture.info["seed"] = own
+            pictures += made
         return pictures
 
     def upscale(
         self,
-        image: Image.Image,
+        image: PictureSource,
         scale: float | None = None,
         *,
         size: Size | None = None,
-        seed: int = 0,
+        seed: int | None = 0,
         sampler: Sampler = "dpm++",
         num_steps: int = 20,
         eta: float = 0.0,
         tile: int = 0,
         on_step: OnStep | None = None,
     ) -> Image.Image:
-        """One picture enlarged by a real factor or to `size` (H, W). SR models draw the latent by diffusion from the
-        condition, or with num_steps = 0 render the condition itself where their decoder was trained for it (`UserError`
-        where it was not): that is one pass and closest to the truth, diffusion adds plausible detail. Models for direct
-        super-resolution and for generation have no such choice and render the condition. Large pictures are worked on
-        in tiles, see `tiling`. For results too large for memory use `drawing(latent_of(image), size).write(file)`."""
-        size = target_size((image.height, image.width), scale, size)
+        """One picture (a Pillow image, a file, its bytes or an array) enlarged by a real factor or to `size` (H, W).
+        Grey stays grey, alpha, colour profile and EXIF are kept. Without a seed (None) one is drawn and said.
+
+        SR models draw the latent by diffusion from the condition, or with num_steps = 0 render the condition itself
+        where their decoder was trained for it (`UserError` where it was not): that is one pass and closest to the
+        truth, diffusion adds plausible detail. Models for direct super-resolution and for generation have no such
+        choice and render the condition. Large pictures are worked on in tiles, see `tiling`. For results too large for
+        memory use `drawing(latent_of(image), size).write(file)`."""
+        picture, seed = read_picture(image), _seed_or_new(seed)
+        size = target_size(picture.size, scale, size)
         self._check_fits(size)
         latent = self.latent_of(
-            image, seed=seed, sampler=sampler, num_steps=num_steps, eta=eta, tile=tile, on_step=on_step
+            picture, seed=seed, sampler=sampler, num_steps=num_steps, eta=eta, tile=tile, on_step=on_step
         )
-        return self.drawing(latent, size, tile=tile).picture()
+        drawing = self.drawing(latent, size, tile=tile, alpha=picture.opacity(), is_grey=picture.is_grey)
+        made = drawing.picture(Facts(icc=picture.icc, exif=picture.exif))
+        made.info["seed"] = seed
+        return made
 
     def latent_of(
         self,
-        image: Image.Image,
+        image: PictureSource,
         *,
         seed: int = 0,
         sampler: Sampler = "dpm++",
@@ -266,17 +296,13 @@ class LatentZoom:
         on_step: OnStep | None = None,
     ) -> Tensor:
         """The latent (1,C,h,w), unscaled, that `upscale` decodes: it is the same for every scale."""
+        picture = read_picture(image)
         tiling, factor = self.tiling(tile), self.config.autoencoder.factor
-        is_direct = not self._is_sr() or num_steps == 0
-        if self._is_sr() and is_direct and self.config.decoder.inputs == "latent":
-            raise UserError(
-                "num_steps = 0 renders the condition itself, and this model's decoder was not trained for that; "
-                "use 1 or more (20 is the default), or train the decoder with model.decoder.inputs=both"
-            )
+        is_direct = self.renders_condition(num_steps)
         if self._is_sr():  # before the hours that encoding may take
-            height, width = self.high_resolution((image.height, image.width))
+            height, width = self.high_resolution(picture.size)
             _check_latent_size((height // factor, width // factor))
-        condition = self.condition(to_tensor(image), tiling)
+        condition = self.condition(visible_colours(picture), tiling)
         if is_direct:
             return condition / self.config.scale_factor
         return self.sample_latents(
@@ -289,9 +315,23 @@ class LatentZoom:
             on_step=on_step,
         )
 
-    def drawing(self, latent: Tensor, size: Size, *, tile: int = 0, alpha: Tensor | None = None) -> Drawing:
+    def renders_condition(self, num_steps: int) -> bool:
+        """Whether an enlargement renders its condition, without diffusion: all models but those for super-resolution
+        do, and these with num_steps = 0. `UserError` where the decoder was not trained for that."""
+        if not self._is_sr() or num_steps:
+            return not self._is_sr()
+        if self.config.decoder.inputs == "latent":
+            raise UserError(
+                "num_steps = 0 renders the condition itself, and this model's decoder was not trained for that; "
+                "use 1 or more (20 is the default), or train the decoder with model.decoder.inputs=both"
+            )
+        return True
+
+    def drawing(
+        self, latent: Tensor, size: Size, *, tile: int = 0, alpha: Tensor | None = None, is_grey: bool = False
+    ) -> Drawing:
         """Unscaled latent (1,C,h,w) at `size`, to be drawn window by window or written to a file of any size."""
-        return Drawing(self._decoder(), self._place(latent), size, self.tiling(tile), alpha)
+        return Drawing(self._decoder(), self._place(latent), size, self.tiling(tile), alpha, is_grey)
 
     def tiling(self, tile: int = 0) -> Tiling:
         """Tiles of `tile` latent cells, by default twice the training size, that overlap by a quarter. Latents of at
@@ -331,11 +371,11 @@ class LatentZoom:
         return self._run_denoiser(self._place(z_t), t.to(self.device), condition)
 
 
-def finite(tensor: Tensor, name: str) -> Tensor:
-    """The tensor itself; `UserError` when it holds NaN or infinite values."""
-    if not torch.isfinite(tensor).all():
-        raise UserError(f"{name} holds NaN or infinite values")
-    return tensor
+def _seed_or_new(seed: int | None) -> int:
+    if seed is None:
+        seed = secrets.randbelow(1 << 31)
+        _LOGGER.warning("seed %d was drawn; give seed=%d for the same picture again", seed, seed)
+    return seed
 
 
 def _check_latent_size(size: Size) -> None:
@@ -350,6 +390,8 @@ def target_size(size: Size, scale: float | None, target: Size | None) -> Size:
     if target is not None:
         return check_size(target)
     assert scale is not None
+    if isinstance(scale, bool) or not isinstance(scale, Real):
+        raise UserError(f"scale = {scale!r} is not allowed; use a positive number")
     if not (scale > 0.0 and max(size) * scale < float("inf")):
         raise UserError(f"scale = {scale} is not allowed; use a positive number")
     return check_size((max(1, round(size[0] * scale)), max(1, round(size[1] * scale))))

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 MAX_PNG_SIDE = 2**31 - 1
 _PART = 1 << 20
-_COLOUR = {1: 0, 3: 2, 4: 6}  # channels → PNG colour type: grey, RGB, RGBA
+_COLOUR = {1: 0, 2: 4, 3: 2, 4: 6}  # channels → PNG colour type: grey, grey with alpha, RGB, RGBA
 
 
 class PngStream:
-    """8-bit PNG of (height, width, channels 1, 3 or 4) to a binary stream that need not seek.
+    """8-bit PNG of (height, width, channels 1 to 4) to a binary stream that need not seek.
 
     text: keyword → value, icc: colour profile, exif: an EXIF block. Every row is stored as
     its difference to the row above, which suits pictures and costs one subtraction.

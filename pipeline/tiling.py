@@ -16,6 +16,8 @@ from torch import Tensor
 from pipeline.decoder import ImplicitDecoder
 from pipeline.errors import UserError
 from pipeline.geometry import Size, Window
+from pipeline.images import finite
+from pipeline.windows import drawn_size, reduced_window
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,7 @@ class TiledDecoder:
 
     Where D_phi sees a bounded neighbourhood only (no normalisation: `PlainFeatureDecoder.halo`), each tile is evaluated
     with that neighbourhood around it, so tiles of any size equal the whole. Otherwise overlapping tiles are blended.
+    Outputs with fewer pixels than the latent has cells are drawn larger and reduced.
     """
 
     def __init__(
@@ -117,18 +120,22 @@ class TiledDecoder:
         self.decoder, self.latent, self.size = decoder, latent, size
         self.tiling = tiling if self.halo is None else Tiling(tiling.tile, 0, tiling.multiple)
         self.cells: Size = (latent.shape[2], latent.shape[3])
+        self.drawn = drawn_size(size, self.cells)
         self.cache_bytes = cache_bytes
         self._features: OrderedDict[Window, Tensor] = OrderedDict()
         self._table: tuple[Window, Tensor] | None = None
 
     @torch.no_grad()
     def window(self, window: Window) -> Tensor:
-        """The window (y0,x0,y1,x1) of the output → (B,3,y1-y0,x1-x0)."""
+        """The window (y0,x0,y1,x1) of the output → (B,3,y1-y0,x1-x0). `UserError` when the features overflow."""
+        return reduced_window(self._drawn_window, self.drawn, self.size, window)
+
+    def _drawn_window(self, window: Window) -> Tensor:
         region = self._region(window)
         if self._table is None or self._table[0] != region:
-            self._table = region, self.decoder.prepare(self._blended(region))
+            self._table = region, finite(self.decoder.prepare(self._blended(region)), "the decoder's table")
         return self.decoder.render_table(
-            self._table[1], self.size, window, cells=self.cells, origin=(region[0], region[1])
+            self._table[1], self.drawn, window, cells=self.cells, origin=(region[0], region[1])
         )
 
     def _region(self, window: Window) -> Window:
@@ -136,7 +143,7 @@ class TiledDecoder:
         if len(self.tiling.windows(self.cells)) == 1:
             return 0, 0, *self.cells
         (y0, y1), (x0, x1) = (
-            _cells(window[axis], window[axis + 2], self.size[axis], self.cells[axis]) for axis in (0, 1)
+            _cells(window[axis], window[axis + 2], self.drawn[axis], self.cells[axis]) for axis in (0, 1)
         )
         return y0, x0, y1, x1
 

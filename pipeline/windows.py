@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -31,6 +32,41 @@ def resize_window(
     left, along_x = _bicubic(x0, x1, image.shape[3], size[1])
     part = image[:, :, top : top + along_y.shape[1], left : left + along_x.shape[1]].float()
     return (along_y.to(part) @ part @ along_x.to(part).t()).to(image.dtype)
+
+
+BLOCK = 1024
+"""Height and width of what is drawn at once for `reduced_window`."""
+
+
+def drawn_size(size: Size, cells: Size) -> Size:
+    """Pixels (H, W) at which a latent of `cells` is drawn for an output of `size`. A pixel larger than a cell would
+    miss what lies between its centre and the next (decoders are trained with pixels of at most a cell): then a whole
+    multiple of the output, to be reduced."""
+    height, width = (side * max(1, -(-num // side)) for side, num in zip(size, cells))
+    return height, width
+
+
+def reduced_window(draw: Callable[[Window], Tensor], drawn: Size, size: Size, window: Window) -> Tensor:
+    """The window (y0,x0,y1,x1) of a picture drawn at `drawn` and reduced to `size`, as `resize.resize` would the whole.
+    draw: a window of the drawn picture → (B,c,·,·). It is drawn block by block and summed up, in bounded memory."""
+    if drawn == size:
+        return draw(window)
+    (top, along_y), (left, along_x) = (
+        _bicubic(window[axis], window[axis + 2], drawn[axis], size[axis])
+        if drawn[axis] != size[axis]
+        else (window[axis], torch.eye(window[axis + 2] - window[axis], dtype=torch.float64))
+        for axis in (0, 1)
+    )
+    total: Tensor | None = None
+    for y in range(0, along_y.shape[1], BLOCK):
+        rows = along_y[:, y : y + BLOCK]
+        for x in range(0, along_x.shape[1], BLOCK):
+            cols = along_x[:, x : x + BLOCK]
+            part = draw((top + y, left + x, top + y + rows.shape[1], left + x + cols.shape[1])).float()
+            reduced = rows.to(part) @ part @ cols.to(part).t()
+            total = reduced if total is None else total.add_(reduced)
+    assert total is not None
+    return total
 
 
 def _bicubic(start: int, stop: int, num_source: int, num_target: int) -> tuple[int, Tensor]:

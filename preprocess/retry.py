@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import tenacity
 
-from pipeline.errors import UserError
+from pipeline.errors import NETWORK_MODULES, Unreachable, UserError
 from pipeline.storage import is_local
 
 T = TypeVar("T")
@@ -21,7 +21,6 @@ FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 """Error numbers of a full disk and a used-up quota."""
 _LASTING = FULL | {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.EFBIG}
 _LASTING_TYPES = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
-_NETWORK_MODULES = ("botocore", "aiobotocore", "aiohttp", "urllib3", "requests", "gcsfs", "adlfs", "s3fs")
 
 
 class RetryCounter:
@@ -41,11 +40,13 @@ class RetryCounter:
 
 def is_passing(error: BaseException) -> bool:
     """Whether a second attempt may succeed."""
+    if isinstance(error, Unreachable) and error.__cause__ is not None:
+        return is_passing(error.__cause__)
     if isinstance(error, (*_LASTING_TYPES, UserError)):
         return False
     if isinstance(error, OSError):
         return error.errno not in _LASTING
-    return isinstance(error, TimeoutError) or type(error).__module__.split(".")[0] in _NETWORK_MODULES
+    return isinstance(error, TimeoutError) or type(error).__module__.split(".")[0] in NETWORK_MODULES
 
 
 def with_retries(

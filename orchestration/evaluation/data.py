@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from typing import Protocol
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.images import to_tensor, to_uint8
+from pipeline.reading import read_picture
 from preprocess.loader import ShardLoader
 from preprocess.manifest import MANIFEST_NAME, load_manifest
 
@@ -100,13 +99,7 @@ class FolderPictures:
 
     def _read_one(self, name: str) -> Tensor:
         where = storage.join(self.url, name)
-        try:
-            picture = Image.open(io.BytesIO(storage.read_bytes(where)))
-            if picture.width * picture.height > _MAX_PIXELS:
-                raise UserError(f"{where} has {picture.height}x{picture.width} pixels; at most {_MAX_PIXELS}")
-            picture.load()
-        except (OSError, Image.DecompressionBombError) as error:
-            raise UserError(f"{where} is not a readable picture: {error}") from error
+        picture = read_picture(storage.read_bytes(where), where, _MAX_PIXELS)
         return to_uint8(to_tensor(picture))[0]
 
 

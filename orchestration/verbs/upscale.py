@@ -24,14 +24,13 @@ from orchestration.output import (
     parse_size,
     within_memory,
 )
-from orchestration.source_picture import SourcePicture, read_picture
 from pipeline.canvas import Facts, check_target, write_png
 from pipeline.drawing import Drawing
 from pipeline.errors import UserError
 from pipeline.geometry import Size
 from pipeline.model import LatentZoom, target_size
 from pipeline.progress import Progress
-from preprocess.images import use_own_size_limit
+from pipeline.reading import Picture, read_picture, use_own_size_limit
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 _PIPE = Path("-")
@@ -183,13 +182,12 @@ def _one(
 ) -> None:
     """One picture. Sampling and drawing show their own progress where `is_shown`."""
     source = _read(file)
-    image = source.image
-    size = target_size((image.height, image.width), arguments.scale, size)
+    size = target_size(source.size, arguments.scale, size)
     if target != _PIPE:
         check_target(target, size)
     with Previews(model, target, size, arguments.preview if target != _PIPE else 0, is_shown) as previews:
         latent = model.latent_of(
-            image,
+            source,
             seed=arguments.seed,
             sampler=arguments.sampler,
             num_steps=arguments.steps,
@@ -197,7 +195,7 @@ def _one(
             tile=arguments.tile,
             on_step=previews.on_step,
         )
-    drawing = model.drawing(latent, size, tile=arguments.tile, alpha=source.alpha)
+    drawing = model.drawing(latent, size, tile=arguments.tile, alpha=source.opacity(), is_grey=source.is_grey)
     facts = _facts(arguments, name, source, size)
     if not is_shown:
         drawing.write(target, facts)
@@ -222,18 +220,15 @@ def _write_to_pipe(drawing: Drawing, facts: Facts, on_pixels: Callable[[int], ob
         raise UserError(f"cannot write to standard output: {error.strerror or error}") from error
 
 
-def _facts(arguments: Arguments, name: str, source: SourcePicture, size: Size) -> Facts:
-    factor = f"{size[0] / source.image.height:.4g}x{size[1] / source.image.width:.4g}"
+def _facts(arguments: Arguments, name: str, source: Picture, size: Size) -> Facts:
+    factor = f"{size[0] / source.size[0]:.4g}x{size[1] / source.size[1]:.4g}"
     text = origin(name, {"latentzoom:seed": arguments.seed, "latentzoom:scale": factor})
     return Facts(text=text, icc=source.icc, exif=source.exif)
 
 
-def _read(file: Path) -> SourcePicture:
+def _read(file: Path) -> Picture:
     if file == _PIPE:
         if sys.stdin is None:
             raise UserError("standard input is closed; give a file")
         return read_picture(sys.stdin.buffer.read(), "standard input")
-    try:
-        return read_picture(file.read_bytes(), str(file))
-    except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror}") from error
+    return read_picture(file)

@@ -1,0 +1,86 @@
+"""What may be decoded: format (from the content, never the file name) and size, before any pixel is."""
+
+from __future__ import annotations
+
+import io
+import re
+import struct
+import zlib
+
+from PIL import Image, UnidentifiedImageError
+
+from pipeline.errors import first_line
+from pipeline.reading import png
+from pipeline.reading.exif import orientation
+
+# Formats that need no outside program and that no script can hide in (EPS would start Ghostscript).
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF")
+_MAGIC = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"P5", b"P6")
+DECODE_ERRORS = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    struct.error,
+    zlib.error,
+    IndexError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    OverflowError,
+)
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+
+
+class Unreadable(Exception):
+    """A picture that cannot be read. reason: empty, not_an_image (unknown content), damaged (known content), too_large
+    or unsupported."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason, self.detail = reason, detail
+
+
+def use_own_size_limit() -> None:
+    """Switch Pillow's size guess off in this process: `open_header` applies the limit that the user chose."""
+    Image.MAX_IMAGE_PIXELS = None
+
+
+def open_header(data: bytes, max_pixels: int) -> tuple[Image.Image, bytes]:
+    """An undecoded image whose format and size are allowed, and the bytes that Pillow reads. Raises `Unreadable`."""
+    if not data:
+        raise Unreadable("empty", "0 bytes")
+    pixels, notes = png.pixels_only(data) if data.startswith(png.SIGNATURE) else (data, png.Notes())
+    try:
+        image = Image.open(io.BytesIO(pixels), formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise Unreadable("too_large", detail(error)) from error
+    except DECODE_ERRORS as error:
+        is_known = data.startswith(_MAGIC) or data[4:12] in (b"ftypavif", b"ftypavis")
+        reason = "damaged" if is_known else "not_an_image"
+        raise Unreadable(reason, detail(error)) from error
+    if image.format == "PNG":
+        png.describe(image, data, notes)
+    check_pixels(image.height, image.width, max_pixels)
+    return image, pixels
+
+
+def check_pixels(height: int, width: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise Unreadable("too_large", f"{height}x{width} has more than {max_pixels} pixels")
+    if min(width, height) < 1:
+        raise Unreadable("damaged", f"{height}x{width} pixels")
+
+
+def oriented_size(data: bytes, max_pixels: int) -> tuple[int, int]:
+    """(height, width) as shown, from the header alone."""
+    image, _ = open_header(data, max_pixels)
+    width, height = image.size
+    return (width, height) if orientation(image) in (5, 6, 7, 8) else (height, width)
+
+
+def detail(error: BaseException) -> str:
+    """An error in words that are the same in every process: details enter receipts, ledger and manifest."""
+    if isinstance(error, UnidentifiedImageError):
+        return "content is of no known image format"
+    return _ADDRESS.sub("", first_line(error))

@@ -1,0 +1,78 @@
+"""A picture as it was read: upright, 8 bits, with what must survive. Legend: H/W pixels."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image, ImageCms
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Picture:
+    """image: "RGB", or "L" where the file has grey only. Its numbers are the file's own, in the colours of `icc` where
+    there is a profile. alpha: "L". exif: an EXIF block that says upright."""
+
+    image: Image.Image
+    alpha: Image.Image | None = None
+    icc: bytes | None = None
+    exif: bytes | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W)."""
+        return self.image.height, self.image.width
+
+    @property
+    def is_grey(self) -> bool:
+        return self.image.mode == "L"
+
+    def rgb(self) -> Tensor:
+        """(1,3,H,W) in [-1, 1]."""
+        array = np.array(self.image.convert("RGB"))
+        return torch.from_numpy(array).permute(2, 0, 1)[None].float() / 127.5 - 1.0
+
+    def opacity(self) -> Tensor | None:
+        """Alpha, (1,1,H,W) uint8."""
+        return None if self.alpha is None else torch.from_numpy(np.array(self.alpha))[None, None]
+
+    def srgb(self) -> Picture:
+        """The same with its colours converted to sRGB; a grey profile's picture becomes RGB."""
+        return self if self.icc is None else replace(self, image=to_srgb(self.image, self.icc), icc=None)
+
+    def shown(self) -> Image.Image:
+        """What a viewer shows: RGB in sRGB, over white."""
+        colour = self.srgb().image.convert("RGB")
+        if self.alpha is None:
+            return colour
+        white = Image.new("RGB", colour.size, (255, 255, 255))
+        white.paste(colour, mask=self.alpha)
+        return white
+
+
+def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
+    """Colours of `image` in sRGB. A profile that is broken or of another colour space is ignored, as viewers do."""
+    if profile:
+        with contextlib.suppress(ImageCms.PyCMSError, OSError, ValueError, TypeError):
+            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            target = ImageCms.createProfile("sRGB")
+            converted = ImageCms.profileToProfile(image, source, target, outputMode="RGB")
+            if converted is not None:
+                return converted
+    return image if image.mode == "L" else image.convert("RGB")
+
+
+def profile_space(icc: bytes | None) -> Literal["RGB", "L", ""]:
+    """The mode of the pictures that a profile is for; "" for print and other profiles, for broken ones and for none."""
+    if not icc:
+        return ""
+    try:
+        space = ImageCms.ImageCmsProfile(io.BytesIO(icc)).profile.xcolor_space.strip()
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        return ""
+    return "RGB" if space == "RGB" else "L" if space == "GRAY" else ""

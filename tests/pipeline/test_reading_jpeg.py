@@ -1,0 +1,92 @@
+"""JPEG: damage that shows is found, damage that does not show costs nothing."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.reading import Unreadable, decode
+from tests.pipeline.odd_files import photo, saved
+
+LIMIT = 10**7
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "own tables": {"optimize": True},
+    "no subsampling": {"subsampling": 0},
+    "restarts": {"restart_marker_rows": 1},
+    "progressive": {"progressive": True},
+}
+
+
+def pictures() -> dict[str, Image.Image]:
+    noise = np.random.default_rng(0).integers(0, 256, (100, 130, 3), dtype=np.uint8)
+    half = Image.new("RGB", (400, 400), (255, 255, 255))
+    half.paste(photo(200, 300))
+    return {
+        "photograph": photo(200, 300),
+        "white": Image.new("RGB", (300, 200), (255, 255, 255)),
+        "slope": Image.fromarray(np.tile(np.linspace(0, 255, 300).astype(np.uint8)[:, None, None], (1, 200, 3))),
+        "noise": Image.fromarray(noise),
+        "one pixel": Image.new("RGB", (1, 1), (9, 8, 7)),
+        "grey": photo(200, 300).convert("L"),
+        "print": photo(200, 300).convert("CMYK"),
+        "half white": half,
+    }
+
+
+def is_good(data: bytes) -> bool:
+    try:
+        decode(data, LIMIT)
+    except Unreadable as error:
+        assert error.reason == "damaged"
+        return False
+    return True
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("quality", [10, 75, 92, 100])
+def test_whole_pictures_are_kept(kind: str, quality: int) -> None:
+    for name, image in pictures().items():
+        data = saved(image, "JPEG", quality=quality, **KINDS[kind])
+        assert is_good(data), name
+        assert is_good(data[:-2]), f"{name} without its end marker"
+        assert is_good(data + b"junk" * 40), f"{name} with something behind it"
+        assert is_good(data[:-2] + b"\x13\x77" * 9 + data[-2:]), f"{name} with some bytes too many"
+        if kind != "own tables":  # where zeros may be blocks, they are no padding
+            assert is_good(data[:-2] + bytes(300) + data[-2:]), f"{name} with zeros before its end marker"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["photograph", "noise", "grey", "print", "half white"])
+def test_what_ends_early_is_damaged(kind: str, name: str) -> None:
+    data = saved(pictures()[name], "JPEG", quality=92, **KINDS[kind])
+    assert not is_good(data[: len(data) // 2] + bytes(len(data) - len(data) // 2)), "its second half are zeros"
+    assert not is_good(data[: int(len(data) * 0.9)]), "cut"
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "progressive"])
+@pytest.mark.parametrize("name", ["photograph", "noise", "grey"])
+@pytest.mark.parametrize("quality", [75, 92])
+def test_holes_are_damage(kind: str, name: str, quality: int) -> None:
+    data = saved(pictures()[name], "JPEG", quality=quality, **KINDS[kind])
+    start = data.rindex(b"\xff\xda") + 64
+    for number in range(4):
+        place = random.Random(number).randrange(start, len(data) - 600)
+        for hole in (bytes(400), b"\xff" * 400):
+            assert not is_good(data[:place] + hole + data[place + 400 :]), place
+
+
+def test_progressive_holes_that_end_a_scan_early_are_damage() -> None:
+    data = saved(pictures()["photograph"], "JPEG", quality=92, progressive=True)
+    start = data.index(b"\xff\xda") + 400
+    assert not is_good(data[:start] + bytes(400) + data[start + 400 :])
+
+
+def test_lost_restart_markers_are_damage() -> None:
+    data = saved(pictures()["photograph"], "JPEG", quality=92, restart_marker_blocks=4)
+    place = data.index(b"\xff\xd3", data.rindex(b"\xff\xda"))
+    assert not is_good(data[:place] + data[place + 2 :])

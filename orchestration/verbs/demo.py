@@ -1,4 +1,4 @@
-"""`latentzoom demo`: the whole system on real photographs in minutes. Kill it and run it again: it continues."""
+"""`latentzoom demo`: the starter at once, the whole chain in minutes. Kill it and run it again: it continues."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pipeline.progress import format_seconds
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """Train, evaluate, register, promote and use a tiny model on photographs that come with the dependencies."""
+    """Enlarge photographs with the starter; train, evaluate, register, promote and use a tiny model of a picture."""
 
     work: Path = Path("demo")
     """Folder for everything the demo writes."""
@@ -35,19 +35,22 @@ def main(argv: list[str]) -> int:
     if not {"RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # for this run alone: none is left in the home folder
     from orchestration.chain.steps import run_steps, statuses
-    from orchestration.demo.chain import open_demo, steps
+    from orchestration.demo.chain import act_one, act_two, open_demo
     from orchestration.ray_train import start_ray
 
     demo = open_demo(arguments.work, arguments.minutes)
     start = time.monotonic()
     with sole_job(str(demo.work), "demo", "--work"):
-        chain = steps(demo)
-        print(f"latentzoom demo: {len(chain)} steps, about {arguments.minutes:g} minutes, in {demo.work}", flush=True)
-        needs_ray = any(s.state != "done" for s in statuses(str(demo.work), chain)[:7])
+        first, second = act_one(demo), act_two(demo)
+        num = len(first) + len(second)
+        print(f"latentzoom demo: {num} steps, about {arguments.minutes:g} minutes, in {demo.work}", flush=True)
+        results = run_steps(str(demo.work), first, announce=_announce(start, 0, num))
+        print(_enlarged(results["enlarge"], demo.enlarged), flush=True)
+        needs_ray = any(s.state != "done" for s in statuses(str(demo.work), second)[:7])
         try:
             if needs_ray:
                 start_ray()
-            results = run_steps(str(demo.work), chain, announce=_announce(start))
+            results |= run_steps(str(demo.work), second, announce=_announce(start, len(first), num))
         finally:
             if needs_ray:
                 import ray
@@ -58,13 +61,22 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _announce(start: float) -> Any:
-    def announce(status: Status, index: int, num: int) -> None:
+def _announce(start: float, before: int, num: int) -> Any:
+    """For `run_steps`; before: steps of the acts before this one."""
+
+    def announce(status: Status, index: int, _: int) -> None:
         clock = format_seconds(time.monotonic() - start)
         state = "done before" if status.state == "done" else "..." if status.state == "missing" else status.reason
-        print(f"[{clock:>6}] step {index}/{num} {status.name}: {state}", flush=True)
+        print(f"[{clock:>6}] step {before + index}/{num} {status.name}: {state}", flush=True)
 
     return announce
+
+
+def _enlarged(result: Result, picture: Path) -> str:
+    from orchestration.demo.enlargements import Figures, table
+
+    figures = [Figures(**row) for row in result["figures"]]
+    return f"\n{table(figures, result['lpips_name'])}\nLook at {picture}\n"
 
 
 def _table(results: dict[str, Result]) -> str:
@@ -92,16 +104,16 @@ def _after(work: Path, tracking_uri: str, results: dict[str, Result]) -> str:
     experiment = tracking.experiment_id(tracking_uri, tracking.EXPERIMENT)
     champion = f"--model models:/{MODEL_NAME}@champion"
     return f"""
-On held-out photographs the implicit decoder rebuilds a picture from its latent at {psnr["ours"]:.2f} dB (mean PSNR).
+On the held-out strip of the field the implicit decoder rebuilds a crop from its latent at {psnr["ours"]:.2f} dB \
+(mean PSNR).
 A thumbnail with as many numbers as the latent gives {psnr["nearest"]:.2f} dB enlarged by nearest neighbour and \
 {psnr["bicubic"]:.2f} dB by bicubic.
-The model is tiny and has seen a handful of photographs for minutes: this shows that everything works, not how good
-the method is. `make demo MINUTES=60` spends more.
+The galaxies' model is tiny and has seen one picture for minutes; `make demo MINUTES=60` spends more.
 
 look at   {results["use"]["sheet"]}
 registry  {work / "mlflow.db"} (model {MODEL_NAME}, champion is version {results["promote"]["champion"]})
 browse    {bin_folder}/mlflow ui --backend-store-uri {tracking_uri}
           then http://127.0.0.1:5000/#/experiments/{experiment}/runs?workflowType=machine_learning
-try       export MLFLOW_TRACKING_URI={tracking_uri}
-          {bin_folder}/latentzoom generate {champion} --size 200x300 --num 4 --seed 7 --out made
-          {bin_folder}/latentzoom upscale {champion} --scale 3.7 {work / "photos/val/coffee.png"} coffee-x3.7.png"""
+try       {bin_folder}/latentzoom upscale --scale 3.7 {work / "photos/coffee.png"} coffee-x3.7.png
+          export MLFLOW_TRACKING_URI={tracking_uri}
+          {bin_folder}/latentzoom generate {champion} --latent-size 48x96 --size 768x1536 --num 4 --seed 7 --out made"""

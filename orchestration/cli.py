@@ -8,7 +8,7 @@ import sys
 from pipeline.errors import UserError, exit_status
 
 VERBS: dict[str, tuple[str, str]] = {
-    "demo": ("orchestration.verbs.demo", "train, register and use a tiny model on real photographs"),
+    "demo": ("orchestration.verbs.demo", "enlarge photographs, then train, register and use a tiny model"),
     "preprocess": ("orchestration.verbs.preprocess", "images → shards with cached latents (and: verify)"),
     "train": ("orchestration.verbs.train", "one stage: autoencoder, decoder, denoiser or align"),
     "evaluate": ("orchestration.verbs.evaluate", "figures of a model on a data set"),

@@ -7,33 +7,39 @@ import time
 from typing import Any
 
 from orchestration import registry, tracking
+from orchestration.local_store import artifact_place, local_path
 from orchestration.model_card import stage_line
+from orchestration.redact import url_without_secrets
+from orchestration.registry import Version
+from pipeline.errors import UserError
 
 _TAG = "latentzoom."
+LOST = "LOST"
+"""Begins what the registry knows of and the store no longer has."""
 
 
 def lineage(uri: str, *, tracking_uri: str | None = None) -> dict[str, str]:
-    """Field → value for a `models:/` URI, in reading order. A field that nobody recorded says so; none is empty."""
+    """Field → value for a `models:/` URI, in reading order. A field that nobody recorded says so; none is empty. What
+    the store no longer has (a run that was removed, artifacts that are not where they should be) begins with LOST; the
+    version's own tags still tell everything else."""
     store = tracking.tracking_uri(tracking_uri)
     name, which = registry.parse_model_uri(uri)
     version = registry.require_version(name, which, store)
     client = tracking.client(store)
     with tracking.user_errors(store):
         found = client.get_model_version(name, version.version)
-        run = client.get_run(version.run_id)
-        model = client.get_logged_model(version.model_id)
         aliases = dict(client.get_registered_model(name).aliases)
     tags = version.tags
-    report = registry.stored_report(version, tracking_uri=store)
+    report, report_lost = _report(version, store)
     fields = {
-        "model": f"{version.uri} of {store}",
+        "model": f"{version.uri} of {url_without_secrets(store)}",
         "aliases": ", ".join(a for a, v in aliases.items() if str(v) == version.version) or "none",
         "registered": _time(found.creation_timestamp),
-        "logged model": f"{model.model_id} ({model.artifact_location})",
+        "logged model": _logged_model(version, store),
+        "bundle": _bundle(version, store),
         "bundle sha256": tags.get(_TAG + "bundle_digest", ""),
         "bundle source": tags.get(_TAG + "bundle_source", ""),
-        "run": f"{run.info.run_name} {run.info.run_id} ({run.info.status}, {_time(run.info.start_time)})",
-        "child runs": _children(store, run.info.experiment_id, run.info.run_id),
+        **_runs(version, store),
         "git commit": tags.get(_TAG + "git_commit", ""),
         "lock sha256": tags.get(_TAG + "lock_sha256", ""),
         "versions": _plain(tags.get(_TAG + "versions")),
@@ -43,16 +49,62 @@ def lineage(uri: str, *, tracking_uri: str | None = None) -> dict[str, str]:
         "training data": _data(
             tags.get(_TAG + "dataset_url"), tags.get(_TAG + "dataset_digest"), "register with --data"
         ),
-        "evaluation data": _data(report["data"], report["data_digest"], "")
-        if report
-        else _data(None, None, "--report"),
-        "figures": _figures(report),
+        "evaluation data": report_lost
+        or (_data(report["data"], report["data_digest"], "") if report else _data(None, None, "--report")),
+        "figures": report_lost or _figures(report),
         "promotion": _plain(tags.get(_TAG + "promotion")) if _TAG + "promotion" in tags else "not judged yet",
         "champion before": _before(tags),
         "rolled back": tags.get(_TAG + "rolled_back") or "never",
         "description": (found.description or "").strip().splitlines()[0] if (found.description or "").strip() else "",
     }
     return {key: value or "not recorded" for key, value in fields.items()}
+
+
+def is_usable(fields: dict[str, str]) -> bool:
+    """Whether the bundle behind a lineage is where the registry says."""
+    return not fields["bundle"].startswith(LOST)
+
+
+def _bundle(version: Version, store: str) -> str:
+    try:
+        place = registry.bundle_place(version, store)
+        local = local_path(place)
+        if local is not None and registry.bundle_digest(local) != version.tags.get(_TAG + "bundle_digest"):
+            return f"{LOST}: {place} is not the bundle that was registered"
+        return place
+    except UserError as error:
+        return f"{LOST}: {error}"
+
+
+def _logged_model(version: Version, store: str) -> str:
+    try:
+        with tracking.user_errors(store):
+            model = tracking.client(store).get_logged_model(version.model_id)
+        return f"{model.model_id} ({artifact_place(store, str(model.artifact_location))})"
+    except UserError as error:
+        return f"{LOST}: {version.model_id}: {error}"
+
+
+def _runs(version: Version, store: str) -> dict[str, str]:
+    """The run that registered it, and its children."""
+    try:
+        with tracking.user_errors(store):
+            run = tracking.client(store).get_run(version.run_id)
+    except UserError as error:
+        return {"run": f"{LOST}: {version.run_id}, removed from the store? ({error})", "child runs": "unknown"}
+    is_deleted = ", deleted" if run.info.lifecycle_stage == "deleted" else ""
+    return {
+        "run": f"{run.info.run_name} {run.info.run_id} ({run.info.status}, {_time(run.info.start_time)}{is_deleted})",
+        "child runs": _children(store, run.info.experiment_id, run.info.run_id),
+    }
+
+
+def _report(version: Version, store: str) -> tuple[dict[str, Any] | None, str]:
+    """The evaluation report, or in words why it is not there any more."""
+    try:
+        return registry.stored_report(version, tracking_uri=store), ""
+    except UserError as error:
+        return None, f"{LOST}: {error}"
 
 
 def _before(tags: dict[str, str]) -> str:

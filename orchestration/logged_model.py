@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -10,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from orchestration import tracking
+from pipeline import storage
 from pipeline.bundle import Bundle
 
 BUNDLE_PATH = "artifacts/bundle"
 """Where the bundle lies inside the logged model."""
+REPORT_PATH = "evaluation/report.json"
+"""Where its evaluation report lies there: it outlives the run."""
 _REQUIREMENTS = ("mlflow", "torch", "diffusers", "safetensors", "numpy", "pillow", "pandas", "fsspec")
 
 
@@ -26,6 +30,7 @@ def log_model(
     name: str,
     tags: Mapping[str, str],
     params: Mapping[str, Any],
+    report: Mapping[str, Any] | None = None,
 ) -> str:
     """Log the bundle in `folder` as one LoggedModel of run `run_id`; returns the model id. READY only when complete."""
     from mlflow.entities import LoggedModelOutput
@@ -34,7 +39,7 @@ def log_model(
     experiment = client.get_run(run_id).info.experiment_id
     logged = client.create_logged_model(
         experiment_id=experiment,
-        name=name,
+        name=re.sub(r"[/:.%\"']", "-", name),  # MLflow is stricter here than with the name of a registered model
         source_run_id=run_id,
         tags=dict(tags),
         params={k: v[:250] for k, v in tracking.flatten(params).items()},
@@ -43,7 +48,10 @@ def log_model(
     try:
         with tempfile.TemporaryDirectory(prefix="latentzoom-model-") as temporary:
             path = Path(temporary) / "model"
-            _save(path, folder, bundle, run_id=run_id, model_id=logged.model_id, location=logged.artifact_location)
+            owner = {"run_id": run_id, "model_id": logged.model_id, "location": logged.artifact_location}
+            _save(path, folder, bundle, with_inputs=uri.startswith(("databricks", "uc")), **owner)
+            if report is not None:
+                storage.write_json(str(path / REPORT_PATH), dict(report))
             client.log_model_artifacts(logged.model_id, str(path))
     except BaseException:
         client.finalize_logged_model(logged.model_id, "FAILED")
@@ -53,7 +61,9 @@ def log_model(
     return str(logged.model_id)
 
 
-def _save(path: Path, folder: Path, bundle: Bundle, *, run_id: str, model_id: str, location: str) -> None:
+def _save(
+    path: Path, folder: Path, bundle: Bundle, *, run_id: str, model_id: str, location: str, with_inputs: bool = False
+) -> None:
     import mlflow.pyfunc
     from mlflow.models import Model
 
@@ -65,7 +75,7 @@ def _save(path: Path, folder: Path, bundle: Bundle, *, run_id: str, model_id: st
         python_model=str(Path(__file__).with_name("served_model.py")),
         artifacts={"bundle": str(folder)},
         code_paths=[str(code)],
-        signature=signature(),
+        signature=signature(with_inputs=with_inputs),
         input_example=input_example(bundle),
         pip_requirements=requirements(),
         mlflow_model=Model(artifact_path=location, run_id=run_id, model_uuid=model_id, model_id=model_id),
@@ -74,12 +84,14 @@ def _save(path: Path, folder: Path, bundle: Bundle, *, run_id: str, model_id: st
         shutil.rmtree(cache, ignore_errors=True)
 
 
-def signature() -> Any:
-    """Request and answer columns of the served model; see `served_model`."""
+def signature(*, with_inputs: bool = False) -> Any:
+    """Answer columns of the served model, and its request columns where the registry insists on them (Unity Catalog).
+
+    MLflow drops every column that a signature does not name before the model sees it, and turns numbers into doubles:
+    a misspelt column would be ignored without a word. So the model checks its requests itself."""
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, Schema
 
-    # Numbers are doubles: rows that do not give one hold NaN there, which no integer column can.
     numbers = ("num", "height", "width", "scale", "seed", "steps")
     request: list[Any] = [
         ColSpec(DataType.string, "task"),
@@ -87,7 +99,8 @@ def signature() -> Any:
         *[ColSpec(DataType.double, name, required=False) for name in numbers],
     ]
     answer: list[Any] = [ColSpec(DataType.long, n) for n in ("request", "seed", "height", "width")]
-    return ModelSignature(Schema(request), Schema([*answer, ColSpec(DataType.string, "png")]))
+    outputs = Schema([*answer, ColSpec(DataType.string, "png")])
+    return ModelSignature(Schema(request), outputs) if with_inputs else ModelSignature(outputs=outputs)
 
 
 def input_example(bundle: Bundle) -> Any:

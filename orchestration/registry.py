@@ -8,22 +8,26 @@ possible whatever happens in between.
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
-import shutil
+import re
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestration import tracking
-from orchestration.logged_model import BUNDLE_PATH, log_model
+from orchestration import local_store, tracking
+from orchestration.logged_model import BUNDLE_PATH, REPORT_PATH, log_model
 from orchestration.model_card import model_card
 from orchestration.promotion import Decision, Rule, decide
+from orchestration.redact import url_without_secrets
+from orchestration.stored_bundle import bundle_digest as bundle_digest
+from orchestration.stored_bundle import cached, copy_checked
+from orchestration.stored_bundle import verify_bundle as verify_bundle
 from pipeline import storage
-from pipeline.bundle import load_bundle
+from pipeline.bundle import load_bundle, missing_parts
 from pipeline.config import to_dict
 from pipeline.errors import UserError
 from pipeline.starter import starter_or
@@ -35,7 +39,6 @@ if TYPE_CHECKING:
 
 CANDIDATE, CHAMPION = "candidate", "champion"
 _TAG = "latentzoom."
-_ALLOWED = {"config.json", "README.md", "autoencoder.safetensors", "decoder.safetensors", "denoiser.safetensors"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,28 +74,52 @@ def register(
     dataset: (url, manifest digest) the model was trained on. Nothing is registered when the bundle is damaged.
     """
     uri = tracking.tracking_uri(tracking_uri)
+    check_name(name)
     bundle_url = starter_or(bundle_url)
     with tempfile.TemporaryDirectory(prefix="latentzoom-register-") as temporary:
-        folder = _copy_checked(bundle_url, Path(temporary) / "bundle")
+        folder = copy_checked(bundle_url, Path(temporary) / "bundle")
         bundle = load_bundle(str(folder))
         config = storage.read_json(str(folder / "config.json"))
         if report is not None and report.get("bundle_digest") not in (None, bundle_digest(folder)):
             raise UserError(f"the report measures another bundle than {bundle_url}; evaluate this one")
-        own_run = run_id is None
-        run_id = run_id or tracking.start_run(uri, f"register {name}")
         all_tags = _version_tags(config, folder, bundle_url, dataset, report) | dict(tags or {})
-        with tracking.user_errors(uri):
-            model_id = log_model(
-                uri, run_id, folder, bundle, name=name, tags=all_tags, params={"model": to_dict(bundle.config)}
-            )
-            _log_figures(uri, run_id, model_id, metrics or {}, report, dataset)
-            all_tags[_TAG + "model_id"] = model_id
-            card = model_card(name, bundle, report, dataset, all_tags)
-            version = _create_version(uri, name, model_id, run_id, all_tags, card)
+        with _run_of(uri, name, run_id) as own_run, tracking.user_errors(uri):
+            params = {"model": to_dict(bundle.config)}
+            model_id = log_model(uri, own_run, folder, bundle, name=name, tags=all_tags, params=params, report=report)
+            try:
+                _log_figures(uri, own_run, model_id, metrics or {}, report, dataset)
+                all_tags[_TAG + "model_id"] = model_id
+                card = model_card(name, bundle, report, dataset, all_tags)
+                version = _create_version(uri, name, model_id, own_run, all_tags, card)
+            except BaseException:
+                with contextlib.suppress(Exception):  # the first error is the one to show
+                    tracking.client(uri).delete_logged_model(model_id)
+                raise
             tracking.client(uri).set_registered_model_alias(name, CANDIDATE, version)
-        if own_run:
-            tracking.end_run(uri, run_id)
-    return Version(name=name, version=version, model_id=model_id, run_id=run_id, tags=all_tags)
+    return Version(name=name, version=version, model_id=model_id, run_id=own_run, tags=all_tags)
+
+
+def check_name(name: str) -> None:
+    """`UserError` where a model cannot have this name, or could not be addressed by it."""
+    if not name.strip() or name in (".", "..") or re.search(r"[/:@\x00-\x1f]", name):
+        raise UserError(f"name = {name!r} is not allowed for a model; use letters, digits, '-', '_' and '.'")
+
+
+@contextlib.contextmanager
+def _run_of(uri: str, name: str, run_id: str | None) -> Iterator[str]:
+    """The run `run_id`, or one of its own that ends with the block."""
+    if run_id is not None:
+        tracking.make_store(uri)
+        yield run_id
+        return
+    own = tracking.start_run(uri, f"register {name}")
+    try:
+        yield own
+    except BaseException:
+        with contextlib.suppress(UserError):
+            tracking.end_run(uri, own, "FAILED")
+        raise
+    tracking.end_run(uri, own)
 
 
 def get_version(name: str, which: str, *, tracking_uri: str | None = None) -> Version | None:
@@ -136,6 +163,7 @@ def promote(
     """
     uri = tracking.tracking_uri(tracking_uri)
     client = tracking.client(uri)
+    local_store.require_writable(uri)
     new = require_version(name, candidate, uri)
     old = get_version(name, CHAMPION, tracking_uri=uri)
     if old is not None and old.version == new.version:
@@ -147,6 +175,7 @@ def promote(
         if old_report is None or new_report is None:
             missing = old if old_report is None else new
             raise UserError(f"{missing.uri} has no evaluation report; run `promote` with --data to evaluate both")
+    _require_usable(new, uri)
     decision = decide(old_report, new_report or {}, rule)
     with tracking.user_errors(uri):
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
@@ -161,11 +190,13 @@ def rollback(name: str, *, tracking_uri: str | None = None) -> Version:
     """Give `champion` back to the version that had it before. Returns that version."""
     uri = tracking.tracking_uri(tracking_uri)
     client = tracking.client(uri)
+    local_store.require_writable(uri)
     current = require_version(name, CHAMPION, uri)
     previous = current.tags.get(_TAG + "previous_champion", "")
     if not previous:
         raise UserError(f"{current.uri} was the first champion of {name}; there is nothing to go back to")
     target = require_version(name, previous, uri)
+    _require_usable(target, uri)
     with tracking.user_errors(uri):
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         client.set_model_version_tag(name, current.version, _TAG + "rolled_back", now)
@@ -185,16 +216,29 @@ def resolve(uri: str, *, tracking_uri: str | None = None) -> Path:
             folder = Path(storage.filesystem(uri)[1])
             verify_bundle(folder)
             return folder
-        return _cached(storage.sha256_bytes(storage.read_bytes(storage.join(uri, "config.json"))), uri, None)
+        digest = storage.sha256_bytes(storage.read_bytes(storage.join(uri, "config.json")))
+        return cached(digest, uri, None, "the bundle")
     name, which = parse_model_uri(uri)
     store = tracking.tracking_uri(tracking_uri)
     version = require_version(name, which, store)
     digest = version.tags.get(_TAG + "bundle_digest", "")
     if not digest:
         raise UserError(f"{version.uri} holds no bundle; it was not registered by `latentzoom register`")
+    return cached(digest, bundle_place(version, store), store, f"the bundle of {version.uri}")
+
+
+def bundle_place(version: Version, store: str) -> str:
+    """Where the bundle of a version lies now. `UserError` naming the place where it should be and is not."""
     with tracking.user_errors(store):
-        location = tracking.client(store).get_logged_model(version.model_id).artifact_location
-    return _cached(digest, f"{location.rstrip('/')}/{BUNDLE_PATH}", store)
+        recorded = tracking.client(store).get_logged_model(version.model_id).artifact_location
+    place = f"{local_store.artifact_place(store, recorded).rstrip('/')}/{BUNDLE_PATH}"
+    local = local_store.local_path(place)
+    if local is not None and not (local / "config.json").is_file():
+        beside = local_store.database(store)
+        moved = f", nor beside {beside}" if beside is not None and not local.is_relative_to(beside.parent) else ""
+        todo = "bring its folder back, or restore it from a backup"
+        raise UserError(f"the bundle of {version.uri} is lost: there is nothing at {local}{moved}; {todo}")
+    return place
 
 
 def load(uri: str, device: torch.device | str = "cpu", *, tracking_uri: str | None = None) -> LatentZoom:
@@ -214,39 +258,40 @@ def parse_model_uri(uri: str) -> tuple[str, str]:
     raise UserError(f"{uri} is not a model URI; use models:/NAME@alias or models:/NAME/VERSION")
 
 
-def bundle_digest(folder: str | Path) -> str:
-    """SHA-256 of config.json, which itself lists the SHA-256 of every weight file."""
-    return storage.sha256_file(str(Path(folder) / "config.json"))
-
-
-def verify_bundle(folder: str | Path) -> dict[str, Any]:
-    """Check every weight file against config.json without loading it; returns the parsed config.json."""
-    folder = Path(folder)
-    if not (folder / "config.json").is_file():
-        raise UserError(f"no bundle at {folder}: it has no config.json")
-    config = storage.read_json(str(folder / "config.json"))
-    files = config.get("files") if isinstance(config, dict) else None
-    if not isinstance(files, dict) or not set(files) <= _ALLOWED:
-        raise UserError(f"{folder}/config.json does not describe a bundle")
-    for name, sha256 in files.items():
-        if not (folder / name).is_file():
-            raise UserError(f"{folder} is incomplete: {name} is missing")
-        if storage.sha256_file(str(folder / name)) != sha256:
-            raise UserError(f"{folder}/{name} is damaged: its SHA-256 differs from the one in config.json")
-    return config
-
-
 def stored_report(version: Version, *, tracking_uri: str) -> dict[str, Any] | None:
-    """The evaluation report given at registration, or None."""
-    path = version.tags.get(_TAG + "report")
-    if not path:
+    """The evaluation report given at registration; None when none was. `UserError` when it is lost."""
+    if not version.tags.get(_TAG + "report"):
         return None
+    reason = "its run and its model are no longer in the store"
+    for place in _report_places(version, tracking_uri):
+        local = local_store.local_path(place)
+        try:
+            if local is None or local.is_file():
+                return _downloaded_report(place, tracking_uri) if local is None else storage.read_json(str(local))
+            reason = f"there is nothing at {local}"
+        except UserError as error:
+            reason = str(error)
+    raise UserError(f"the evaluation report of {version.uri} is lost: {reason}; evaluate anew, with promote --data")
+
+
+def _report_places(version: Version, uri: str) -> list[str]:
+    """With the model, and with the run, where versions of before have it."""
+    client = tracking.client(uri)
+    places = []
+    for lookup, path in (
+        (lambda: client.get_logged_model(version.model_id).artifact_location, REPORT_PATH),
+        (lambda: client.get_run(version.run_id).info.artifact_uri, version.tags[_TAG + "report"]),
+    ):
+        with contextlib.suppress(UserError), tracking.user_errors(uri):
+            places.append(f"{local_store.artifact_place(uri, str(lookup())).rstrip('/')}/{path}")
+    return places
+
+
+def _downloaded_report(place: str, uri: str) -> dict[str, Any]:
     import mlflow.artifacts
 
-    with tracking.user_errors(tracking_uri), tempfile.TemporaryDirectory() as folder:
-        local = mlflow.artifacts.download_artifacts(
-            run_id=version.run_id, artifact_path=path, dst_path=folder, tracking_uri=tracking_uri
-        )
+    with tracking.user_errors(uri), tempfile.TemporaryDirectory() as folder:
+        local = mlflow.artifacts.download_artifacts(artifact_uri=place, dst_path=folder, tracking_uri=uri)
         report: dict[str, Any] = storage.read_json(local)
     return report
 
@@ -255,67 +300,22 @@ def require_version(name: str, which: str, uri: str) -> Version:
     """Version by number or alias; `UserError` when there is none."""
     version = get_version(name, which, tracking_uri=uri)
     if version is None:
-        kind = "version" if which.isdigit() else "alias"
-        raise UserError(f"no {kind} {which!r} of model {name!r} in {uri}; see `latentzoom register`")
+        kind, shown = "version" if which.isdigit() else "alias", url_without_secrets(uri)
+        raise UserError(f"no {kind} {which!r} of model {name!r} in {shown}; see `latentzoom register`")
     return version
 
 
-def _copy_checked(bundle_url: str, folder: Path) -> Path:
-    """A local copy that holds nothing but a bundle's own files: no pickles, no links, no surprises get registered."""
-    names = storage.list_files(bundle_url)
-    if not names:
-        raise UserError(f"no bundle at {bundle_url}: the folder is missing or empty")
-    strange = sorted(set(names) - _ALLOWED)
-    if strange:
-        raise UserError(f"{bundle_url} holds {strange[0]!r}, which no bundle has; nothing was registered")
-    folder.mkdir(parents=True)
-    source = storage.fetch_dir(bundle_url, folder)
-    if source != folder:
-        for name in names:
-            if (source / name).is_symlink():
-                raise UserError(f"{source / name} is a link; a bundle holds plain files only")
-            shutil.copyfile(source / name, folder / name)
-    verify_bundle(folder)
-    return folder
-
-
-def _cached(digest: str, location: str, store: str | None) -> Path:
-    """The bundle with this digest from the cache, downloaded first when it is not there. Always checked."""
-    root = Path(os.environ.get("LATENTZOOM_CACHE") or Path.home() / ".cache" / "latentzoom") / "bundles"
-    target = root / digest
-    if not target.is_dir():
-        root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".download-", dir=root) as temporary:
-            folder = Path(temporary) / "bundle"
-            _download(location, folder, store)
-            if bundle_digest(folder) != digest:
-                raise UserError(f"{location}/config.json is damaged: it is not the one that was registered")
-            verify_bundle(folder)
-            try:
-                folder.rename(target)
-            except OSError:
-                if not target.is_dir():
-                    raise
-    if bundle_digest(target) != digest:
-        raise UserError(f"{target} in the cache is damaged; delete this folder and try again")
-    verify_bundle(target)
-    return target
-
-
-def _download(location: str, folder: Path, store: str | None) -> None:
-    folder.mkdir()
-    if store is None:
-        storage.fetch_dir(location, folder)
-        return
-    import mlflow.artifacts
-
-    with tracking.user_errors(store):
-        local = mlflow.artifacts.download_artifacts(artifact_uri=location, tracking_uri=store)
-    for name in sorted(_ALLOWED):
-        if (Path(local) / name).is_file():
-            shutil.copyfile(Path(local) / name, folder / name)
-    if not (folder / "config.json").is_file():
-        raise UserError(f"no bundle at {location}: it has no config.json")
+def _require_usable(version: Version, uri: str) -> None:
+    """`UserError` unless the bundle of `version` is there, undamaged, and has the parts that its users need."""
+    folder = resolve(version.uri, tracking_uri=uri)
+    config = storage.read_json(str(folder / "config.json"))
+    parts = [file.removesuffix(".safetensors") for file in config["files"]]
+    missing = missing_parts(str(config["model"].get("task")), parts)
+    if missing:
+        raise UserError(
+            f"{version.uri} cannot be champion: its bundle has no {' and no '.join(missing)}, so nobody could use it; "
+            "train what is missing and register the whole bundle"
+        )
 
 
 def _version_tags(
@@ -334,6 +334,7 @@ def _version_tags(
         "config": json.dumps(config["model"], sort_keys=True),
         "meta": json.dumps(meta, sort_keys=True),
         "task": str(config["model"].get("task", "")),
+        "parts": ", ".join(sorted(name.removesuffix(".safetensors") for name in config["files"])),
         "git_commit": code["git_commit"],
         "lock_sha256": code["lock_sha256"],
         "versions": code["versions"],

@@ -20,15 +20,23 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orchestration.local_store import (
+    ARTIFACTS,
+    SQLITE,
+    check_makeable,
+    database,
+    follow_move,
+    require_file,
+    require_store,
+)
 from orchestration.redact import url_without_secrets
-from pipeline.errors import UserError, first_line
+from pipeline.errors import UserError, first_line, is_network_error, unreachable
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
 EXPERIMENT = "latentzoom"
-_SQLITE = "sqlite:///"
 _SERVED = ("http", "https", "sqlite", "databricks", "databricks-uc", "uc")
 _USUAL = "sqlite:///path/mlflow.db or http://host:port"
 _PARAM_LIMIT = 6000
@@ -50,9 +58,9 @@ def tracking_uri(uri: str | None = None, folder: str | Path | None = None) -> st
     """
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or ""
     if not uri:
-        return _SQLITE + str(Path(folder or ".").resolve() / "mlflow.db")
-    if uri.startswith(_SQLITE):
-        return _SQLITE + str(Path(uri[len(_SQLITE) :]).resolve())
+        return SQLITE + str(Path(folder or ".").resolve() / "mlflow.db")
+    if uri.startswith(SQLITE):
+        return SQLITE + str(Path(uri[len(SQLITE) :]).resolve())
     if "://" not in uri or uri.startswith("file:"):
         raise UserError(f"tracking URI {uri!r} has no registry; use {_USUAL}")
     if uri.partition("://")[0] not in _SERVED:
@@ -72,28 +80,48 @@ def _check_driver(uri: str) -> None:
         raise UserError(f"cannot use the tracking URI {shown}: {first_line(error)}; use {_USUAL}") from error
 
 
-@functools.lru_cache(maxsize=16)
 def client(uri: str) -> MlflowClient:
-    """An MLflow client for `uri` (tracking and registry). The data base is created on first use."""
-    _quiet()
-    from mlflow import MlflowClient
+    """An MLflow client for `uri` (tracking and registry), to read and to write. A SQLite store must be there: only
+    `make_store` makes one, so a mistyped address is an error and not a new, empty store."""
+    require_file(uri)
+    return _client(uri)
 
-    if uri.startswith(_SQLITE):
-        folder = Path(uri[len(_SQLITE) :]).parent
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot write to {folder}: {error.strerror}; choose another --tracking-uri") from error
-        if not os.access(folder, os.W_OK):
-            raise UserError(f"cannot write to {folder}: permission denied; choose another --tracking-uri")
-        with _alone_in(folder), user_errors(uri):
-            made = MlflowClient(tracking_uri=uri, registry_uri=uri)
-            made.get_experiment_by_name(EXPERIMENT)  # creates the tables: of two processes at once one would fail
-        return made
+
+def make_store(uri: str) -> MlflowClient:
+    """As `client`, before the first run is written: a SQLite store is made if missing, and one that was moved is told
+    where its artifacts are now."""
+    file = database(uri)
+    if file is not None:
+        check_makeable(uri)
+        with _alone_in(file.parent), user_errors(uri):  # of two processes that make the tables at once one would fail
+            _opened(uri)
+            old = follow_move(uri)
+        if old is not None:
+            print(f"note: {file} was moved or copied; its records no longer point to {old}", file=sys.stderr)
+    return _client(uri)
+
+
+@functools.lru_cache(maxsize=16)
+def _client(uri: str) -> MlflowClient:
+    file = database(uri)
+    if file is not None:
+        with _alone_in(file.parent), user_errors(uri):
+            require_store(uri)
+            return _opened(uri)
     if uri.startswith(("http://", "https://")):
         _greet(uri)
     with user_errors(uri):
-        return MlflowClient(tracking_uri=uri, registry_uri=uri)
+        return _opened(uri)
+
+
+def _opened(uri: str) -> MlflowClient:
+    _quiet()
+    from mlflow import MlflowClient
+
+    made = MlflowClient(tracking_uri=uri, registry_uri=uri)
+    if uri.startswith(SQLITE):
+        made.get_experiment_by_name(EXPERIMENT)  # MLflow opens, and makes, a data base on first use
+    return made
 
 
 def _greet(uri: str) -> None:
@@ -115,27 +143,28 @@ def _greet(uri: str) -> None:
 @contextlib.contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
     """Wait for other processes in the same block. The lock is the folder's own: no file, and a kill releases it."""
-    handle = os.open(folder, os.O_RDONLY)
+    handle = -1
     try:
-        with contextlib.suppress(OSError):  # some network file systems have no locks
+        with contextlib.suppress(OSError):  # not to be listed, or on a network file system without locks
+            handle = os.open(folder, os.O_RDONLY)
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:
-        os.close(handle)
+        if handle >= 0:
+            os.close(handle)
 
 
 def experiment_id(uri: str, name: str = EXPERIMENT) -> str:
     """The id of experiment `name`, created if missing. With SQLite, artifacts lie beside the data base."""
     from mlflow.exceptions import MlflowException
 
-    tracking = client(uri)
+    tracking = make_store(uri)
     with user_errors(uri):
         found = tracking.get_experiment_by_name(name)
         if found is not None:
             return str(found.experiment_id)
-        location = None
-        if uri.startswith(_SQLITE):
-            location = str(Path(uri[len(_SQLITE) :]).parent / "mlartifacts" / name)
+        file = database(uri)
+        location = str(file.parent / ARTIFACTS / name) if file is not None else None
         try:
             return str(tracking.create_experiment(name, artifact_location=location, tags=_UI))
         except MlflowException:
@@ -184,7 +213,8 @@ def find_run(
         wanted[tag[0]] = tag[1]
     query = " and ".join([f"attributes.run_name = '{name}'", *(f"tags.`{k}` = '{v}'" for k, v in wanted.items())])
     with user_errors(uri):
-        runs = client(uri).search_runs([experiment_id(uri, experiment)], query, max_results=1)
+        experiment_key = experiment_id(uri, experiment)  # makes the store where there is none yet
+        runs = client(uri).search_runs([experiment_key], query, max_results=1)
     return str(runs[0].info.run_id) if runs else None
 
 
@@ -327,6 +357,12 @@ def user_errors(uri: str) -> Iterator[None]:
         raise StoreError(f"cannot use the tracking data base {shown}: {str(error).splitlines()[0]}") from error
     except MlflowException as error:
         raise StoreError(f"tracking store {shown}: {first_line(error)}") from error
+    except ImportError as error:
+        raise StoreError(f"tracking store {shown}: {first_line(error)}; install what is missing") from error
+    except Exception as error:  # its artifacts may lie in an object store
+        if isinstance(error, UserError) or not is_network_error(error):
+            raise
+        raise StoreError(str(unreachable(f"the artifacts of {shown}", error))) from error
 
 
 @contextlib.contextmanager
@@ -348,8 +384,9 @@ def _quiet() -> None:
 
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    for name in ("alembic", "mlflow.store.db.utils", "mlflow.pyfunc"):
+    for name in ("alembic", "mlflow.pyfunc"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # stack traces of what `user_errors` words
 
 
 def _git(root: Path, *arguments: str) -> str:

@@ -8,8 +8,10 @@ complete. `config.json` is written last; it lists the SHA-256 of every weight fi
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tempfile
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,8 +28,12 @@ from pipeline.config import ModelConfig, from_dict, to_dict
 from pipeline.decoder import ImplicitDecoder
 from pipeline.denoiser import Denoiser
 from pipeline.errors import UserError
+from pipeline.importing.content import impostor
 
 FORMAT = "latentzoom-bundle/1"
+PARTS = ("autoencoder", "decoder", "denoiser")
+FILES = frozenset({"config.json", "README.md", *(f"{part}.safetensors" for part in PARTS)})
+"""Everything that a bundle's folder may hold."""
 
 
 @dataclass
@@ -55,8 +61,11 @@ def build_denoiser(config: ModelConfig) -> Denoiser:
     return Denoiser(config.denoiser, channels, channels if config.task == "sr" else 0)
 
 
-def save_bundle(url: str, bundle: Bundle) -> None:
-    """Write a bundle folder (any fsspec URL). Weights are stored in float32."""
+def save_bundle(url: str, bundle: Bundle, *, overwrite: bool = True) -> None:
+    """Write a bundle folder (any fsspec URL). Weights are stored in float32.
+
+    overwrite: whether another bundle there is replaced, all of it. Where not, `UserError` for a folder that holds
+    another bundle or anything else; the same bundle, or parts of one that was never finished, are no hindrance."""
     parts: dict[str, nn.Module | None] = {
         "autoencoder": bundle.autoencoder,
         "decoder": bundle.decoder,
@@ -79,8 +88,27 @@ def save_bundle(url: str, bundle: Bundle) -> None:
             config["files"][f"{name}.safetensors"] = storage.sha256_bytes(data)
             Path(folder, f"{name}.safetensors").write_bytes(data)
         Path(folder, "README.md").write_text(bundle.card or f"# {bundle.config.name}\n")
-        Path(folder, "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
+        text = json.dumps(config, indent=1, sort_keys=True) + "\n"
+        Path(folder, "config.json").write_text(text)
+        if not overwrite:
+            check_vacant(url, text)
         storage.publish_dir(folder, url, last="config.json")
+        for name in FILES - {path.name for path in Path(folder).iterdir()}:
+            if storage.exists(storage.join(url, name)):  # of a bundle that had more parts
+                storage.remove_tree(storage.join(url, name))
+
+
+def check_vacant(url: str, config: str | None = None) -> None:
+    """`UserError` where the folder `url` holds something else than the bundle whose config.json is `config` (None: any
+    bundle, for a look before the work)."""
+    there = storage.list_folder(url)
+    if strange := sorted(name for name in set(there) - FILES if not name.startswith(".")):
+        raise UserError(f"{url} holds {strange[0]!r}, which is no part of a bundle; give a new folder")
+    if config is None or "config.json" not in there:
+        return
+    found = storage.read_bytes(storage.join(url, "config.json"))
+    if found != config.encode():
+        raise UserError(f"{url} holds another bundle already; give a new folder, or replace it with --overwrite")
 
 
 def load_bundle(url: str) -> Bundle:
@@ -104,13 +132,23 @@ def load_bundle(url: str) -> Bundle:
         if module is not None:
             file = f"{name}.safetensors"
             _load_weights(module, storage.join(url, file), files.get(file))
-    card_url = storage.join(url, "README.md")
-    card = storage.read_bytes(card_url).decode() if storage.exists(card_url) else ""
+    card = ""
+    with contextlib.suppress(UserError):  # it may be missing; some stores answer "forbidden" then
+        card = storage.read_bytes(storage.join(url, "README.md")).decode(errors="replace")
     return Bundle(config, autoencoder, decoder, denoiser, raw.get("meta", {}), card)
+
+
+def missing_parts(task: str, parts: Collection[str]) -> list[str]:
+    """What nobody can use a bundle without: it renders nothing without the implicit decoder, and a model for
+    super-resolution by diffusion needs its denoiser."""
+    needed = ["autoencoder", "decoder", *(["denoiser"] if task == "sr" else [])]
+    return [name for name in needed if name not in parts]
 
 
 def _load_weights(module: nn.Module, url: str, sha256: str | None) -> None:
     data = storage.read_bytes(url)
+    if words := impostor(data[:1024]):
+        raise UserError(f"{url} is {words}")
     if sha256 is not None and storage.sha256_bytes(data) != sha256:
         raise UserError(f"{url} is damaged: its SHA-256 differs from the one in config.json")
     try:

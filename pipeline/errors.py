@@ -3,6 +3,8 @@ was asked to stop, and the same command continues; one line and 75."""
 
 from __future__ import annotations
 
+import errno
+import re
 import sys
 from collections.abc import Callable
 
@@ -12,6 +14,14 @@ STOPPED = 75
 
 class UserError(ValueError):
     """Something a user caused. The message is one line: what, where, what to do."""
+
+
+class Missing(UserError, FileNotFoundError):
+    """There is no such file."""
+
+
+class Unreachable(UserError, OSError):
+    """A store (an object store, a web server) that does not answer or refuses. What went wrong is its `__cause__`."""
 
 
 class Stopped(BaseException):
@@ -31,8 +41,55 @@ def first_line(error: BaseException) -> str:
     return lines[0][:300] if lines else type(error).__name__
 
 
+NETWORK_MODULES = frozenset(
+    {
+        "botocore",
+        "aiobotocore",
+        "boto3",
+        "aiohttp",
+        "urllib3",
+        "requests",
+        "httpx",
+        "httpcore",
+        "s3fs",
+        "gcsfs",
+        "adlfs",
+    }
+    | {"azure", "google", "huggingface_hub", "fsspec", "ssl", "socket"}
+)
+"""Packages whose exceptions mean that a store did not answer or refused."""
+_LOCAL = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""A full disk here, whatever was being talked to."""
+
+
+def is_network_error(error: BaseException) -> bool:
+    """Whether `error` is what talking to a store raises: its client's own kind, or the system's for networks."""
+    if isinstance(error, (UserError, FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)):
+        return isinstance(error, Unreachable)
+    if isinstance(error, OSError):
+        return error.errno not in _LOCAL
+    return type(error).__module__.split(".")[0] in NETWORK_MODULES
+
+
+def unreachable(where: str, error: BaseException) -> Unreachable:
+    """`error` as one line: which store, what it said, what to do. Nothing that signs a URL is shown."""
+    name, text = type(error).__name__, first_line(error)
+    if re.search(r"Credential|Token|Auth|Permission|Forbidden|AccessDenied|\b40[13]\b", f"{name} {text}"):
+        todo = "check the credentials and what they permit"
+    else:
+        todo = "check the address and the network"
+    shown = without_secrets(where)
+    return Unreachable(f"cannot reach {shown}: {name}: {without_secrets(text)}; {todo}")
+
+
+def without_secrets(text: str) -> str:
+    """`text` whose URLs have no user names, passwords or queries, which may hold signatures."""
+    return re.sub(r"(://)[^/@\s'\"]+@", r"\1", re.sub(r"(://[^\s?'\"]*)\?[^\s'\"]*", r"\1", text))
+
+
 def exit_status(command: Callable[[], int]) -> int:
-    """Run a command → its exit status. A `UserError` is one line and 2, `Stopped` one line and 75, Ctrl-C 130."""
+    """Run a command → its exit status. A `UserError` is one line and 2, `Stopped` one line and 75, Ctrl-C 130. So is
+    what the client of a store raises where nobody else worded it: a network is no defect of ours."""
     try:
         return command()
     except UserError as error:
@@ -41,6 +98,19 @@ def exit_status(command: Callable[[], int]) -> int:
     except Stopped as notice:
         print(f"latentzoom: {notice}", file=sys.stderr)
         return STOPPED
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        if not is_network_error(error):
+            raise
+        print(f"latentzoom: error: {unreachable(_place_of(error), error)}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("\nlatentzoom: interrupted; run the same command again to continue", file=sys.stderr)
         return 130
+
+
+def _place_of(error: BaseException) -> str:
+    """The file that a system error names, else the kind of store."""
+    named = getattr(error, "filename", None)
+    return str(named) if named else f"a store (by {type(error).__module__.split('.')[0]})"

@@ -19,18 +19,53 @@ from typing import Any, BinaryIO
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from pipeline.errors import UserError
+from pipeline.errors import Missing, Unreachable, UserError, is_network_error, unreachable
 
 _CHUNK = 8 << 20
+_WAIT_S = 20.0
 
 
 def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The file system of `url` and the path in it. Unknown schemes raise `UserError`."""
     try:
-        fs, path = fsspec.core.url_to_fs(str(url))
+        fs, path = fsspec.core.url_to_fs(str(url), **_options(str(url)))
     except (ValueError, ImportError) as error:
         raise UserError(f"cannot use {url}: {error}") from error
     return fs, path
+
+
+def _options(url: str) -> dict[str, Any]:
+    """A web server that does not answer is given up after seconds; a large file may take its time."""
+    if not url.startswith(("http://", "https://")):
+        return {}
+    import aiohttp
+
+    return {
+        "client_kwargs": {"timeout": aiohttp.ClientTimeout(total=None, sock_connect=_WAIT_S, sock_read=2 * _WAIT_S)}
+    }
+
+
+@contextlib.contextmanager
+def reaching(url: str) -> Iterator[None]:
+    """Around anything that talks to the store of `url`: what its client raises becomes one line, `Unreachable`. Errors
+    of a local disk, and what is simply not there, stay as they are."""
+    try:
+        yield
+    except NotImplementedError as error:
+        raise UserError(f"nothing can be written to {url}; use a folder or an object store") from error
+    except Exception as error:
+        if isinstance(error, FileNotFoundError) and error.__cause__ is not None:
+            error = (
+                error.__cause__ if isinstance(error.__cause__, Exception) else error
+            )  # fsspec's word for all of HTTP
+        if isinstance(error, Unreachable) or not is_network_error(error) or is_local(url) or _is_absent(error):
+            raise
+        raise unreachable(str(url), error) from error
+
+
+def _is_absent(error: BaseException) -> bool:
+    """Whether a web server answered that there is no such thing."""
+    return getattr(error, "status", None) in (404, 405, 410, 416)
 
 
 def is_local(url: str) -> bool:
@@ -53,17 +88,49 @@ def absolute(url: str) -> str:
 
 def exists(url: str) -> bool:
     fs, path = filesystem(url)
-    return bool(fs.exists(path))
+    with reaching(url):
+        is_there = bool(fs.exists(path))
+        if not is_there:
+            _raise_if_silent(fs, path)
+        return is_there
+
+
+def _raise_if_silent(fs: fsspec.AbstractFileSystem, path: str) -> None:
+    """Raise where a web server does not answer, or refuses: fsspec takes both for "not there"."""
+    if "http" not in fs.protocol:
+        return
+    try:
+        fs.cat_file(path, start=0, end=1)
+    except FileNotFoundError:
+        return
+    except Exception as error:
+        if not _is_absent(error):
+            raise
 
 
 def read_bytes(url: str) -> bytes:
     fs, path = filesystem(url)
     try:
-        return bytes(fs.cat_file(path))
+        with reaching(url):
+            return bytes(fs.cat_file(path))
     except FileNotFoundError as error:
-        raise UserError(f"no such file: {url}") from error
+        raise Missing(f"no such file: {url}") from error
     except NotADirectoryError as error:
         raise UserError(f"no such file: {url}; a part of its path is a file") from error
+    except IsADirectoryError as error:
+        raise UserError(f"{url} is a folder; give a file") from error
+
+
+def read_head(url: str, num_bytes: int) -> bytes:
+    """The first bytes of a file, fewer where it has not so many."""
+    fs, path = filesystem(url)
+    try:
+        with reaching(url), fs.open(path, "rb") as file:
+            return bytes(file.read(num_bytes))
+    except FileNotFoundError as error:
+        raise Missing(f"no such file: {url}") from error
+    except NotADirectoryError as error:
+        raise Missing(f"no such file: {url}; a part of its path is a file") from error
     except IsADirectoryError as error:
         raise UserError(f"{url} is a folder; give a file") from error
 
@@ -110,7 +177,7 @@ def publish_file(local_path: str | Path, url: str) -> None:
                 raise
             _fsync_dir(target.parent)
         else:
-            with open(local_path, "rb") as source:
+            with reaching(url), open(local_path, "rb") as source:
                 target_file = fs.open(path, "wb")
                 try:
                     shutil.copyfileobj(source, target_file, _CHUNK)
@@ -136,17 +203,30 @@ def publish_dir(local_dir: str | Path, url: str, last: str | None = None) -> Non
 def list_files(url: str) -> list[str]:
     """Relative names of all files under `url`, sorted. Empty when the folder does not exist."""
     fs, path = filesystem(url)
-    if not fs.exists(path):
+    if not exists(url):
         return []
     root = fs._strip_protocol(path).rstrip("/")
-    return sorted(str(name)[len(root) + 1 :] for name in fs.find(path))
+    with reaching(url):
+        return sorted(str(name)[len(root) + 1 :] for name in fs.find(path))
+
+
+def list_folder(url: str) -> list[str]:
+    """Names of what lies directly in a folder, sorted. Empty when it does not exist; `UserError` for a file."""
+    fs, path = filesystem(url)
+    if not exists(url):
+        return []
+    with reaching(url):
+        if fs.isfile(path):
+            raise UserError(f"{url} is a file; give a folder")
+        return sorted(str(name).rstrip("/").rsplit("/", 1)[-1] for name in fs.ls(path, detail=False))
 
 
 def remove_tree(url: str) -> None:
     """Delete a folder and all in it; nothing happens when it does not exist."""
     fs, path = filesystem(url)
-    if fs.exists(path):
-        fs.rm(path, recursive=True)
+    if exists(url):
+        with reaching(url):
+            fs.rm(path, recursive=True)
 
 
 def fetch_dir(url: str, local_dir: str | Path) -> Path:
@@ -158,8 +238,19 @@ def fetch_dir(url: str, local_dir: str | Path) -> Path:
     for name in list_files(url):
         target = local_dir / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        fs.get_file(join(path, name), str(target))
+        with reaching(url):
+            fs.get_file(join(path, name), str(target))
     return local_dir
+
+
+def fetch_file(url: str, target: str | Path) -> None:
+    """Copy one file, which may be larger than memory, to the local `target`."""
+    fs, path = filesystem(url)
+    try:
+        with reaching(url):
+            fs.get_file(path, str(target))
+    except FileNotFoundError as error:
+        raise Missing(f"no such file: {url}") from error
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -169,9 +260,12 @@ def sha256_bytes(data: bytes) -> str:
 def sha256_file(url: str) -> str:
     fs, path = filesystem(url)
     digest = hashlib.sha256()
-    with fs.open(path, "rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
+    try:
+        with reaching(url), fs.open(path, "rb") as file:
+            while chunk := file.read(_CHUNK):
+                digest.update(chunk)
+    except FileNotFoundError as error:
+        raise Missing(f"no such file: {url}") from error
     return digest.hexdigest()
 
 

@@ -23,7 +23,8 @@ def tracking_server(uri: str) -> list[Finding]:
     shown = url_without_secrets(uri)
     start = time.monotonic()
     try:
-        tracking.experiment_id(uri)
+        with tracking.user_errors(uri):
+            tracking.client(uri).get_experiment_by_name(tracking.EXPERIMENT)
     except UserError as error:
         todo = "start it (infra/compose.yaml), check the address, set MLFLOW_TRACKING_USERNAME and _PASSWORD"
         return [Finding("trouble", "tracking", redact(str(error)), todo)]

@@ -35,6 +35,7 @@ class Arguments:
     """Sample i uses seed + i, however many workers there are."""
     sampler: Literal["ddim", "dpm++"] = "dpm++"
     steps: int = 20
+    """Of the sampler; 0 (sr): the condition is rendered directly, as `upscale --steps 0` does."""
     eta: float = 0.0
     protocols: str = "rgb"
     """PSNR protocols: rgb, benchmark, div2k (several with commas)."""

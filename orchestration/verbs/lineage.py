@@ -11,7 +11,8 @@ import tyro
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """Print code, environment, data, encoder, stages, figures and decisions behind a version."""
+    """Print code, environment, data, encoder, stages, figures and decisions behind a version. Exit status 1: its
+    bundle is lost."""
 
     model: Annotated[str, tyro.conf.Positional]
     """models:/NAME@alias or models:/NAME/VERSION."""
@@ -23,7 +24,7 @@ class Arguments:
 
 def main(argv: list[str]) -> int:
     arguments = tyro.cli(Arguments, prog="latentzoom lineage", args=argv)
-    from orchestration.lineage import lineage
+    from orchestration.lineage import is_usable, lineage
 
     fields = lineage(arguments.model, tracking_uri=arguments.tracking_uri or None)
     if arguments.as_json:
@@ -32,4 +33,4 @@ def main(argv: list[str]) -> int:
         width = max(len(key) for key in fields)
         for key, value in fields.items():
             print(f"{key:{width}}  {value}")
-    return 0
+    return 0 if is_usable(fields) else 1

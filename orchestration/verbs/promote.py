@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from orchestration.promotion import Rule
 from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from orchestration.registry import Version
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,15 +66,15 @@ def _reports(arguments: Arguments, uri: str) -> tuple[dict[str, Any] | None, dic
     old = registry.get_version(arguments.name, registry.CHAMPION, tracking_uri=uri)
     if new is None or old is None or old.version == new.version:
         return None, None  # the first model, or an error that `promote` words
-    candidate = registry.stored_report(new, tracking_uri=uri)
+    candidate = _stored(new, uri)
     if candidate is None:
-        candidate = registry.stored_report(old, tracking_uri=uri)
+        candidate = _stored(old, uri)
         if candidate is None:
             raise UserError(f"neither {new.uri} nor {old.uri} has a report; register with --report")
         candidate = _evaluate(new.uri, arguments.data or candidate["data"], candidate["spec"], arguments, uri)
     elif arguments.data:
         candidate = _evaluate(new.uri, arguments.data, candidate["spec"], arguments, uri)
-    champion = registry.stored_report(old, tracking_uri=uri)
+    champion = _stored(old, uri)
     try:
         if champion is None:
             raise UserError("no report")
@@ -80,6 +83,17 @@ def _reports(arguments: Arguments, uri: str) -> tuple[dict[str, Any] | None, dic
         print(f"evaluating the champion, {old.uri}, anew: {reason}")
         champion = _evaluate(old.uri, candidate["data"], candidate["spec"], arguments, uri)
     return champion, candidate
+
+
+def _stored(version: Version, uri: str) -> dict[str, Any] | None:
+    """The report given at registration, None when there is none, or none any more."""
+    from orchestration import registry
+
+    try:
+        return registry.stored_report(version, tracking_uri=uri)
+    except UserError as reason:
+        print(f"note: {reason}")
+        return None
 
 
 def _evaluate(model: str, data: str, spec: dict[str, Any], arguments: Arguments, uri: str) -> dict[str, Any]:

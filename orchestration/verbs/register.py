@@ -32,6 +32,7 @@ def main(argv: list[str]) -> int:
     from orchestration.evaluation.data import check_encoder
     from orchestration.evaluation.report import load_report
     from pipeline import storage
+    from pipeline.bundle import missing_parts
     from pipeline.starter import starter_or
     from preprocess.manifest import load_manifest
 
@@ -50,4 +51,6 @@ def main(argv: list[str]) -> int:
         dataset=dataset,
     )
     print(f"{version.uri}  alias {registry.CANDIDATE}  bundle {version.tags['latentzoom.bundle_digest'][:12]}")
+    if missing := missing_parts(version.tags["latentzoom.task"], version.tags["latentzoom.parts"].split(", ")):
+        print(f"note: it has no {' and no '.join(missing)}, so it cannot be promoted")
     return 0

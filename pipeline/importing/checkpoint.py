@@ -22,6 +22,7 @@ from torch import Tensor
 
 from pipeline import storage
 from pipeline.errors import UserError
+from pipeline.importing.content import format_of
 
 MAX_PICKLE_BYTES = 1 << 28
 """The pickle of a checkpoint holds names and shapes only; more than this is not a checkpoint of weights."""
@@ -41,27 +42,60 @@ _STORAGE_DTYPES = {
 
 
 def read_checkpoint(url: str) -> dict[str, Tensor]:
-    """Name → tensor (CPU) of the `state_dict` in a `.ckpt`/`.pt`/`.bin` file, or of a `.safetensors` file.
+    """Name → tensor (CPU) of the `state_dict` in a checkpoint of PyTorch, in a safetensors file, or in the shards that
+    an index lists. What the file holds decides, not its name.
 
-    Raises `UserError` when the file is missing, damaged, in the format of PyTorch before 1.6, or holds no tensors.
+    Raises `UserError` when the file is missing, damaged, in the format of PyTorch before 1.6, holds no tensors, or is
+    something else altogether, which is named.
     """
-    if str(url).endswith(".safetensors"):
-        try:
-            return load_safetensors(storage.read_bytes(url))
-        except SafetensorError as error:
-            raise UserError(f"{url} is not a safetensors file: {error}") from error
     fs, path = storage.filesystem(url)
-    if not fs.exists(path):
-        raise UserError(f"no such file: {url}")
-    if fs.isdir(path):
-        raise UserError(f"{url} is a folder; give the checkpoint file")
-    with fs.open(path, "rb") as file:
-        if not zipfile.is_zipfile(file):
-            raise UserError(
-                f"{url} is not a PyTorch zip checkpoint; if it was saved by PyTorch before 1.6, save it again with a "
-                "newer one, else it may be damaged"
-            )
-        return _tensors_of(_read_zip(file, url), url)
+    with storage.reaching(url):
+        if fs.isdir(path):
+            raise UserError(f"{url} is a folder; give the checkpoint file")
+    kind = format_of(url)
+    if kind == "safetensors":
+        return _read_safetensors(url)
+    if kind == "json":
+        return _read_shards(url)
+    if kind == "zip":
+        with storage.reaching(url), fs.open(path, "rb") as file:
+            if not zipfile.is_zipfile(file):
+                raise UserError(f"{url} is a PyTorch checkpoint that was cut short; download it again")
+            return _tensors_of(_read_zip(file, url), url)
+    hint = "it may be damaged"
+    if kind == "pickle":
+        hint = "it may have been saved by PyTorch before 1.6: load it there and save it again with a newer one"
+    raise UserError(f"{url} is not a PyTorch zip checkpoint and not a safetensors file; {hint}")
+
+
+def _read_safetensors(url: str) -> dict[str, Tensor]:
+    try:
+        return load_safetensors(storage.read_bytes(url))
+    except SafetensorError as error:
+        raise UserError(
+            f"{url} is not a safetensors file that can be read: {error}; was the download cut short?"
+        ) from error
+
+
+def _read_shards(url: str) -> dict[str, Tensor]:
+    """The tensors of all files that an index names: {"weight_map": {tensor: file beside the index}}."""
+    index = storage.read_json(url)
+    names = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(names, dict) or not names or not all(isinstance(file, str) for file in names.values()):
+        raise UserError(f"{url} is a JSON file, not weights and not an index of shards")
+    folder = url.rpartition("/")[0]
+    tensors: dict[str, Tensor] = {}
+    for file in sorted(set(names.values())):
+        if "/" in file or file in ("", ".", ".."):
+            raise UserError(f"{url} names a shard outside its folder: {file!r}")
+        shard = f"{folder}/{file}" if folder else file
+        if format_of(shard) == "json":
+            raise UserError(f"{shard} is a JSON file, not a shard")
+        tensors |= read_checkpoint(shard)
+    missing = sorted(set(names) - set(tensors))
+    if missing:
+        raise UserError(f"{url} lists {missing[0]}, which none of its shards holds; are they of one download?")
+    return tensors
 
 
 def _tensors_of(root: Any, url: str) -> dict[str, Tensor]:

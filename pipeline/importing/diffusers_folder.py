@@ -16,13 +16,14 @@ from pipeline.bundle import Bundle, build_autoencoder, build_denoiser
 from pipeline.config import AutoencoderConfig, DenoiserConfig, ModelConfig, ScheduleConfig
 from pipeline.errors import UserError
 from pipeline.importing.checkpoint import read_checkpoint
+from pipeline.importing.content import format_of
+from pipeline.importing.diffusers_files import local_or_hub, weights_in
 from pipeline.importing.names import Source
 from pipeline.importing.settings import Section, base_and_mult, decoder_like
 from pipeline.importing.transfer import check_left_over, transfer
 
 _AUTOENCODER_CLASSES = ("AutoencoderKL", "VQModel")
 _AUTOENCODER_FOLDERS = ("vae", "vqvae", ".")
-_WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _DEFAULT_SCALE = 0.18215
 """What diffusers takes when an autoencoder's configuration names no scaling_factor."""
@@ -33,45 +34,59 @@ def import_diffusers(
 ) -> Bundle:
     """Read a diffusers folder into a bundle (without an implicit decoder).
 
-    source: a local folder, or else the id of a repository on the Hugging Face hub (downloaded and cached by
-    huggingface_hub). It holds an autoencoder, or a pipeline with `vae` or `vqvae`, `unet` and `scheduler` folders.
+    source: a local folder, or the id of a repository on the Hugging Face hub (downloaded and cached by
+    huggingface_hub). It holds an autoencoder, or a pipeline with `vae` or `vqvae`, `unet` and `scheduler` folders; or
+    it is the weight file of an autoencoder beside its config.json. Of a pipeline whose U-Net takes text or other
+    conditions (Stable Diffusion and its like), the autoencoder alone is taken, and `meta` says so.
     unet: another folder or id that holds the U-Net (and, beside it or in it, a scheduler_config.json).
     Raises `UserError` naming what is missing, left over or not supported."""
-    root = _local(source, revision)
+    weights = _weight_file(source)
+    root = weights.parent if weights else local_or_hub(source, revision)
     folder = next((root / f for f in _AUTOENCODER_FOLDERS if _class_of(root / f) in _AUTOENCODER_CLASSES), None)
     if folder is None:
         raise UserError(f"{source} holds no AutoencoderKL or VQModel: looked in {', '.join(_AUTOENCODER_FOLDERS)}")
-    unet_root = _local(unet, revision) if unet else root
+    unet_root = local_or_hub(unet, revision) if unet else root
     unet_folder = next((unet_root / f for f in ("unet", ".") if "UNet" in _class_of(unet_root / f)), None)
     if unet and unet_folder is None:
         raise UserError(f"{unet} holds no UNet2DModel")
-    label = name or Path(source.rstrip("/")).name
+    left_out = ""
+    if not unet and unet_folder is not None and _class_of(unet_folder) != "UNet2DModel":
+        left_out, unet_folder = _class_of(unet_folder), None
+    label = name or (weights.stem if weights else Path(source.rstrip("/")).name)
     model = _model_config(label, _config(folder), unet_folder)
     bundle = Bundle(model, build_autoencoder(model))
-    _fill(bundle.autoencoder, folder, {"quantizer.": "quantize."})
+    _fill(bundle.autoencoder, weights or weights_in(folder), {"quantizer.": "quantize."})
     if unet_folder is not None:
         bundle.denoiser = build_denoiser(model)
-        _fill(bundle.denoiser, unet_folder, {"unet.": ""})
+        _fill(bundle.denoiser, weights_in(unet_folder), {"unet.": ""})
     bundle.meta = {"imported_from": {"format": "diffusers", "source": source, "revision": revision}}
-    bundle.card = f"# {label}\n\nImported from the diffusers folder `{source}`.\n\nIts own licence and data apply.\n"
+    note = ""
+    if left_out:
+        bundle.meta["imported_from"]["left_out"] = left_out
+        note = f"Its denoiser ({left_out}) takes text or other conditions and was left out.\n\n"
+    bundle.card = (
+        f"# {label}\n\nImported from the diffusers folder `{source}`.\n\n{note}Its own licence and data apply.\n"
+    )
     return bundle
 
 
-def _local(source: str, revision: str | None) -> Path:
-    """The folder itself, or the hub's snapshot of it."""
-    if Path(source).is_dir():
-        return Path(source)
-    if source.count("/") != 1 or source.startswith((".", "/", "~")):
-        raise UserError(f"no such folder: {source} (and it is not a hub id of the form owner/name)")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    patterns = [prefix + file for prefix in ("", "*/") for file in ("config.json", "scheduler_config.json", *_WEIGHTS)]
-    try:
-        return Path(snapshot_download(source, revision=revision, allow_patterns=patterns))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{source} is no local folder and cannot be fetched from the hub: {first_line}") from error
+def _weight_file(source: str) -> Path | None:
+    """`source` where it is one file: an autoencoder's weights with their config.json beside them."""
+    file = Path(source)
+    if not file.is_file():
+        return None
+    if format_of(source) == "json":
+        raise UserError(f"{source} is a JSON file; give its folder, or the file of the weights")
+    if _class_of(file.parent) in _AUTOENCODER_CLASSES:
+        return file
+    keys = set(read_checkpoint(source))
+    if any(key.startswith("encoder.down_blocks.") for key in keys):
+        todo = "put the config.json of its repository beside it"
+        raise UserError(f"{source} holds the weights of a diffusers autoencoder, without a configuration; {todo}")
+    if any(key.removeprefix("first_stage_model.").startswith("encoder.down.") for key in keys):
+        todo = f"use `latentzoom import ldm {source} --config its.yaml`"
+        raise UserError(f"{source} is a checkpoint with CompVis' names (Stable Diffusion in one file); {todo}")
+    raise UserError(f"{source} holds no autoencoder; its first tensor is {min(keys, default='none')}")
 
 
 def _class_of(folder: Path) -> str:
@@ -81,6 +96,7 @@ def _class_of(folder: Path) -> str:
 
 def _config(folder: Path) -> Section:
     path = str(folder / "config.json")
+    format_of(path)  # names what is none
     values = storage.read_json(path)
     if not isinstance(values, dict):
         raise UserError(f"{path} is not a configuration")
@@ -221,11 +237,8 @@ def _require_mirrored(section: Section, down: tuple[int, ...], up: tuple[int, ..
         raise UserError(f"{section.where}: up_block_types must mirror down_block_types, one per block_out_channels")
 
 
-def _fill(module: nn.Module, folder: Path, prefixes: dict[str, str]) -> None:
-    """Load a folder's weights; `prefixes` renames ours to diffusers'."""
-    path = next((folder / file for file in _WEIGHTS if (folder / file).is_file()), None)
-    if path is None:
-        raise UserError(f"{folder} holds none of {', '.join(_WEIGHTS)}")
+def _fill(module: nn.Module, path: Path, prefixes: dict[str, str]) -> None:
+    """Load the weights at `path`; `prefixes` renames ours to diffusers'."""
     tensors = {_modern(key): value for key, value in read_checkpoint(str(path)).items()}
     sources = {name: Source(_prefixed(name, prefixes)) for name in module.state_dict()}
     transfer(module, sources, tensors, str(path))

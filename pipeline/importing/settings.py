@@ -14,6 +14,7 @@ import yaml
 from pipeline import storage
 from pipeline.config import AutoencoderConfig, DecoderConfig, DenoiserConfig, ScheduleConfig
 from pipeline.errors import UserError
+from pipeline.importing.content import format_of
 
 T = TypeVar("T")
 _REQUIRED: Any = object()
@@ -56,6 +57,7 @@ class Section:
 
 def read_yaml(url: str) -> Section:
     """The `model.params` section of a configuration file."""
+    format_of(url)  # names what is none
     try:
         data = yaml.safe_load(storage.read_bytes(url))
     except (yaml.YAMLError, UnicodeDecodeError) as error:

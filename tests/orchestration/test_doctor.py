@@ -10,7 +10,7 @@ import uuid
 import pytest
 from ray_head import ray_head
 
-from orchestration import jobs
+from orchestration import jobs, tracking
 from orchestration.cli import main
 from orchestration.doctor import machine as doctor
 from orchestration.doctor import servers as doctor_servers
@@ -126,6 +126,12 @@ def test_a_tracking_store_that_mlflow_cannot_open_is_one_finding(tmp_path, monke
     assert "hunter2" not in finding.line()
 
 
+def test_looking_at_a_store_does_not_make_one(tmp_path):
+    (finding,) = doctor_servers.tracking_server(f"sqlite:///{tmp_path}/none/mlflow.db")
+    assert finding.level == "trouble" and f"there is no store at {tmp_path}/none/mlflow.db" in finding.text
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_address_with_a_slash_at_its_end_is_the_same_head(open_server):
     assert [f.text for f in doctor_servers.head(f"{open_server}/")] == [
         f.text for f in doctor_servers.head(open_server)
@@ -136,6 +142,7 @@ def test_an_address_with_a_slash_at_its_end_is_the_same_head(open_server):
 def test_a_cluster_is_checked_from_outside_and_on_every_node(tmp_path, monkeypatch, capfd):
     with ray_head() as head:
         monkeypatch.setenv("RAY_AUTH_TOKEN", head.token)
+        tracking.make_store(f"sqlite:///{tmp_path}/mlflow.db")
         assert main(["doctor", "--address", head.address, "--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db"]) == 0
         text = capfd.readouterr().out
         assert "refuses strangers (401)" in text and "takes this token" in text and "agrees with" in text

@@ -93,6 +93,8 @@ def _report(value):
 def test_bad_input_is_one_line_and_status_2(work, capsys, arguments, words):
     make_bundle(work / "one", task="sr" if arguments[0] != "generate" else "generation")
     (work / "empty.json").write_text("{}")
+    if words.startswith("no alias"):
+        tracking.make_store(tracking.tracking_uri())
     if "shards" in arguments:
         other = make_bundle(work / "other", seed=5, task="sr")
         preprocess(PreprocessConfig(source_url="photos", dest="shards", size=32, batch_size=2), autoencoder=other)

@@ -7,6 +7,7 @@ import pytest
 from tiny_bundle import make_bundle
 
 from orchestration import registry, tracking
+from pipeline.bundle import load_bundle, save_bundle
 from pipeline.errors import UserError
 from pipeline.model import LatentZoom
 
@@ -123,7 +124,7 @@ def test_bad_bundles_are_refused_and_nothing_is_registered(tmp_path, uri, damage
     words = {"flip": "damaged", "pickle": "python_model.pkl", "missing": "missing", "link": "link"}[damage]
     with pytest.raises(UserError, match=words):
         registry.register(str(bundle), "m", tracking_uri=uri)
-    assert tracking.client(uri).search_registered_models() == []
+    assert not (tmp_path / "store").exists()
 
 
 def test_damage_after_registration_is_found(tmp_path, uri):
@@ -144,5 +145,61 @@ def test_bad_model_uris(text):
 
 
 def test_unknown_model_is_one_clear_line(uri):
+    tracking.make_store(uri)
     with pytest.raises(UserError, match="no alias 'champion' of model 'nobody'"):
         registry.resolve("models:/nobody@champion", tracking_uri=uri)
+
+
+@pytest.mark.parametrize("name", ["", " ", "a/b", "a:b", "a@b", "..", "a\nb"])
+def test_a_name_that_no_model_can_have_is_refused_before_a_run_begins(tmp_path, uri, name):
+    bundle = make_bundle(tmp_path / "b")
+    with pytest.raises(UserError, match="is not allowed for a model"):
+        registry.register(bundle, name, tracking_uri=uri)
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_name_with_a_dot_can_be_registered_and_addressed(tmp_path, uri):
+    version = registry.register(make_bundle(tmp_path / "b"), "faces.v2", tracking_uri=uri)
+    assert version.uri == "models:/faces.v2/1"
+    assert registry.resolve("models:/faces.v2@candidate", tracking_uri=uri).is_dir()
+
+
+def test_a_registration_that_fails_leaves_no_running_run_and_no_model(tmp_path, uri, monkeypatch):
+    def refuse(*_: object) -> str:
+        raise tracking.StoreError("the store went away")
+
+    monkeypatch.setattr(registry, "_create_version", refuse)
+    with pytest.raises(UserError, match="went away"):
+        registry.register(make_bundle(tmp_path / "b"), "m", tracking_uri=uri)
+    client = tracking.client(uri)
+    experiment = [tracking.experiment_id(uri)]
+    assert [run.info.status for run in client.search_runs(experiment)] == ["FAILED"]
+    assert client.search_logged_models(experiment) == []
+
+
+@pytest.mark.parametrize(
+    ("task", "gone", "words"),
+    [
+        ("generation", ["decoder"], "has no decoder"),
+        ("sr", ["denoiser"], "has no denoiser"),
+        ("sr", ["decoder", "denoiser"], "has no decoder and no denoiser"),
+    ],
+)
+def test_a_bundle_that_nobody_can_use_is_never_champion(tmp_path, uri, task, gone, words):
+    whole = load_bundle(make_bundle(tmp_path / "whole", task=task))
+    for part in gone:
+        setattr(whole, part, None)
+    save_bundle(str(tmp_path / "part"), whole)
+    registry.register(str(tmp_path / "part"), "m", tracking_uri=uri)
+    with pytest.raises(UserError, match=f"models:/m/1 cannot be champion: its bundle {words}"):
+        registry.promote("m", tracking_uri=uri)
+    assert registry.get_version("m", "champion", tracking_uri=uri) is None
+
+
+def test_a_damaged_bundle_is_never_champion(tmp_path, uri):
+    version = registry.register(make_bundle(tmp_path / "b"), "m", tracking_uri=uri)
+    location = Path(tracking.client(uri).get_logged_model(version.model_id).artifact_location)
+    (location / "artifacts/bundle/decoder.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match="damaged"):
+        registry.promote("m", tracking_uri=uri)
+    assert registry.get_version("m", "champion", tracking_uri=uri) is None

@@ -24,7 +24,7 @@ setup: .venv/.ready ## make .venv and install the locked versions (quick when no
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-demo: setup ## train, register and use a tiny model on real photographs, about MINUTES=10 minutes
+demo: setup ## enlarge photographs, then train, register and use a tiny model, about MINUTES=10 minutes
 	$(BIN)/latentzoom demo --minutes $(MINUTES)
 
 test: setup ## the test suite, about ten minutes on two cores

@@ -95,6 +95,13 @@ def check_comparable(champion: Mapping[str, Any], candidate: Mapping[str, Any]) 
     if not candidate.get("data_digest"):
         raise UserError("the figures are not comparable: the reports name no data set digest; evaluate both again")
     ours, theirs = _by_key(candidate), _by_key(champion)
+    deciding = PRIMARY.get(str(candidate.get("task")), ())
+    names, others = ({name for name, _ in keys} & set(deciding) for keys in (ours, theirs))
+    if names and others and not names & others:  # measured with and without real weights
+        raise UserError(
+            f"the figures are not comparable: the champion has {', '.join(sorted(others))} and the candidate "
+            f"{', '.join(sorted(names))}"
+        )
     for figure in sorted(set(ours) & set(theirs)):
         left, right = theirs[figure]["protocol"], ours[figure]["protocol"]
         if left != right:

@@ -7,6 +7,7 @@ Legend: B batch, C channels, h/w latent cells.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -29,12 +30,14 @@ class ResidualBlock(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """(B,C,h,w) → (B,C',h,w)."""
         # Under autocast the activation too is that of the rounded stream: half the memory to read, and to keep.
-        entering = hidden.to(torch.get_autocast_dtype(hidden.device.type)) if is_autocast(hidden.device.type) else hidden
+        device = hidden.device.type
+        entering = hidden.to(torch.get_autocast_dtype(device)) if is_autocast(device) else hidden
         inner = F.silu(self.conv1(F.silu(entering)), inplace=not torch.is_grad_enabled())
         inner = self.conv2(inner)
         if self.conv_shortcut is not None:
             hidden = self.conv_shortcut(hidden)
-        return hidden + inner if torch.is_grad_enabled() else inner.add_(hidden)
+        in_place = not torch.is_grad_enabled() and inner.dtype == hidden.dtype
+        return inner.add_(hidden) if in_place else hidden + inner
 
 
 class Level(nn.Module):
@@ -44,10 +47,13 @@ class Level(nn.Module):
         super().__init__()
         widths = [in_channels] + [out_channels] * num_blocks
         self.resnets = nn.ModuleList(ResidualBlock(a, b) for a, b in zip(widths[:-1], widths[1:]))
+        self.gradient_checkpointing = False  # training sets this and the function, as it does in diffusers' blocks
+        self._gradient_checkpointing_func: Callable[..., Tensor] | None = None
 
     def forward(self, hidden: Tensor) -> Tensor:
+        recompute = self._gradient_checkpointing_func if self.gradient_checkpointing else None
         for block in self.resnets:
-            hidden = block(hidden)
+            hidden = recompute(block, hidden) if recompute and torch.is_grad_enabled() else block(hidden)
         return hidden
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TextIO
@@ -107,8 +108,20 @@ class Context:
         names: tuple[str, ...] = ("decoder", "denoiser") if self.stage == "align" else ()
         if getattr(self.config, "start", "") == "bundle":  # a stage that goes on from the bundle's weights
             names = (self.stage,)
+        is_drawn = self.model.task == "direct" and getattr(self.config, "conditions", "") == "drawn"
+        if is_drawn and self.model.autoencoder.kind != "identity":  # it encodes what a step draws
+            names += ("autoencoder",)
         used = [self.part_digests[name] for name in names if name in self.part_digests]
         return {**fixed, "bundle": storage.sha256_bytes(" ".join(used).encode())} if used else fixed
+
+    def completed(self, stored: dict[str, Any]) -> dict[str, Any]:
+        """A stored fingerprint with the settings that did not exist when it was written, at their defaults: those of
+        the stage and of the model's parts."""
+        defaults = to_dict(type(self.config)())
+        settings = {**{k: defaults[k] for k in self.fingerprint()["settings"]}, **stored.get("settings", {})}
+        parts = {f.name: to_dict(getattr(self.model, f.name).__class__()) for f in _model_parts(self.model)}
+        model = {k: {**parts[k], **v} if k in parts else v for k, v in stored.get("model", {}).items()}
+        return {**stored, "settings": settings, "model": model}
 
     def difference(self, other: dict[str, Any]) -> str:
         """Which part of the fingerprint differs from a stored one, in words."""
@@ -119,6 +132,11 @@ class Context:
             fields = [f"{k} was {stored.get(k)!r}, is {v!r}" for k, v in mine["settings"].items() if stored.get(k) != v]
             return ", ".join(fields)
         return "different " + " and ".join(changed)
+
+
+def _model_parts(model: ModelConfig) -> list[dataclasses.Field[Any]]:
+    """Fields that are configurations of their own."""
+    return [f for f in dataclasses.fields(model) if dataclasses.is_dataclass(getattr(model, f.name))]
 
 
 def require_parts(bundle: Bundle | None, stage: str, *names: str) -> Bundle:

@@ -28,6 +28,8 @@ class PerceptualLoss(nn.Module):
         super().__init__()
         self.dtype = dtype
         self.lpips = lpips.eval().requires_grad_(False)
+        if dtype != torch.float32:  # where half precision has instructions of its own, they like channels last
+            self.lpips.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.register_buffer("shift", torch.tensor(_SHIFT).view(1, 3, 1, 1))
         self.register_buffer("scale", torch.tensor(_SCALE).view(1, 3, 1, 1))
 

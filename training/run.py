@@ -33,14 +33,15 @@ from training.config import (
     is_joint,
     with_scale_factor,
 )
-from training.context import Context, require_parts
+from training.context import Context, frozen_autoencoder, require_parts
 from training.engine import accumulation_steps
 from training.estimate import check_memory
 from training.reporter import Reporter
 from training.stages.parts import Trained
 from training.stopping import Stop
-from training.targets import size_range
+from training.targets import size_range, window_side
 from training.world import World, current_world
+from training.zoom import smallest_zoom
 
 _NEEDS = {
     "autoencoder": (),
@@ -181,7 +182,11 @@ def check(context: Context) -> None:
     if model.autoencoder.kind == "identity" and stage == "autoencoder":
         raise UserError("stage autoencoder: the kind 'identity' has no weights to train; begin with `decoder`")
     if isinstance(config, DecoderStage) and config.start == "bundle":
-        require_parts(context.bundle, stage, "decoder")
+        start = require_parts(context.bundle, stage, "decoder").config.decoder
+        if dataclasses.replace(start, inputs=model.decoder.inputs) != model.decoder:
+            raise UserError(
+                "the bundle's decoder has other settings than the preset's; use the preset it was made with"
+            )
     elif not (stage == "decoder" and model.autoencoder.kind == "identity" and context.bundle is None):
         require_parts(context.bundle, stage, *_NEEDS[stage]) if _NEEDS[stage] else None
     accumulation_steps(config, context.world.size)
@@ -195,8 +200,10 @@ def check(context: Context) -> None:
     is_drawn = model.task == "direct" and isinstance(config, DecoderStage) and config.conditions == "drawn"
     if stage != "autoencoder" and not is_drawn:
         _check_latents(context)
-    if isinstance(config, (DecoderStage, AlignStage)) and model.task != "direct":
-        size_range(config, model)
+    if isinstance(config, (DecoderStage, AlignStage)) and not is_drawn:
+        size_range(config, model, max(_own_sizes(context), default=0))
+    if isinstance(config, DecoderStage) and config.perceptual_weight:
+        _check_windows(context, config, is_drawn)
     if isinstance(config, AutoencoderStage) and is_joint(config):
         if model.autoencoder.kind != "kl":
             raise UserError(
@@ -215,11 +222,10 @@ def check(context: Context) -> None:
 
 
 def _check_latents(context: Context) -> None:
-    manifest, model, bundle = context.manifest, context.model, context.bundle
-    assert bundle is not None
+    manifest, model = context.manifest, context.model
     if manifest.autoencoder_identity is None:
         raise UserError(f"{context.data} holds pixels only; preprocess it again with --autoencoder")
-    identity = bundle.autoencoder.identity()
+    identity = frozen_autoencoder(context).identity()
     if manifest.autoencoder_identity != identity:
         raise UserError(
             f"{context.data} was encoded by autoencoder {manifest.autoencoder_identity[:12]}…, the bundle holds "
@@ -249,6 +255,24 @@ def _check_conditions(context: Context) -> None:
             "resolution; preprocess again with --condition-cells image"
         )
     _check_enlargement(context)
+
+
+def _own_sizes(context: Context) -> list[int]:
+    """Pixels from which targets begin by default where conditions are cached: their own, drawn for every step."""
+    return context.manifest.lr_sizes if context.model.task == "direct" else []
+
+
+def _check_windows(context: Context, config: DecoderStage, is_drawn: bool) -> None:
+    """LPIPS shrinks windows on its way and leaves nothing of those that are too small."""
+    model = context.model
+    low = 0 if is_drawn else size_range(config, model, min(_own_sizes(context), default=0))[0]
+    side = smallest_zoom(config, model.image_size) if is_drawn else window_side(config, model, low)
+    needed = 16 if config.lpips_weights in ("random", "vgg16") else 32
+    if side < needed:
+        raise UserError(
+            f"decoder.perceptual_weight = {config.perceptual_weight:g} compares windows of at least {needed} pixels, "
+            f"and this run would draw some of {side}; use a larger crop or larger targets"
+        )
 
 
 def _check_enlargement(context: Context) -> None:

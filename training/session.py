@@ -104,10 +104,10 @@ class Session:
                 f"{self.store.url} was written by the {saved.engine} engine and this run uses {self.engine.name}; "
                 "train the way it was started, or choose another run folder"
             )
-        if saved.state["fingerprint"] != self.context.fingerprint():
+        stored = self.context.completed(saved.state["fingerprint"])
+        if stored != self.context.fingerprint():
             raise UserError(
-                f"{self.store.url} belongs to another run: {self.context.difference(saved.state['fingerprint'])}; "
-                "choose another run folder"
+                f"{self.store.url} belongs to another run: {self.context.difference(stored)}; choose another run folder"
             )
         self.engine.load(saved.folder, saved.world_size)
         self.loader.load_state_dict(saved.state["loader"])

@@ -69,6 +69,12 @@ def largest_zoom(config: DecoderStage, image_size: int) -> tuple[int, int, int]:
     return cells, side, min(config.crop or side, side)
 
 
+def smallest_zoom(config: DecoderStage, image_size: int) -> int:
+    """Compared pixels a side of the smallest draw, or a pixel or two less."""
+    side = min(int(config.input_cells * config.min_scale), max(1, image_size - math.ceil(config.max_scale)))
+    return min(config.crop or side, side)
+
+
 def _compared(config: DecoderStage, side: int, generator: torch.Generator) -> Tensor:
     """Pixels along one axis: all, a window of `crop`, or `crop` of them scattered over the region (then every cell has
     a say at every scale, as in LIIF, whose samples are scattered too)."""

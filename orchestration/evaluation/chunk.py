@@ -143,7 +143,7 @@ class ChunkWorker:
     def _sr_latent(self, low: Tensor, first: int) -> Tensor:
         """uint8 LR pictures → unscaled latents, as `LatentZoom.upscale` makes them, with one seed a sample."""
         condition = self.model.condition(from_uint8(low))
-        if self.model.config.task != "sr":
+        if self.model.renders_condition(self.spec.num_steps):
             return condition / self.model.config.scale_factor
         return self.model.sample_latents(
             condition=condition,

@@ -23,6 +23,7 @@ from pipeline.metrics.gaussian import FeatureStatistics, frechet_distance
 from pipeline.metrics.kid import kid, polynomial_mmd
 from pipeline.metrics.manifold import manifold_samples
 from pipeline.progress import Progress
+from pipeline.starter import starter_or
 
 PSNR_TEXT = {
     "rgb": "PSNR per 8-bit picture, RGB, no border",
@@ -61,7 +62,7 @@ def evaluate(
     spec = with_found_lpips(spec)
     digest = registry.bundle_digest(bundle)
     reference = ModelReference(
-        uri=model if model.startswith(("models:/", "starter")) else storage.absolute(model),
+        uri=model if model.startswith("models:/") or starter_or(model) != model else storage.absolute(model),
         tracking_uri=tracking.tracking_uri(tracking_uri),
         digest=digest,
     )

@@ -53,8 +53,9 @@ class EvaluationSpec:
         if self.task not in ("reconstruction", "generation", "sr"):
             raise UserError(f"task = {self.task!r} is not allowed; use reconstruction, generation or sr")
         for name in ("num", "num_steps", "chunk_size", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} = {getattr(self, name)} is not allowed; use at least 1")
+            lowest = 0 if name == "num_steps" and self.task == "sr" else 1  # 0: the condition itself is rendered
+            if getattr(self, name) < lowest:
+                raise UserError(f"{name} = {getattr(self, name)} is not allowed; use at least {lowest}")
         if self.task == "sr" and not self.scales:
             raise UserError("task sr needs --scales, for example --scales 5.3,7,10,10.7,12")
         if any(not math.isfinite(s) or s <= 0 for s in self.scales):
@@ -75,6 +76,8 @@ class EvaluationSpec:
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
     def sampler_text(self) -> str:
+        if self.num_steps == 0:
+            return "rendered directly, without diffusion"
         return f"{self.sampler}, {self.num_steps} steps, eta {self.eta:g}"
 
 

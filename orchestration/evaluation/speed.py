@@ -22,7 +22,7 @@ def with_speed(
     side = model.config.lr_size or model.config.latent_size
     settings = [(scale_name(s), (round(side * s),) * 2) for s in spec.scales]
     settings += [(size_name((s, s)), (s, s)) for s in spec.sizes]
-    is_sr = model.config.task == "sr"
+    is_sr = not model.renders_condition(spec.num_steps)
     what = f"sampling with {spec.sampler_text()} and decoding" if is_sr else "decoding alone"
     protocol = f"batch 1, {what}, {device}, median of {num} runs after one"
 

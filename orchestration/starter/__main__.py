@@ -46,18 +46,19 @@ def main(argv: list[str]) -> int:
     work, target = arguments.work, arguments.into or _package_folder()
     num_train, num_held_out = lay_out(work / "photographs", arguments.packages)
     print(f"{num_train} pictures of {len(TRAIN)} photographs, {num_held_out} of {len(HELD_OUT)} held out", flush=True)
+    place = shlex.quote(str(work))
     _run(
-        f"preprocess folder {work}/photographs {work}/tiles --size 256 --crop grid --val-folder val "
+        f"preprocess folder {place}/photographs {place}/tiles --size 256 --crop grid --val-folder val "
         "--samples-per-shard 256"
     )
     for look in LOOKS:
-        _run(_train(look, arguments, target))
+        _run(_train(look, arguments))
         _publish(look, work / look, target)
     return 0
 
 
-def _train(look: Look, arguments: Arguments, target: Path) -> str:
-    preset, work = PRESETS[look], arguments.work
+def _train(look: Look, arguments: Arguments) -> str:
+    preset, work = PRESETS[look], shlex.quote(str(arguments.work))
     command = f"train decoder --preset {preset} --data {work}/tiles --run-dir {work}/{look} --local --no-tracking"
     if look == "sharp":
         command += f" --bundle {work}/faithful/bundle"

@@ -25,7 +25,8 @@ _SK = "skimage/data/"
 @dataclass(frozen=True)
 class Photograph:
     """place: a file of an installed Python package, or "debian:PACKAGE/path in it". reduce: the factors by which it is
-    made smaller before it is cut into tiles. JPEGs are at least halved: their compression goes with it."""
+    made smaller before it is cut into tiles. Large JPEGs are at least halved, small ones reduced by 1.5: their
+    compression goes with it."""
 
     place: str
     author: str

@@ -107,6 +107,13 @@ def test_unet_from_another_folder(tmp_path: Path) -> None:
         import_diffusers(str(tmp_path / "a" / "vqvae"), unet=str(tmp_path / "a" / "vqvae"))
 
 
+def test_a_unet_that_takes_conditions_is_refused_where_it_is_asked_for(tmp_path: Path) -> None:
+    write_pipeline(tmp_path)
+    edit_config(tmp_path / "unet", _class_name="UNet2DConditionModel")
+    with pytest.raises(UserError, match="takes text or other conditions"):
+        import_diffusers(str(tmp_path / "vqvae"), unet=str(tmp_path / "unet"))
+
+
 def test_old_attention_names_and_bin_files(tmp_path: Path) -> None:
     """Folders from before diffusers renamed its attention layers, with pickled weights."""
     write_pipeline(tmp_path)
@@ -126,7 +133,6 @@ def test_old_attention_names_and_bin_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("folder", "change", "named"),
     [
-        ("unet", {"_class_name": "UNet2DConditionModel"}, "takes text or other conditions"),
         ("unet", {"norm_eps": 1e-6}, "norm_eps = 1e-06"),
         ("unet", {"attention_head_dim": None}, "attention_head_dim must be int"),
         ("unet", {"in_channels": 6}, "in_channels = 6"),
@@ -191,3 +197,51 @@ def test_hub_ids_without_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         import_diffusers("nobody/nothing")
     with pytest.raises(UserError, match="no such folder"):
         import_diffusers(str(tmp_path / "none"))
+
+
+def test_import_never_mixes_two_bundles_in_one_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_pipeline(tmp_path / "whole")
+    torch.manual_seed(1)
+    AutoencoderKL(**AUTOENCODER).save_pretrained(tmp_path / "kl")
+    out = tmp_path / "bundle"
+    command = ["diffusers", str(tmp_path / "whole"), "--out", str(out)]
+    assert main(command) == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert main(command) == 0  # the same again is no hindrance
+    other = ["diffusers", str(tmp_path / "kl"), "--out", str(out)]
+    capsys.readouterr()
+    assert main(other) == 2
+    assert "holds another bundle already" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert main([*other, "--overwrite"]) == 0
+    assert {path.name for path in out.iterdir()} == {"config.json", "README.md", "autoencoder.safetensors"}
+    assert LatentZoom.load(str(out)).config.name == "kl"
+
+    (out / "config.json").unlink()  # as after a kill: it is written last
+    assert main(other) == 0
+
+
+def test_import_does_not_write_among_other_things(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    AutoencoderKL(**AUTOENCODER).save_pretrained(tmp_path / "kl")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.png").write_bytes(b"")
+    (tmp_path / "file").write_bytes(b"")
+    for out, words in (("photos", "holds 'a.png', which is no part of a bundle"), ("file", "is a file; give a folder")):
+        assert main(["diffusers", str(tmp_path / "kl"), "--out", str(tmp_path / out)]) == 2
+        assert words in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "photos").iterdir()] == ["a.png"]
+
+
+def test_a_hub_pipeline_gives_its_autoencoder_without_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the cache, as without network: the denoiser of a Stable Diffusion was never downloaded, nor is it missed."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    repository, revision = tmp_path / "models--owner--sd", "a" * 40
+    snapshot = repository / "snapshots" / revision
+    AutoencoderKL(**AUTOENCODER).save_pretrained(snapshot / "vae")
+    (snapshot / "unet").mkdir()
+    (snapshot / "unet" / "config.json").write_text('{"_class_name": "UNet2DConditionModel"}')
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(revision)
+    bundle = import_diffusers("owner/sd")
+    assert bundle.denoiser is None and bundle.config.name == "sd"

@@ -18,7 +18,10 @@ from small_shop import Shop
 from pipeline import storage
 from pipeline.errors import STOPPED, UserError
 from training.checkpoint import CheckpointStore, step_name
-from training.run import TrainResult
+from training.config import override
+from training.presets import get_preset
+from training.run import TrainResult, make_context
+from training.stopping import Stop
 from training.world import World
 
 Run = Callable[..., TrainResult]
@@ -171,3 +174,20 @@ def test_write_error_is_told_at_the_next_checkpoint(tmp_path: Path) -> None:
     store.save(1, "torch", lambda: {"state.pt": {}}, {})
     with pytest.raises(UserError, match="could not be written"):
         store.wait()
+
+
+def test_a_checkpoint_from_before_a_setting_existed_is_taken_at_its_default(shop: Shop, tmp_path: Path) -> None:
+    def fingerprints(*settings: str) -> tuple[dict, dict]:
+        context = make_context(
+            "denoiser", override(get_preset("debug"), list(settings)), data=shop.data, run_dir=str(tmp_path),
+            bundle=shop.bundle, world=ONE, use_deepspeed=False, reporters=[], stop_requested=lambda: Stop.NO,
+            progress_stream=None,
+        )  # fmt: skip
+        older = json.loads(json.dumps(context.fingerprint()))
+        del older["settings"]["sample_latents"], older["model"]["decoder"]["norm"]
+        return context.completed(older), context.fingerprint()
+
+    completed, now = fingerprints()
+    assert completed == now
+    completed, now = fingerprints("denoiser.sample_latents=true")
+    assert completed != now

@@ -133,7 +133,7 @@ def panel(enlargements: Sequence[Enlargement], lpips_name: str) -> Image.Image:
     """A row for each enlargement, with the same detail of every method and of the original."""
     figures = [e.figures for e in enlargements]
     title = heading(
-        "1. Photographs it has never seen, enlarged by the starter that ships",
+        "1. Photographs it was never trained on, enlarged by the starter that ships",
         *protocol(lpips_name),
         verdict(figures, lpips_name),
     )

@@ -18,6 +18,10 @@ _WHAT = {
     "faithful": "closest to the truth pixel by pixel",
     "sharp": "crisper for the eye, at the cost of some decibels",
 }
+_USE = {
+    "faithful": "`latentzoom upscale` and `LatentZoom.starter()` use it when no other model is given.",
+    "sharp": '`latentzoom upscale --look sharp` and `LatentZoom.starter("sharp")` use it.',
+}
 
 
 def starter_card(look: Look, bundle: Bundle, result: Mapping[str, Any]) -> str:
@@ -29,8 +33,8 @@ def starter_card(look: Look, bundle: Bundle, result: Mapping[str, Any]) -> str:
     lines = [
         f"# {bundle.config.name}",
         "",
-        f"A small model for super-resolution by any factor, {_WHAT[look]}. It comes with latentzoom and is what",
-        "`latentzoom upscale` and `LatentZoom.starter()` use when no other model is given.",
+        f"A small model for super-resolution by any factor, {_WHAT[look]}. It comes with latentzoom:",
+        _USE[look],
         "",
         "## What it is",
         "",
@@ -41,7 +45,8 @@ def starter_card(look: Look, bundle: Bundle, result: Mapping[str, Any]) -> str:
         "",
         "## Training",
         "",
-        "One command makes it again: `make starter` (hours on two CPU cores; it can be stopped and continues).",
+        "One command makes it again: `make starter` (about two hours on two CPU cores with bf16",
+        "instructions, longer without; it can be stopped and continues).",
         "",
         f"- {result['steps']:,} steps of {settings['global_batch']} samples in {result['seconds'] / 3600:.2f} hours"
         f"{' (after the faithful look)' if look == 'sharp' else ''}, Adam, learning rate {settings['lr']:g} (cosine), "

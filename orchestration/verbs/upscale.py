@@ -48,7 +48,7 @@ class Arguments:
     """.png or .tif file (BigTIFF), folder, or - for a PNG on standard output."""
     model: str = ""
     """Bundle folder, URL, or models:/NAME@champion. Without it: the starter, a small model that comes along."""
-    look: Literal["faithful", "sharp"] | None = None
+    look: Annotated[str, tyro.conf.arg(metavar="faithful|sharp")] = ""
     """Of the starter: faithful is closest to the truth (the default), sharp is crisper for the eye."""
     scale: float | None = None
     """Any positive factor, such as 5.3."""
@@ -104,7 +104,7 @@ def main(argv: list[str]) -> int:
 def _model(arguments: Arguments) -> str:
     if not arguments.model:
         return f"starter:{arguments.look or 'faithful'}"
-    if arguments.look is not None:
+    if arguments.look:
         raise UserError(f"--look {arguments.look} chooses between the starter's two models; leave it or --model out")
     return arguments.model
 

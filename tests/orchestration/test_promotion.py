@@ -75,7 +75,7 @@ def test_other_protocols_settings_and_names_are_refused():
         decide(base, base | {"figures": [figure("lpips", "x0", 0.1, protocol="q"), guard]})
     with pytest.raises(UserError, match="other sizes or scales"):
         decide(base, base | {"figures": [figure("lpips", "x9", 0.1), guard]})
-    with pytest.raises(UserError, match="both reports need one of"):
+    with pytest.raises(UserError, match="the champion has lpips and the candidate"):
         decide(base, base | {"figures": [figure("lpips_random_vgg", "x0", 0.1), guard]})
     with pytest.raises(UserError, match="no interval"):
         decide(base, base | {"figures": [figure("lpips", "x0", 0.1, half=None), guard]})

@@ -14,6 +14,7 @@ from typing import Any
 from orchestration import registry
 from orchestration.evaluation.chunk import Arrays, ChunkWorker
 from orchestration.evaluation.data import Pictures
+from orchestration.evaluation.networks import PACKAGED
 from orchestration.evaluation.spec import EvaluationSpec, ModelReference
 from orchestration.ray_train import cpus_for_each, machine_cpus, start_ray
 from pipeline import storage
@@ -41,7 +42,9 @@ def compute_on_ray(
         if not device.startswith("cuda"):
             options |= {"num_cpus": cpus_for_each(machine_cpus(), num_workers), "num_gpus": 0}
         paths = {name: getattr(spec, name) for name in ("inception", "vgg16", "lpips", "lpips_heads")}
-        absolute: dict[str, Any] = {name: storage.absolute(path) for name, path in paths.items() if path}
+        absolute: dict[str, Any] = {
+            name: storage.absolute(path) for name, path in paths.items() if path not in ("", PACKAGED)
+        }
         spec = dataclasses.replace(spec, **absolute)  # workers have another working folder
         actor = ray.remote(_Worker).options(**options)
         yield from _ChunkPool(lambda: actor.remote(spec, model, pictures, device), todo).run(num_workers)

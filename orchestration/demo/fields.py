@@ -16,8 +16,8 @@ from pipeline.model import LatentZoom
 
 NUM_FIELDS, FIELD_SIDE = 10, 236
 """New fields of the training size, and the side at which they are drawn."""
-SIZES = (64, 128, 216, 360)
-"""Sides at which one of them is drawn again."""
+SIZES, SIZED = (64, 128, 216, 360), 2
+"""Sides at which field number SIZED is drawn again."""
 WIDE_CELLS: Size = (32, 48)
 LARGE_CELLS: Size = (96, 144)
 SHOWN: Size = (413, 620)
@@ -60,10 +60,10 @@ def _learned_from() -> Tile:
 
 
 def _sizes(model: LatentZoom, seed: int) -> Image.Image:
-    latent = _latent(model, seed)
+    latent = _latent(model, seed + SIZED)
     tiles = [Tile(picture=_render(model, latent, (side, side)), left=f"{side}x{side}") for side in SIZES]
     canvas = row(tiles)
-    canvas.paste(text("One new field, drawn at four sizes", 18), (0, 0))
+    canvas.paste(text(f"One field (seed {seed + SIZED}), drawn at four sizes", 18), (0, 0))
     return canvas
 
 

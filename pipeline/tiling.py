@@ -104,13 +104,18 @@ def tiled_prediction(
     return predict_whole
 
 
+_MARGIN = 2
+"""Cells around a tile whose features it holds too, so that a window of the tile's own pixels needs no other tile."""
+
+
 class TiledDecoder:
     """An implicit decoder over a latent (B,C,h,w) of any size: D_phi in tiles, made when a window needs them and kept
     while there is room. A latent of one tile is decoded exactly as without tiles.
 
     Where D_phi sees a bounded neighbourhood only (no normalisation: `PlainFeatureDecoder.halo`), each tile is evaluated
     with that neighbourhood around it, so tiles of any size equal the whole. Otherwise overlapping tiles are blended.
-    Outputs with fewer pixels than the latent has cells are drawn larger and reduced.
+    Outputs with fewer pixels than the latent has cells are drawn larger and reduced. Windows drawn row by row, as files
+    are, evaluate each tile once where a row of tiles and three more fit into `cache_bytes`.
     """
 
     def __init__(
@@ -152,6 +157,8 @@ class TiledDecoder:
         tiles = self.tiling.windows(self.cells)
         if len(tiles) == 1:
             return self._tile(tiles[0])
+        if self.halo is not None:
+            return self._exact(region)
         total: Tensor | None = None
         weights: Tensor | None = None
         for tile, (y0, x0, y1, x1) in _overlapping(tiles, region):
@@ -166,21 +173,63 @@ class TiledDecoder:
         assert total is not None and weights is not None
         return total.div_(weights)
 
+    def _exact(self, region: Window) -> Tensor:
+        """As `_blended`, of tiles that agree: where one holds the region, a view into it."""
+        rows = self._cover(region[0], region[2], self.cells[0])
+        columns = self._cover(region[1], region[3], self.cells[1])
+        strips = []
+        for y0, y1, tile_y in rows:
+            parts = []
+            for x0, x1, tile_x in columns:
+                tile = tile_y[0], tile_x[0], tile_y[1], tile_x[1]
+                top, left, _, _ = self._reach(tile)
+                parts.append(self._tile(tile)[:, :, y0 - top : y1 - top, x0 - left : x1 - left])
+            strips.append(parts[0] if len(parts) == 1 else torch.cat(parts, dim=3))
+        return strips[0] if len(strips) == 1 else torch.cat(strips, dim=2)
+
+    def _cover(self, start: int, stop: int, length: int) -> list[tuple[int, int, tuple[int, int]]]:
+        """[start, stop) of an axis in as few pieces as tiles allow: first and last cell + 1 of each, and its tile."""
+        pieces = []
+        spans = self.tiling.spans(length)
+        while start < stop:
+            tile = max(span for span in spans if max(0, span[0] - _MARGIN) <= start)
+            end = min(stop, tile[1] + _MARGIN)
+            pieces.append((start, end, tile))
+            start = end
+        return pieces
+
+    def _reach(self, tile: Window) -> Window:
+        """The cells of which a tile's features are kept: where tiles agree, those around it too that pixels at its
+        border read."""
+        margin = 0 if self.halo is None else _MARGIN
+        y0, x0, y1, x1 = tile
+        return (
+            max(0, y0 - margin),
+            max(0, x0 - margin),
+            min(self.cells[0], y1 + margin),
+            min(self.cells[1], x1 + margin),
+        )
+
     def _tile(self, tile: Window) -> Tensor:
         if tile in self._features:
             self._features.move_to_end(tile)
             return self._features[tile]
-        y0, x0, y1, x1 = tile
+        y0, x0, y1, x1 = self._reach(tile)
         halo = self.halo or 0
         top, left = max(0, y0 - halo), max(0, x0 - halo)
         features = self.decoder.features(self.latent[:, :, top : y1 + halo, left : x1 + halo])
-        if halo:
+        if features.shape[2:] != (y1 - y0, x1 - x0):
             features = features[:, :, y0 - top : y1 - top, x0 - left : x1 - left].clone()
+        while self._features and sum(map(_num_bytes, [features, *self._features.values()])) > self.cache_bytes:
+            # Windows come row by row: what lies before this tile is not asked for again. Else the one used longest ago.
+            first = min(self._features)
+            del self._features[first if first < tile else next(iter(self._features))]
         self._features[tile] = features
-        num_kept = max(1, self.cache_bytes // (features.numel() * features.element_size()))
-        while len(self._features) > num_kept:
-            self._features.popitem(last=False)
         return features
+
+
+def _num_bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
 
 
 def _cells(start: int, stop: int, num_pixels: int, num_cells: int) -> tuple[int, int]:

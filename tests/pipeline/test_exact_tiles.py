@@ -57,11 +57,31 @@ def test_the_halo_is_as_wide_as_it_must_be_and_no_wider(monkeypatch: pytest.Monk
 
     def error() -> float:
         tiled = TiledDecoder(decoder, latent, (90, 70), Tiling(11, 2))
-        return float((tiled.window((0, 0, 90, 70)) - expected).abs().max())
+        parts = [
+            (y, x, y + 10, x + 10) for y in range(0, 81, 5) for x in range(0, 61, 5)
+        ]  # some reach a tile's last cell
+        drawn = ((tiled.window(part) - expected[:, :, part[0] : part[2], part[1] : part[3]]) for part in parts)
+        return max(float(difference.abs().max()) for difference in drawn)
 
     assert error() < 1e-12
     monkeypatch.setattr(decoder.trunk, "halo", halo - 1)
     assert error() > 1e-9
+
+
+def test_windows_in_the_order_of_a_file_evaluate_each_tile_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At a factor whose windows cross tiles, with room for a row of tiles and three."""
+    decoder, latent = decoder_of("light"), latent_of(1, 3, 40, 50)
+    size, tiling = (132, 165), Tiling(10, 0)
+    with torch.no_grad():
+        num_bytes = 4 * decoder.features(latent[:, :, :14, :14]).numel()
+    tiled = TiledDecoder(decoder, latent, size, tiling, cache_bytes=8 * num_bytes)
+    evaluated = []
+    features = decoder.features
+    monkeypatch.setattr(decoder, "features", lambda part: evaluated.append(part.shape) or features(part))
+    for y in range(0, 132, 24):
+        for x in range(0, 165, 24):
+            tiled.window((y, x, min(y + 24, 132), min(x + 24, 165)))
+    assert len(evaluated) == len(tiling.windows((40, 50))) == 20
 
 
 def test_windows_with_room_for_one_tile_equal_the_whole() -> None:

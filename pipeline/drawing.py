@@ -44,7 +44,7 @@ class Drawing:
         if self.is_grey:
             colour = finite(image, "the picture").float().clamp(-1, 1)  # as three channels would be cut
             image = (colour * colour.new_tensor(_LUMA)[:, None, None]).sum(1, keepdim=True)
-        pixels = to_uint8(image)[0].permute(1, 2, 0).cpu()
+        pixels = to_uint8(image)[0].permute(1, 2, 0).contiguous().cpu()
         if self.alpha is not None:
             alpha = resize_window(self.alpha.float(), self.size, window).round().clamp(0, 255).to(torch.uint8)
             pixels = torch.cat([pixels, alpha[0].permute(1, 2, 0)], dim=-1)

@@ -20,7 +20,7 @@ from pipeline.chunks import render_in_chunks
 from pipeline.geometry import Axis
 from pipeline.kernels import cpu
 
-CPU_CHUNK = 16384
+CPU_CHUNK = 32768
 """Output pixels a chunk and thread."""
 CUDA_CHUNK = 1 << 18
 GRADIENT_CHUNK = 1 << 17

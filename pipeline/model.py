@@ -26,6 +26,7 @@ from pipeline.drawing import Drawing
 from pipeline.errors import UserError
 from pipeline.geometry import Size, Window, check_size, check_window
 from pipeline.images import finite, to_pictures
+from pipeline.plain_trunk import PlainFeatureDecoder
 from pipeline.reading import PictureSource, read_picture
 from pipeline.sampling import OnStep, Sampler, SeededNoise, ddim, dpm_solver
 from pipeline.starter import Look, starter_path
@@ -40,11 +41,18 @@ MAX_LATENT_CELLS = 1 << 26
 
 
 class LatentZoom:
-    """The networks of one bundle on one device. All methods run without gradient."""
+    """The networks of one bundle on one device. All methods run without gradient.
+
+    dtype: what the networks compute in. Half precision leaves exact what costs little: the sampler's steps, and where
+    the decoder reads the picture itself (autoencoder "identity") and has no norms, all but D_phi's residual blocks."""
 
     def __init__(self, bundle: Bundle, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> None:
         self.bundle = bundle
         self.config: ModelConfig = bundle.config
+        trunk = bundle.decoder.trunk if bundle.decoder is not None else None
+        if self.config.autoencoder.kind == "identity" and isinstance(trunk, PlainFeatureDecoder):
+            trunk.block_dtype = dtype if dtype.itemsize < 4 else None
+            dtype = torch.promote_types(dtype, torch.float32)
         self.device, self.dtype = checked_device(device), dtype
         self.schedule = Schedule(bundle.config.schedule)
         self.autoencoder = bundle.autoencoder.to(self.device, dtype).eval()

@@ -7,6 +7,7 @@ Legend: B batch, C channels, h/w latent cells.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import cast
 
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.config import DecoderConfig
+from pipeline.kernels import cpu
 from pipeline.precision import is_autocast, without_autocast
 
 
@@ -27,17 +29,19 @@ class ResidualBlock(nn.Module):
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """(B,C,h,w) → (B,C',h,w)."""
+    def forward(self, hidden: Tensor, overwrite: bool = False) -> Tensor:
+        """(B,C,h,w) → (B,C',h,w). overwrite: hidden may be written over; for no gradient only."""
         # Under autocast the activation too is that of the rounded stream: half the memory to read, and to keep.
         device = hidden.device.type
         entering = hidden.to(torch.get_autocast_dtype(device)) if is_autocast(device) else hidden
         inner = F.silu(self.conv1(F.silu(entering)), inplace=not torch.is_grad_enabled())
-        inner = self.conv2(inner)
         if self.conv_shortcut is not None:
-            hidden = self.conv_shortcut(hidden)
-        in_place = not torch.is_grad_enabled() and inner.dtype == hidden.dtype
-        return inner.add_(hidden) if in_place else hidden + inner
+            return self.conv_shortcut(hidden) + self.conv2(inner)
+        if not overwrite:
+            return hidden + self.conv2(inner)
+        if hidden.device.type == "cpu" and inner.dtype == hidden.dtype:
+            return cpu.add_convolution_(hidden, inner, self.conv2)
+        return hidden.add_(self.conv2(inner))
 
 
 class Level(nn.Module):
@@ -51,14 +55,16 @@ class Level(nn.Module):
         self._gradient_checkpointing_func: Callable[..., Tensor] | None = None
 
     def forward(self, hidden: Tensor) -> Tensor:
-        recompute = self._gradient_checkpointing_func if self.gradient_checkpointing else None
-        for block in self.resnets:
-            hidden = recompute(block, hidden) if recompute and torch.is_grad_enabled() else block(hidden)
+        with_grad = torch.is_grad_enabled()
+        recompute = self._gradient_checkpointing_func if self.gradient_checkpointing and with_grad else None
+        for block in self.resnets:  # what enters the first one is not needed again either
+            hidden = recompute(block, hidden) if recompute else block(hidden, overwrite=not with_grad)
         return hidden
 
 
 class PlainFeatureDecoder(nn.Module):
-    """See the top of the file. `halo`: cells around a cell that its features depend on."""
+    """See the top of the file. `halo`: cells around a cell that its features depend on; `block_dtype`: without
+    gradient, what the blocks compute in (None: the dtype of the parameters)."""
 
     def __init__(self, config: DecoderConfig, latent_channels: int) -> None:
         super().__init__()
@@ -73,13 +79,16 @@ class PlainFeatureDecoder(nn.Module):
             previous = width
         num_blocks = sum(len(cast(Level, level).resnets) for level in (self.mid_block, *self.up_blocks))
         self.halo: int | None = 1 + 2 * num_blocks
+        self.block_dtype: torch.dtype | None = None
 
     def forward(self, latent: Tensor) -> Tensor:
         """Unscaled latent (B,C,h,w) → features (B,ch,h,w)."""
+        device = latent.device.type
         # What the blocks add to begins exact: under autocast only the blocks are rounded.
-        with without_autocast(latent.device.type):
+        with without_autocast(device):
             hidden = self.conv_in(self.post_quant_conv(latent.to(self.conv_in.weight.dtype)))
-        hidden = self.mid_block(hidden)
-        for level in self.up_blocks:
-            hidden = level(hidden)
+        rounded = self.block_dtype if not torch.is_grad_enabled() else None
+        with torch.autocast(device, rounded) if rounded else contextlib.nullcontext():
+            for level in (self.mid_block, *self.up_blocks):
+                hidden = level(hidden)
         return hidden

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from orchestration.bench.measure import alternate, observe, quality
 from orchestration.bench.table import Options, Row
+from pipeline.allocator import keep_freed_memory
 from pipeline.canvas import windows
 from pipeline.images import from_uint8, to_uint8
 from pipeline.light import LightHead
@@ -25,6 +26,7 @@ LARGE = (3000, 4000)
 
 def bench_starter(options: Options, peak: float) -> list[Row]:
     """Rows for SMALL ×4 and, without `quick`, LARGE ×2. peak is not used: see the rows of `decode`."""
+    keep_freed_memory()
     model = LatentZoom.starter(device=options.device, dtype=getattr(torch, options.dtype))
     rows = _small(options, model)
     return rows if options.quick else [*rows, _large(options, model)]

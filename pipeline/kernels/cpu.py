@@ -1,8 +1,9 @@
-"""The heads on a CPU, float32, without gradient: pixels in blocks whose activations stay in cache.
+"""On a CPU without gradient. The heads, float32: pixels in blocks whose activations stay in cache.
 
 Two things beyond the plain path. Gathering and combining rows of a table is one pass over memory (`embedding_bag` with
-weights): for `liif` feature part + rel_y · w_y + rel_x · w_x, for `light` the blend of cells' linear fields.
-And a layer's bias and ReLU are part of its matrix product (oneDNN). Legend as in liif.py; a block has Q pixels.
+weights): for `liif` feature part + rel_y · w_y + rel_x · w_x, for `light` the blend of cells' linear fields along y.
+And what follows a matrix product or a convolution (bias, ReLU, a sum) is part of it (oneDNN). Legend as in liif.py; a
+block has Q pixels.
 """
 
 from __future__ import annotations
@@ -96,46 +97,68 @@ def render_light(
     """table (B,h,w,3D): constant, slope in y, slope in x of each cell; shift (D,) of the pixel size → image.
 
     The blend of 4 cells' fields is separable: along y at the cells' columns, once for all pixels between two columns,
-    then along x. Nothing of the table's size is made: its rows are read where they are.
+    then along x, as a matrix product with the weights of a few columns. Nothing of the table's size is made.
     """
-    table, rows, cols = crop_to_window(table, rows, cols)
-    batch, h, w = table.shape[:3]
-    fields = table.reshape(batch * h * w * 3, -1)
-    width = fields.shape[1]
+    batch, width = table.shape[0], table.shape[3] // 3
     image = table.new_empty(batch, 3, len(rows), len(cols))
-    (cell_y, factor_y), (cell_x, factor_x) = _two_cells(rows), _two_cells(cols)
+    cell_y, factor_y = _two_cells(rows)
+    strips = _strips(cols)
+    num_rows = max(1, chunk // max(len(strip.value) for strip in strips))
 
-    def evaluate(block: Block) -> None:
-        num_images, num_rows = block.b1 - block.b0, block.y1 - block.y0
-        first, last = int(cols.lower[block.x0]), int(cols.upper[block.x1 - 1]) + 1
+    def evaluate(block: tuple[int, int, _Strip]) -> None:
+        b, y0, strip = block
+        y1, (num_pixels, num_cells) = min(y0 + num_rows, len(rows)), strip.value.shape
+        top, bottom = int(rows.lower[y0]), int(rows.upper[y1 - 1]) + 1
+        fields = table[b, top:bottom, strip.first : strip.first + num_cells].reshape(-1, width)
         # Along y: constant + slope_y · rel_y and slope_x of the lower and the upper cell, weighted, for each column.
-        cells = torch.arange(block.b0, block.b1, dtype=torch.int32)[:, None, None, None] * (h * w)
-        cells = cells + cell_y[block.y0 : block.y1, None, :] * w
-        cells = (cells + torch.arange(first, last, dtype=torch.int32)[:, None]) * 3
-        factor = factor_y[block.y0 : block.y1, None].expand(*cells.shape, 2)
-        lines = torch.stack(
-            [
-                weighted_rows(fields, _reshaped(cells[..., None] + _CONSTANT_AND_SLOPE, 4), _reshaped(factor, 4)),
-                weighted_rows(fields, _reshaped(cells + 2, 2), _reshaped(factor[..., 0], 2)),
-            ],
-            dim=1,
-        )
-        lines[:, 0] += shift  # the weights along x sum to 1
+        cells = ((cell_y[y0:y1] - top) * num_cells + torch.arange(num_cells, dtype=torch.int32)[:, None, None]) * 3
+        factor = factor_y[y0:y1].expand(*cells.shape, 2)
+        value = weighted_rows(fields, _reshaped(cells[..., None] + _CONSTANT_AND_SLOPE, 4), _reshaped(factor, 4))
+        slope = weighted_rows(fields, _reshaped(cells + 2, 2), _reshaped(factor[..., 0], 2))
+        value += shift  # the weights along x sum to 1
         # Along x: value + slope · rel_x of the two columns around each pixel, weighted.
-        starts = torch.arange(num_images * num_rows, dtype=torch.int32) * (last - first)
-        places = (starts[:, None, None] + (cell_x[block.x0 : block.x1] - first)) * 2
-        factor = factor_x[block.x0 : block.x1].expand(*places.shape, 2)
-        index = _reshaped(places[..., None] + _CONSTANT_AND_SLOPE, 4)
-        hidden = weighted_rows(lines.reshape(-1, width), index, _reshaped(factor, 4)).relu_()
+        hidden = torch.mm(strip.value, value.reshape(num_cells, -1))
+        hidden = hidden.addmm_(strip.slope, slope.reshape(num_cells, -1)).reshape(-1, width).relu_()
         for layer in layers:
             hidden = linear_relu(hidden, layer)
-        block.into(image, out(hidden))
+        pixels = torch.addmm(out.bias[:, None], out.weight, hidden.t())
+        image[b, :, y0:y1, strip.start : strip.start + num_pixels] = pixels.reshape(3, num_pixels, -1).transpose(1, 2)
 
-    for_each(evaluate, blocks_of(batch, len(rows), len(cols), chunk))
+    for_each(evaluate, [(b, y, strip) for b in range(batch) for y in range(0, len(rows), num_rows) for strip in strips])
     return image
 
 
 _CONSTANT_AND_SLOPE = torch.tensor([0, 1], dtype=torch.int32)
+_STRIP_CELLS = 16
+"""Columns of cells that the pixels of a strip lie between: the fewer, the fewer zeros in its weights; the more, the
+fewer columns that two strips share."""
+
+
+@dataclass(frozen=True)
+class _Strip:
+    """Pixels start.. of the columns, and the cells first.. they read; weights (pixels, cells) of value and slope."""
+
+    start: int
+    first: int
+    value: Tensor
+    slope: Tensor
+
+
+def _strips(cols: Axis) -> list[_Strip]:
+    """The columns of pixels in strips of about `_STRIP_CELLS` cells."""
+    cells, factor = _two_cells(cols)
+    span = int(cols.upper[-1]) - int(cols.lower[0]) + 1
+    num_pixels = max(1, min(len(cols), _STRIP_CELLS * len(cols) // span))
+    strips = []
+    for start in range(0, len(cols), num_pixels):
+        index = cells[start : start + num_pixels].long()
+        first = int(index[0, 0])
+        weights = factor.new_zeros(2, len(index), int(index[-1, 1]) - first + 1)
+        weights.scatter_add_(
+            2, (index - first).expand(2, *index.shape), factor[start : start + num_pixels].movedim(2, 0)
+        )
+        strips.append(_Strip(start, first, weights[0], weights[1]))
+    return strips
 
 
 def _two_cells(axis: Axis) -> tuple[Tensor, Tensor]:
@@ -195,3 +218,17 @@ def _choose_linear_relu() -> Callable[[Tensor, nn.Linear], Tensor]:
 
 linear_relu = _choose_linear_relu()
 """relu(layer(hidden)) for hidden (Q,D)."""
+
+
+def add_convolution_(total: Tensor, hidden: Tensor, conv: nn.Conv2d) -> Tensor:
+    """total += conv(hidden), both (B,C,h,w) of one dtype, without gradient: one pass over `total` where oneDNN can."""
+    if not _HAS_FUSED_CONVOLUTION or total.dtype == torch.float64 or conv.padding_mode != "zeros":
+        return total.add_(conv(hidden))
+    assert not isinstance(conv.padding, str)
+    geometry = list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups
+    return torch.ops.mkldnn._convolution_pointwise_.binary(
+        total, hidden, conv.weight, conv.bias, *geometry, "add", 1.0, None, [], ""
+    )
+
+
+_HAS_FUSED_CONVOLUTION = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise_")

@@ -71,6 +71,18 @@ def test_it_is_what_the_documentation_says(look: Look) -> None:
     assert float((tiled - model.decode(latent, (115, 161))).abs().max()) < 1e-5
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_changes_hardly_a_level(dtype: torch.dtype) -> None:
+    """All but the residual blocks stays exact: rounding the picture itself to bfloat16 would cost up to half a level a
+    pixel before anything is computed."""
+    pixels = np.random.default_rng(2).integers(0, 256, (9, 12, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels).resize((48, 36), Image.Resampling.BICUBIC)
+    exact, rounded = LatentZoom.starter(), LatentZoom.starter(dtype=dtype)
+    assert rounded.decoder is not None and rounded.decoder.head.out.weight.dtype == torch.float32
+    first, second = (np.asarray(model.upscale(image, 2.5)).astype(int) for model in (exact, rounded))
+    assert 0 < np.abs(first - second).mean() < 0.1 and np.abs(first - second).max() <= 2
+
+
 def test_every_file_of_it_is_package_data_and_all_are_small() -> None:
     settings = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["tool"]["setuptools"]
     patterns = [*settings["package-data"]["*"], *settings["package-data"]["pipeline"]]

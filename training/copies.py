@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, cuda
 
 
 class CpuCopies:
@@ -43,8 +43,7 @@ class CpuCopies:
     def _tensor(self, tensor: Tensor, place: tuple[Any, ...]) -> Tensor:
         held = self._held.get(place)
         if held is None or held.shape != tensor.shape or held.dtype != tensor.dtype:
-            held = torch.empty_like(tensor, device="cpu", requires_grad=False, pin_memory=tensor.is_cuda)
-            self._held[place] = held
+            held = self._held[place] = _empty_on_cpu(tensor)
         held.copy_(tensor.detach(), non_blocking=tensor.is_cuda)
         return held
 
@@ -57,21 +56,23 @@ class Snapshot:
         """`state`: file name → content, whose tensors stay as they are until `wait` has returned."""
         self._state, self._copies = state, copies
         self._copied = threading.Event()
-        # On CUDA the copy has a stream of its own, which begins once the work queued so far is done.
-        self._ready = torch.cuda.Event() if torch.cuda.is_initialized() else None
-        if self._ready is not None:
-            self._ready.record()
+        # On CUDA the copy has a stream of its own, which begins once the work queued so far is done. All of it belongs
+        # to the tensors' device, which is not the one that a new thread begins with but on a machine's first worker.
+        self._device = _cuda_device(state)
+        if self._device is not None:
+            self._ready = cuda.current_stream(self._device).record_event()
 
     def files(self) -> dict[str, Any]:
         """The copy, valid until the next snapshot's `files`. To be called once, in any thread."""
         try:
-            if self._ready is None:
+            if self._device is None:
                 return self._copies.take(self._state)
-            stream = torch.cuda.Stream()
-            with torch.cuda.stream(stream):
-                stream.wait_event(self._ready)
-                taken = self._copies.take(self._state)
-            stream.synchronize()
+            with cuda.device(self._device):
+                stream = cuda.Stream(self._device)
+                with cuda.stream(stream):
+                    stream.wait_event(self._ready)
+                    taken = self._copies.take(self._state)
+                stream.synchronize()
             return taken
         finally:
             self._state = {}
@@ -90,6 +91,18 @@ def tensors_of(value: Any) -> list[Tensor]:
         return [value]
     items = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
     return [tensor for item in items for tensor in tensors_of(item)]
+
+
+def _cuda_device(state: Any) -> torch.device | None:
+    """The CUDA device of the state's tensors; a worker has one."""
+    devices = {tensor.device for tensor in tensors_of(state) if tensor.is_cuda}
+    assert len(devices) <= 1, f"one worker's state is on {devices}"
+    return devices.pop() if devices else None
+
+
+def _empty_on_cpu(tensor: Tensor) -> Tensor:
+    """Memory for a copy; page-locked for what is copied from a CUDA device, which does not wait for it then."""
+    return torch.empty_like(tensor, device="cpu", requires_grad=False, pin_memory=tensor.is_cuda)
 
 
 def _same_mapping(original: Mapping[Any, Any], copied: dict[Any, Any]) -> Any:

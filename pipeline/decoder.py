@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from pipeline.config import DecoderConfig
 from pipeline.errors import UserError
 from pipeline.geometry import Axis, Size, Window, axis_at, axis_range, check_index, check_size, check_window
+from pipeline.images import finite
 from pipeline.light import LightHead
 from pipeline.liif import LiifHead
 from pipeline.plain_trunk import PlainFeatureDecoder
@@ -92,11 +93,13 @@ class ImplicitDecoder(nn.Module):
             self.head = LightHead(config.widths[0], config.light_width, config.light_depth)
 
     def features(self, latent: Tensor) -> Tensor:
-        """D_phi: unscaled latent (B,C,h,w) → features (B,ch,h,w). Raises `UserError` on wrong channels or NaN."""
+        """D_phi: unscaled latent (B,C,h,w) → features (B,ch,h,w). Raises `UserError` on wrong channels and, when
+        evaluating without gradient, on NaN."""
         if latent.ndim != 4 or latent.shape[1] != self.latent_channels or 0 in latent.shape:
             raise UserError(f"latent has shape {tuple(latent.shape)}; expected (B, {self.latent_channels}, h, w)")
-        if not self.training and not torch.isfinite(latent).all():
-            raise UserError("latent holds NaN or infinite values")
+        # Not where it is trained, nor trained through: the check waits for the device, and every worker must go on.
+        if not self.training and not torch.is_grad_enabled():
+            finite(latent, "latent")
         return self.trunk(latent)
 
     def prepare(self, features: Tensor) -> Tensor:

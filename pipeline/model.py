@@ -6,6 +6,7 @@ Legend: B batch, C latent channels, H/W pixels, h/w latent cells. Images are (B,
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import secrets
 from collections.abc import Callable, Sequence
@@ -31,6 +32,7 @@ from pipeline.reading import PictureSource, read_picture
 from pipeline.sampling import OnStep, Sampler, SeededNoise, ddim, dpm_solver
 from pipeline.starter import Look, starter_path
 from pipeline.tiling import Tiling, blend_tiles, tiled_prediction, whole
+from pipeline.views import view_of
 from pipeline.windows import drawn_size, reduced_window, resize_window
 
 _LOGGER = logging.getLogger("latentzoom")
@@ -41,23 +43,33 @@ MAX_LATENT_CELLS = 1 << 26
 
 
 class LatentZoom:
-    """The networks of one bundle on one device. All methods run without gradient.
+    """The networks of one bundle on one device. All methods run without gradient. The bundle that is given stays as it
+    is, whatever device, dtype and order in memory its networks are used with here.
 
     dtype: what the networks compute in. Half precision leaves exact what costs little: the sampler's steps, and where
     the decoder reads the picture itself (autoencoder "identity") and has no norms, all but D_phi's residual blocks."""
 
     def __init__(self, bundle: Bundle, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> None:
-        self.bundle = bundle
+        parts = {
+            name: view_of(part)  # whoever made the bundle may be training them
+            for name in ("autoencoder", "decoder", "denoiser")
+            if (part := getattr(bundle, name)) is not None
+        }
+        self.bundle = dataclasses.replace(bundle, **parts)
         self.config: ModelConfig = bundle.config
-        trunk = bundle.decoder.trunk if bundle.decoder is not None else None
+        trunk = self.bundle.decoder.trunk if self.bundle.decoder is not None else None
         if self.config.autoencoder.kind == "identity" and isinstance(trunk, PlainFeatureDecoder):
             trunk.block_dtype = dtype if dtype.itemsize < 4 else None
             dtype = torch.promote_types(dtype, torch.float32)
         self.device, self.dtype = checked_device(device), dtype
         self.schedule = Schedule(bundle.config.schedule)
-        self.autoencoder = bundle.autoencoder.to(self.device, dtype).eval()
-        self.decoder = bundle.decoder.to(self.device, dtype).eval() if bundle.decoder is not None else None
-        self.denoiser = bundle.denoiser.to(self.device, dtype).eval() if bundle.denoiser is not None else None
+        for part in parts.values():
+            part.to(self.device, dtype)
+        self.autoencoder, self.decoder, self.denoiser = (
+            self.bundle.autoencoder,
+            self.bundle.decoder,
+            self.bundle.denoiser,
+        )
         # Convolutions run faster so: on a CPU the denoiser by a tenth, on CUDA all of them in half precision. Without
         # norms in between, a decoder's features come out in the order that its head reads.
         is_cuda = self.device.type == "cuda"

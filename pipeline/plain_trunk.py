@@ -39,7 +39,7 @@ class ResidualBlock(nn.Module):
             return self.conv_shortcut(hidden) + self.conv2(inner)
         if not overwrite:
             return hidden + self.conv2(inner)
-        if hidden.device.type == "cpu" and inner.dtype == hidden.dtype:
+        if hidden.device.type == "cpu" and inner.dtype == hidden.dtype == self.conv2.weight.dtype:
             return cpu.add_convolution_(hidden, inner, self.conv2)
         return hidden.add_(self.conv2(inner))
 
@@ -91,4 +91,4 @@ class PlainFeatureDecoder(nn.Module):
         with torch.autocast(device, rounded) if rounded else contextlib.nullcontext():
             for level in (self.mid_block, *self.up_blocks):
                 hidden = level(hidden)
-        return hidden
+        return hidden.to(self.conv_in.weight.dtype) if rounded else hidden

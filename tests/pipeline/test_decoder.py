@@ -184,7 +184,7 @@ def test_bad_input() -> None:
         with pytest.raises(UserError, match=r"expected \(B, 3, h, w\)"):
             decoder.features(latent)
     for value in (float("nan"), float("inf")):
-        with pytest.raises(UserError, match="NaN or infinite"):
+        with torch.no_grad(), pytest.raises(UserError, match="NaN or infinite"):
             decoder.features(torch.full((1, 3, 4, 4), value))
     for size in ((0, 4), (4, -1), (MAX_SIDE + 1, 4)):
         with pytest.raises(UserError, match="size"):

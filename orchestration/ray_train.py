@@ -9,20 +9,19 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-import math
 import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, wait
-from typing import Any, TextIO, cast
+from typing import Any, Literal, TextIO, cast
 
 import torch
 
+from orchestration.elastic import scaling_among, worker_counts
 from orchestration.relay import Relay, RelayStream
 from pipeline import storage
 from pipeline.errors import Stopped, UserError
-from training.config import Preset, StageConfig, override, preset_from_dict, preset_to_dict
-from training.engine import accumulation_steps
+from training.config import Preset, override, preset_from_dict, preset_to_dict
 from training.reporter import Reporter
 from training.run import TrainResult, train
 from training.stopping import Stop, stop_on_signals
@@ -81,17 +80,20 @@ def launch(
     run_dir: str,
     bundle: str | None = None,
     num_workers: int | tuple[int, int] = 1,
-    gpus_per_worker: float = 0.0,
+    gpus_per_worker: float | None = None,
     cpus_per_worker: float | None = None,
+    engine: Literal["deepspeed", "ddp"] = "deepspeed",
     reporter_spec: dict[str, Any] | None = None,
     max_failures: int = 3,
     resize_interval_s: float = 60.0,
     still_ours: Callable[[], None] = lambda: None,
 ) -> TrainResult:
-    """Train one stage on Ray workers with DeepSpeed and wait for it.
+    """Train one stage on Ray workers, with DeepSpeed or distributed data parallel, and wait for it.
 
-    num_workers: a number, or (least, most) for an elastic run. reporter_spec: arguments of
-    `orchestration.mlflow_reporter.MlflowReporter`, built on the main worker; None reports to the run folder only.
+    num_workers: a number, or (least, most) for an elastic run, which has those numbers of workers that share the global
+    batch evenly. gpus_per_worker: 0 trains on CPUs; None takes one GPU a worker where the cluster has any.
+    reporter_spec: arguments of `orchestration.mlflow_reporter.MlflowReporter`, built on the main worker; None reports
+    to the run folder only.
     max_failures: how often workers are started again after a crash; each time training continues from the newest
     checkpoint. resize_interval_s: how often an elastic run looks for machines that came (or came back).
     still_ours: called twice a second; raises when the run folder was taken over, which ends the run.
@@ -103,12 +105,14 @@ def launch(
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     least, most = (num_workers, num_workers) if isinstance(num_workers, int) else num_workers
-    _check_shares(preset.stage(stage), least, most)
+    counts = worker_counts(preset.stage(stage), least, most)
+    least, most = counts[0], counts[-1]
     started = start_ray(num_cpus=None if os.environ.get("RAY_ADDRESS") else max(most, os.cpu_count() or 1))
     logging.getLogger("ray.train").setLevel(logging.WARNING)
-    use_gpu = gpus_per_worker > 0
+    gpus = gpus_of_each(gpus_per_worker, ray.cluster_resources())
+    use_gpu = gpus > 0
     cpus = cpus_per_worker or (1.0 if use_gpu else max(1.0, cpus_for_each(machine_cpus(), most)))
-    _check_capacity(ray.cluster_resources(), least, cpus, gpus_per_worker)
+    _check_capacity(ray.cluster_resources(), least, cpus, gpus)
     run_dir = storage.absolute(run_dir)
     relay = Relay()
     arguments = {
@@ -119,6 +123,7 @@ def launch(
         "run_dir": run_dir,
         "bundle": storage.absolute(bundle) if bundle else None,
         "reporter_spec": reporter_spec,
+        "engine": engine,
         "threads": max(1, int(cpus)),
         "device": "cuda" if use_gpu else "cpu",
         "channel": relay.channel,
@@ -134,7 +139,7 @@ def launch(
             num_workers=least if least == most else (least, most),
             elastic_resize_monitor_interval_s=resize_interval_s,
             use_gpu=use_gpu,
-            resources_per_worker={"CPU": cpus, **({"GPU": gpus_per_worker} if use_gpu else {})},
+            resources_per_worker={"CPU": cpus, **({"GPU": gpus} if use_gpu else {})},
         ),
         run_config=RunConfig(
             name=stage,
@@ -144,7 +149,7 @@ def launch(
         ),
     )
     try:
-        with relay:
+        with relay, scaling_among(counts):
             result = _fit(trainer, relay, still_ours)
     except TrainingFailedError as error:
         raise UserError(
@@ -181,7 +186,7 @@ def _worker(arguments: dict[str, Any]) -> dict[str, Any]:
             run_dir=arguments["run_dir"],
             bundle=arguments["bundle"],
             reporters=_reporters(arguments["stage"], arguments["reporter_spec"]),
-            use_deepspeed=True,
+            use_deepspeed=arguments["engine"] == "deepspeed",
             device=arguments["device"],
             stop_requested=lambda: _question(stream),
             progress_stream=cast(TextIO, stream),
@@ -257,21 +262,9 @@ def with_equal_memory(preset: Preset, stage: str, num_workers: int, most: int) -
     return override(preset, [f"{stage}.micro_batch={micro}"])
 
 
-def _check_shares(config: StageConfig, least: int, most: int) -> None:
-    """A share must be whole micro-batches too, or an elastic run would end when its size changes."""
-    _check_batch(config.global_batch, least, most)
-    for num in range(least, most + 1):
-        accumulation_steps(config, num)
-
-
-def _check_batch(global_batch: int, least: int, most: int) -> None:
-    """Every number of workers that the run may have must share the global batch evenly."""
-    for num in range(least, most + 1):
-        if global_batch % num:
-            raise UserError(
-                f"global_batch = {global_batch} cannot be shared by {num} workers; use a multiple of "
-                f"{math.lcm(*range(least, most + 1))} for --workers {least}:{most}"
-            )
+def gpus_of_each(asked: float | None, resources: dict[str, float]) -> float:
+    """GPUs of each worker: as many as were asked for, or one where the cluster has any."""
+    return float(resources.get("GPU", 0.0) > 0) if asked is None else asked
 
 
 def _check_capacity(resources: dict[str, float], workers: int, cpus: float, gpus: float) -> None:
@@ -279,7 +272,7 @@ def _check_capacity(resources: dict[str, float], workers: int, cpus: float, gpus
         if (there := resources.get(name, 0.0)) < workers * each:
             raise UserError(
                 f"{workers} workers with {each:g} {name} each need {workers * each:g} {name}, and Ray has {there:g}; "
-                "use fewer workers, or add machines"
+                f"use fewer workers, {'--gpus-per-worker 0' if name == 'GPU' else 'less for each'}, or add machines"
             )
 
 

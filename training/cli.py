@@ -35,9 +35,23 @@ def parser(prog: str = "latentzoom train") -> argparse.ArgumentParser:
         metavar="NAME=VALUE",
         help="a setting of the preset, such as align.lr=1e-6",
     )
-    parser.add_argument("--local", action="store_true", help="this process only: no Ray, no DeepSpeed")
+    parser.add_argument(
+        "--local", action="store_true", help="no Ray: this process, or those that torchrun started beside it"
+    )
+    parser.add_argument(
+        "--engine",
+        choices=("deepspeed", "ddp", "local"),
+        help="deepspeed partitions optimizer state, gradients or weights (zero_stage); ddp is PyTorch's distributed "
+        "data parallel, enough for models of some hundred million parameters; local is one process, as --local. "
+        "Default: deepspeed on Ray workers; with --local ddp under torchrun, else local",
+    )
     parser.add_argument("--workers", default="1", metavar="N|MIN:MAX", help="Ray Train workers; a range is elastic")
-    parser.add_argument("--gpus-per-worker", type=float, default=0.0)
+    parser.add_argument(
+        "--gpus-per-worker",
+        type=float,
+        metavar="N",
+        help="GPUs of each worker; 0 trains on CPUs. Default: one, where the cluster has GPUs",
+    )
     parser.add_argument(
         "--max-failures",
         type=int,
@@ -68,12 +82,13 @@ def main(argv: Sequence[str] | None = None, *, run: Run | None = None) -> int:
 
 def _run(arguments: argparse.Namespace, run: Run) -> int:
     preset = override(get_preset(arguments.preset), arguments.set)
+    arguments.local = arguments.local or arguments.engine == "local"
     if arguments.dry_run:
         from training.estimate import dry_run
 
         print(dry_run(arguments.stage, preset, parse_workers(arguments.workers)[1], arguments.device))
         return 0
-    if arguments.local and (arguments.workers != "1" or arguments.gpus_per_worker):
+    if arguments.local and (arguments.workers != "1" or arguments.gpus_per_worker is not None):
         raise UserError("--local trains in this process alone; leave out --workers and --gpus-per-worker, or --local")
     result = run(arguments, preset)
     print(
@@ -106,6 +121,7 @@ def train_here(
             run_dir=arguments.run_dir,
             bundle=arguments.bundle,
             reporters=reporters,
+            use_deepspeed=arguments.engine == "deepspeed",
             device=arguments.device,
             stop_requested=stop_requested,
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import os
 import tempfile
 import warnings
 from pathlib import Path
@@ -23,6 +24,7 @@ from pipeline.errors import UserError
 from training.config import StageConfig
 from training.copies import CpuCopies, Snapshot
 from training.ema import Ema, Fragment, assemble, decay_at, to_tensors
+from training.engine_ddp import DdpEngine
 from training.optim import make_optimizer, set_lr
 from training.plain_engine import PlainEngine
 from training.world import World
@@ -59,7 +61,8 @@ class Engine(Protocol):
 
 
 def make_engine(module: nn.Module, config: StageConfig, world: World, *, deepspeed: bool) -> Engine:
-    """The engine for `module`, whose parameters that require a gradient are trained."""
+    """The engine for `module`, whose parameters that require a gradient are trained: DeepSpeed's, else distributed
+    data parallel where there are several workers."""
     accumulation = accumulation_steps(config, world.size)
     if config.precision == "fp16" and world.device.type == "cpu":
         raise UserError("precision fp16 needs a CUDA device; use bf16 or fp32 on a CPU")
@@ -71,9 +74,12 @@ def make_engine(module: nn.Module, config: StageConfig, world: World, *, deepspe
         module.compile()
     if deepspeed:
         return DeepSpeedEngine(module, config, world, accumulation)
-    if world.size > 1:
-        raise UserError("several workers need DeepSpeed; install it, or train with one worker")
-    return PlainEngine(module, config, world, accumulation)
+    if config.zero_stage > 1 and world.size > 1:
+        raise UserError(
+            f"zero_stage = {config.zero_stage} splits gradients or weights over the workers, which needs the engine "
+            "deepspeed; with ddp use zero_stage 0 or 1"
+        )
+    return (DdpEngine if world.size > 1 else PlainEngine)(module, config, world, accumulation)
 
 
 def accumulation_steps(config: StageConfig, num_workers: int) -> int:
@@ -111,7 +117,7 @@ class DeepSpeedEngine:
     name = "deepspeed"
 
     def __init__(self, module: nn.Module, config: StageConfig, world: World, accumulation: int) -> None:
-        deepspeed = _import_deepspeed()
+        deepspeed = _import_deepspeed(world.device)
         self.config, self.world = config, world
         self.dtype = _DTYPES[config.precision]
         module.to(world.device)
@@ -277,11 +283,17 @@ class _Recorder:
         return False
 
 
-def _import_deepspeed() -> Any:
+def _import_deepspeed(device: torch.device) -> Any:
+    """The module, working on the device that was decided for this worker: on its own it takes any GPU it sees."""
+    os.environ["DS_ACCELERATOR"] = device.type  # read when it is imported
     try:
         import deepspeed
     except ImportError as error:
         raise UserError(f"DeepSpeed is not installed ({error}); install it, or train with --local") from error
+    from deepspeed.accelerator import get_accelerator
+
+    if (found := torch.device(get_accelerator().current_device_name()).type) != device.type:
+        raise UserError(f"DeepSpeed was set up for {found} in this process, and training is to run on {device.type}")
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     # With ZeRO-3 torch would say at every step that DeepSpeed calls functions which it is going to rename.
     warnings.filterwarnings("ignore", r"`torch\.distributed\._(all_gather|reduce_scatter)_base`", FutureWarning)

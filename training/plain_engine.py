@@ -38,7 +38,10 @@ class PlainEngine:
 
     def __call__(self, *inputs: Any) -> Any:
         with torch.autocast(self.world.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            return self.module(*inputs)
+            return self._forward(*inputs)
+
+    def _forward(self, *inputs: Any) -> Any:
+        return self.module(*inputs)
 
     def fragments(self) -> list[Fragment]:
         """Master weights: here every parameter in full, in its own shape and order in memory."""

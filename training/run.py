@@ -23,6 +23,7 @@ from pipeline.card import model_card
 from pipeline.config import ModelConfig, to_dict
 from pipeline.errors import UserError
 from preprocess.manifest import Manifest, load_manifest
+from training.alarm import shared_alarm
 from training.checkpoint import free_space_error
 from training.config import (
     AlignStage,
@@ -82,30 +83,37 @@ def train(
 ) -> TrainResult:
     """Train one stage on this worker; every worker of a world calls it with the same arguments.
 
+    use_deepspeed: else distributed data parallel, or one process. An error on one worker soon ends the others too.
     A finished run returns its stored result at once; an interrupted one continues from its newest sound checkpoint.
     stop_requested: asked every few seconds, by all workers at the same step; the firmest answer counts.
     Raises `UserError` for what can be mended, before training starts where it can be known then, and `Stopped`.
     """
     world = current_world(device)
-    context = make_context(
-        stage,
-        preset,
-        data=data,
-        run_dir=run_dir,
-        bundle=bundle,
-        world=world,
-        use_deepspeed=use_deepspeed,
-        reporters=reporters or [],
-        stop_requested=stop_requested,
-        progress_stream=progress_stream,
-    )
+    with shared_alarm(world):
+        context = make_context(
+            stage,
+            preset,
+            data=data,
+            run_dir=run_dir,
+            bundle=bundle,
+            world=world,
+            use_deepspeed=use_deepspeed,
+            reporters=reporters or [],
+            stop_requested=stop_requested,
+            progress_stream=progress_stream,
+        )
+        return _train(context)
+
+
+def _train(context: Context) -> TrainResult:
+    world, run_dir = context.world, context.run_dir
     digest = config_digest(context)
     done = world.broadcast(stored_result(run_dir, digest) if world.is_main else None)
     if done is not None:
         return done
     if world.is_main:
-        storage.write_json(storage.join(context.run_dir, "run.json"), _description(context))
-    loop = importlib.import_module(f"training.stages.{stage}")
+        storage.write_json(storage.join(run_dir, "run.json"), _description(context))
+    loop = importlib.import_module(f"training.stages.{context.stage}")
     outcome: Trained = loop.train(context)
     return world.broadcast(_finish(context, outcome, digest) if world.is_main else None)
 

@@ -54,15 +54,18 @@ class World:
 
 
 def current_world(device: str | None = None) -> World:
-    """The world that the launcher described in RANK, WORLD_SIZE and LOCAL_RANK; one worker when there is none.
+    """The world that the launcher described in RANK, WORLD_SIZE and LOCAL_RANK (Ray Train, torchrun); one worker when
+    there is none. Where the launcher has not made a process group yet, as torchrun does not, it is made here.
 
     device: "cpu", "cuda", or None for a CUDA device where one is visible.
     """
-    if dist.is_available() and dist.is_initialized():
-        rank, size = dist.get_rank(), dist.get_world_size()
-        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    else:
-        rank, size, local_rank = 0, 1, 0
     kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     chosen = torch.device(kind, local_rank % torch.cuda.device_count()) if kind == "cuda" else torch.device(kind)
-    return World(rank, size, local_rank, chosen)
+    if kind == "cuda":
+        torch.cuda.set_device(chosen)  # whatever asks for "cuda" without a number means this worker's
+    if dist.is_available() and not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        dist.init_process_group("nccl" if kind == "cuda" else "gloo")
+    if dist.is_available() and dist.is_initialized():
+        return World(dist.get_rank(), dist.get_world_size(), local_rank, chosen)
+    return World(0, 1, 0, chosen)

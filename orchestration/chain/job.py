@@ -63,7 +63,7 @@ class Job:
     autoencoder: str = ""
     local: bool = False
     workers: int | tuple[int, int] = 1
-    gpus_per_worker: float = 0.0
+    gpus_per_worker: float | None = None
     evaluate_workers: int = 0
     device: str = "cpu"
     redo: Mapping[str, int] = field(default_factory=dict)

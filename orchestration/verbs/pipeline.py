@@ -45,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
     add("--preprocess", action="append", default=[], metavar="NAME=VALUE", help="a setting of preprocess: val_list=URL")
     add("--evaluate", action="append", default=[], metavar="NAME=VALUE", help="a setting of evaluate: num=5000")
     add("--workers", default="1", metavar="N|MIN:MAX", help="Ray Train workers; a range is elastic")
-    add("--gpus-per-worker", type=float, default=0.0)
+    add("--gpus-per-worker", type=float, metavar="N", help="0: CPUs; default: one where the cluster has GPUs")
     add("--preprocess-workers", type=int, default=0, metavar="N", help="Ray actors that build shards")
     add("--evaluate-workers", type=int, default=0, metavar="N", help="Ray workers that evaluate")
     add("--local", action="store_true", help="everything in this process: no Ray, no DeepSpeed")

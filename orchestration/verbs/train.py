@@ -24,8 +24,11 @@ def main(argv: list[str]) -> int:
 
 def run(arguments: argparse.Namespace, preset: Preset) -> TrainResult:
     """Train as the arguments ask, with an MLflow run."""
-    if arguments.device == "cuda" and not arguments.local and not arguments.gpus_per_worker:
-        raise UserError("--device cuda with workers needs --gpus-per-worker 1 (or --local for this process alone)")
+    gpus = arguments.gpus_per_worker
+    if arguments.device and not arguments.local:
+        if gpus is not None and (gpus > 0) != (arguments.device == "cuda"):
+            raise UserError(f"--device {arguments.device} and --gpus-per-worker {gpus:g} contradict; leave one out")
+        gpus = 1.0 if arguments.device == "cuda" and gpus is None else gpus or 0.0
     with (
         sole_job(storage.absolute(arguments.run_dir), "training", "--run-dir") as still_ours,
         _tracked(arguments, preset) as spec,
@@ -44,7 +47,8 @@ def run(arguments: argparse.Namespace, preset: Preset) -> TrainResult:
             run_dir=arguments.run_dir,
             bundle=arguments.bundle,
             num_workers=low if low == high else (low, high),
-            gpus_per_worker=arguments.gpus_per_worker,
+            gpus_per_worker=gpus,
+            engine=arguments.engine or "deepspeed",
             max_failures=arguments.max_failures,
             reporter_spec=spec,
             still_ours=still_ours,

@@ -18,10 +18,10 @@ from ray_head import ray_head
 
 from orchestration import jobs
 from orchestration.cli import main
+from orchestration.elastic import worker_counts
 from orchestration.infra.files import generate
 from orchestration.infra.tracking_server import SECRETS
 from orchestration.infra.values import load_values
-from orchestration.ray_train import _check_batch
 from orchestration.verbs import pipeline as pipeline_cli
 from pipeline.errors import UserError
 from training.config import STAGES, override
@@ -129,7 +129,7 @@ def test_the_rayjob_is_a_command_we_have_and_its_range_can_train(values):
     assert (low, high) == (group["minReplicas"], group["maxReplicas"])
     preset = override(get_preset(arguments.preset), arguments.set)
     for stage in STAGES:
-        _check_batch(preset.stage(stage).global_batch, low, high)
+        assert worker_counts(preset.stage(stage), low, high) == tuple(range(low, high + 1))
 
 
 def test_pods_are_closed(values):

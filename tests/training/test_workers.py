@@ -1,0 +1,81 @@
+"""Where and by how many workers a stage is trained: one decision for Ray, DeepSpeed and torch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import cloudpickle
+import pytest
+
+from orchestration.elastic import scaling_among, worker_counts
+from orchestration.ray_train import gpus_of_each
+from pipeline.errors import UserError
+from training.config import StageConfig
+
+
+@pytest.mark.parametrize(
+    ("batch", "micro", "least", "most", "expected"),
+    [(96, 0, 4, 8, (4, 6, 8)), (96, 8, 1, 8, (1, 2, 3, 4, 6)), (7, 0, 7, 7, (7,)), (12, 0, 5, 7, (6,))],
+)
+def test_elastic_runs_have_the_numbers_of_workers_that_divide(
+    batch: int, micro: int, least: int, most: int, expected: tuple[int, ...]
+) -> None:
+    assert worker_counts(StageConfig(global_batch=batch, micro_batch=micro), least, most) == expected
+
+
+def test_a_range_without_any_such_number_is_refused_in_one_line() -> None:
+    with pytest.raises(
+        UserError, match="global_batch = 96 cannot be shared by 7 workers; use a multiple of 7"
+    ) as error:
+        worker_counts(StageConfig(global_batch=96), 7, 7)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("there", "expected"), [(3, 0), (4, 4), (5, 4), (7, 6), (8, 8), (20, 8)])
+def test_ray_takes_the_next_smaller_allowed_number(there: int, expected: int) -> None:
+    """Through Ray Train's own policy for elastic runs, as its controller gets it: pickled."""
+    pytest.importorskip("ray")
+    from ray.train.v2.api import data_parallel_trainer as trainer
+    from ray.train.v2.api.config import ScalingConfig
+
+    original = trainer.create_scaling_policy
+    with scaling_among((4, 6, 8)):
+        policy = trainer.create_scaling_policy(ScalingConfig(num_workers=(4, 8), resources_per_worker={"CPU": 2}))
+        fixed = trainer.create_scaling_policy(ScalingConfig(num_workers=4))
+    assert trainer.create_scaling_policy is original and type(fixed).__name__ == "FixedScalingPolicy"
+    policy = cloudpickle.loads(cloudpickle.dumps(policy))
+    machines = {f"node {i}": {"CPU": 3.0} for i in range(there)}
+    assert policy._count_possible_workers(machines) == expected
+
+
+@pytest.mark.parametrize(
+    ("asked", "there", "expected"), [(None, 0, 0.0), (None, 8, 1.0), (0.0, 8, 0.0), (0.5, 8, 0.5), (2.0, 0, 2.0)]
+)
+def test_workers_have_a_gpu_each_where_there_are_any(asked: float | None, there: int, expected: float) -> None:
+    assert gpus_of_each(asked, {"CPU": 16.0, **({"GPU": float(there)} if there else {})}) == expected
+
+
+@pytest.mark.parametrize("set_before", [False, True])
+def test_deepspeed_works_on_the_device_that_was_decided(set_before: bool) -> None:
+    """On a machine with GPUs too, where it would move the network there by itself."""
+    pytest.importorskip("deepspeed")
+    program = f"""
+import torch
+torch.cuda.is_available = lambda: True
+torch.cuda.device_count = lambda: 8
+if {set_before}:
+    from deepspeed.accelerator import set_accelerator
+    from deepspeed.accelerator.cuda_accelerator import CUDA_Accelerator
+    set_accelerator(CUDA_Accelerator())
+    torch.cuda.current_device = lambda: 0
+from training.engine import _import_deepspeed
+_import_deepspeed(torch.device("cpu"))
+from deepspeed.accelerator import get_accelerator
+print("device", get_accelerator().device_name())
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    if set_before:
+        assert "DeepSpeed was set up for cuda in this process, and training is to run on cpu" in done.stderr
+    else:
+        assert "device cpu" in done.stdout, done.stderr

@@ -1,0 +1,54 @@
+"""Several processes, each with the whole network and optimizer: PyTorch's distributed data parallel.
+
+For models of some hundred million parameters, whose optimizer state fits each GPU, this is all that is needed. Its
+checkpoints are those of one process, so a run may go on with any number of workers, or alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from pipeline.errors import UserError
+from training.config import StageConfig
+from training.copies import Snapshot
+from training.plain_engine import PlainEngine
+from training.world import World
+
+
+class DdpEngine(PlainEngine):
+    """See `training.engine.Engine`. Uses the process group that exists already (gloo or nccl)."""
+
+    def __init__(self, module: nn.Module, config: StageConfig, world: World, accumulation: int) -> None:
+        if not dist.is_initialized():
+            raise UserError("several workers need a process group; start them by Ray Train or torchrun")
+        super().__init__(module, config, world, accumulation)
+        self._parallel = DistributedDataParallel(
+            self.module,
+            device_ids=[world.device] if world.device.type == "cuda" else None,
+            broadcast_buffers=False,  # none of the networks has buffers that learn
+            gradient_as_bucket_view=True,
+        )
+        self._micro = 0
+
+    def _forward(self, *inputs: Any) -> Any:
+        # Gradients are added up over the micro-batches and averaged over the workers during the last one's backward.
+        self._parallel.require_backward_grad_sync = self._micro == self.accumulation - 1
+        return self._parallel(*inputs)
+
+    def backward(self, loss: Tensor) -> None:
+        super().backward(loss)
+        self._micro = (self._micro + 1) % self.accumulation
+
+    def snapshot(self) -> Snapshot:
+        """All workers hold the same: the main one writes it."""
+        if self.world.is_main:
+            return super().snapshot()
+        self._snapshot = Snapshot({}, self._copies)
+        return self._snapshot
+
+    def averaged(self) -> dict[str, Tensor] | None:
+        return super().averaged() if self.world.is_main else None

@@ -13,8 +13,7 @@ from pipeline.errors import UserError
 
 Settings = AutoencoderConfig | DecoderConfig | DenoiserConfig | ScheduleConfig
 
-_OF_THE_DENOISER = ("task", "image_size")
-_OF_SUPER_RESOLUTION = ("lr_size", "condition_resize")
+MENDED = "use the preset that the bundle was made with, or set these fields"
 
 
 def take_over(stage: str, model: ModelConfig, bundle: Bundle) -> ModelConfig:
@@ -24,20 +23,34 @@ def take_over(stage: str, model: ModelConfig, bundle: Bundle) -> ModelConfig:
     counts only where the denoiser is trained from noise ("denoiser"); "align", which trains with the schedule, refuses
     another one. Raises `UserError` where preset and bundle disagree.
     """
-    ours = bundle.config
-    kept = [name for name in PARTS if getattr(bundle, name) is not None and name != stage]
+    ours, kept = bundle.config, _kept(stage, bundle)
     problems = [disagreement(name, getattr(ours, name), getattr(model, name)) for name in kept]
     taken: dict[str, Any] = {name: getattr(ours, name) for name in kept}
     if "denoiser" in kept:
-        names = _OF_THE_DENOISER + (_OF_SUPER_RESOLUTION if ours.task == model.task == "sr" else ())
-        pairs = [(name, getattr(ours, name), getattr(model, name)) for name in names]
-        problems.append(_sentence("model", [pair for pair in pairs if pair[1] != pair[2]]))
         if stage == "align":
             problems.append(disagreement("schedule", ours.schedule, model.schedule))
         taken |= {"scale_factor": ours.scale_factor, "schedule": ours.schedule}
-    if found := [problem for problem in problems if problem]:
-        raise UserError(f"{'; '.join(found)}; use the preset that the bundle was made with, or set these fields")
+    _refuse(problems)
     return dataclasses.replace(model, **taken)
+
+
+def check_use(stage: str, model: ModelConfig, bundle: Bundle | None) -> None:
+    """The model will be used as the bundle's denoiser, where the stage keeps it, was trained to be."""
+    if bundle is None or "denoiser" not in _kept(stage, bundle):
+        return
+    ours = bundle.config
+    names = ["task", "image_size", *(["lr_size", "condition_resize"] if ours.task == model.task == "sr" else [])]
+    pairs = [(name, getattr(ours, name), getattr(model, name)) for name in names]
+    _refuse([_sentence("denoiser", [pair for pair in pairs if pair[1] != pair[2]])])
+
+
+def _kept(stage: str, bundle: Bundle) -> list[str]:
+    return [name for name in PARTS if getattr(bundle, name) is not None and name != stage]
+
+
+def _refuse(problems: list[str]) -> None:
+    if found := [problem for problem in problems if problem]:
+        raise UserError(f"{'; '.join(found)}; {MENDED}")
 
 
 def disagreement(part: str, ours: Settings, preset: Settings) -> str:

@@ -23,7 +23,7 @@ from pipeline.card import model_card
 from pipeline.config import ModelConfig, to_dict
 from pipeline.errors import UserError
 from preprocess.manifest import Manifest, load_manifest
-from training.agreement import disagreement, take_over
+from training.agreement import MENDED, check_use, disagreement, take_over
 from training.checkpoint import free_space_error
 from training.config import (
     AlignStage,
@@ -175,7 +175,7 @@ def check(context: Context) -> None:
     if isinstance(config, DecoderStage) and config.start == "bundle":
         start = require_parts(context.bundle, stage, "decoder").config.decoder
         if differs := disagreement("decoder", dataclasses.replace(start, inputs=model.decoder.inputs), model.decoder):
-            raise UserError(f"{differs}; use the preset that the bundle was made with, or set these fields")
+            raise UserError(f"{differs}; {MENDED}")
     elif not (stage == "decoder" and model.autoencoder.kind == "identity" and context.bundle is None):
         require_parts(context.bundle, stage, *_NEEDS[stage]) if _NEEDS[stage] else None
     accumulation_steps(config, context.world.size)
@@ -189,6 +189,8 @@ def check(context: Context) -> None:
     is_drawn = model.task == "direct" and isinstance(config, DecoderStage) and config.conditions == "drawn"
     if stage != "autoencoder" and not is_drawn:
         _check_latents(context)
+    if stage != "autoencoder":
+        check_use(stage, model, context.bundle)
     if isinstance(config, (DecoderStage, AlignStage)) and not is_drawn:
         size_range(config, model, max(_own_sizes(context), default=0))
     if isinstance(config, DecoderStage) and config.perceptual_weight:

@@ -23,21 +23,23 @@ from training.presets import PRESETS, get_preset
 from training.run import TrainResult, train
 
 
-def narrow(preset: Preset) -> Preset:
-    """The preset's sizes, levels, attention, losses and precision; widths of 16 and one step of two samples."""
+def narrow(preset: Preset, *, precision: str = "") -> Preset:
+    """The preset's sizes, levels, blocks, attention and losses; widths of 8 and one step of one sample."""
     settings = ["model.decoder.mlp_width=16", "model.decoder.light_width=16", "model.denoiser.head_channels=8"]
     for part in ("autoencoder", "decoder", "denoiser"):
-        settings += [f"model.{part}.base_width=16", f"model.{part}.norm_groups=2"]
+        settings += [f"model.{part}.base_width=8", f"model.{part}.norm_groups=1"]
     for stage in ("autoencoder", "decoder", "denoiser", "align"):
-        settings += [f"{stage}.steps=1", f"{stage}.global_batch=2", f"{stage}.grid_every=0"]
+        settings += [f"{stage}.steps=1", f"{stage}.global_batch=1", f"{stage}.grid_every=0"]
+        settings += [f"{stage}.precision={precision}"] if precision else []
     if preset.decoder.perceptual_weight:
         settings += ["decoder.lpips_weights=random"]
     return override(preset, settings)
 
 
 def chain(name: str, root: Path, *, deepspeed: bool) -> list[TrainResult]:
-    """All stages of the narrow preset, with the data that each needs."""
-    preset, results = narrow(get_preset(name)), []
+    """All stages of the narrow preset, with the data that each needs; under DeepSpeed in the preset's own precision, in
+    which processors without it are slow."""
+    preset, results = narrow(get_preset(name), precision="" if deepspeed else "fp32"), []
     data: dict[str, str] = {}
     bundle: str | None = None
     if preset.decoder.start == "bundle":  # a preset that goes on from another one's model

@@ -34,7 +34,7 @@ from training.bench_align import narrow_preset as narrow_preset
 from training.bench_align import render_plainly as render_plainly
 from training.checkpoint import CheckpointStore
 from training.copies import tensors_of
-from training.presets import ffhq_256
+from training.paper_presets import ffhq_256
 from training.world import World
 
 

@@ -27,7 +27,7 @@ from pipeline.liif import LiifHead
 from training.config import AlignStage, Precision, Preset
 from training.engine import Engine, make_engine
 from training.losses import alignment_loss, diffusion_weight
-from training.presets import ffhq_256
+from training.paper_presets import ffhq_256
 from training.targets import Target, draw_target, render_target, size_range
 from training.world import World
 

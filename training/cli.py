@@ -91,10 +91,8 @@ def _run(arguments: argparse.Namespace, run: Run) -> int:
     if arguments.local and (arguments.workers != "1" or arguments.gpus_per_worker is not None):
         raise UserError("--local trains in this process alone; leave out --workers and --gpus-per-worker, or --local")
     result = run(arguments, preset)
-    print(
-        f"{result.stage}: {result.steps} steps in {format_seconds(result.seconds)}, loss {result.first_loss:.4g} → "
-        f"{result.last_loss:.4g}; bundle in {result.bundle}"
-    )
+    figures = f" in {format_seconds(result.seconds)}, loss {result.first_loss:.4g} → {result.last_loss:.4g}"
+    print(f"{result.stage}: {result.steps} steps{figures if result.steps else ''}; bundle in {result.bundle}")
     return 0
 
 

@@ -24,6 +24,7 @@ D = TypeVar("D")
 class StageConfig:
     """Settings that all stages share.
 
+    steps: optimizer steps; with 0 the stage writes what it starts from.
     micro_batch: samples that one worker holds at once; 0 is its whole share of the global batch. Smaller values
         accumulate gradients.
     warmup_steps, schedule: the learning rate rises linearly, then stays ("constant") or falls to zero ("cosine").
@@ -59,9 +60,9 @@ class StageConfig:
     channels_last: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("steps", "global_batch", "checkpoint_every", "keep", "log_every"):
+        for name in ("global_batch", "checkpoint_every", "keep", "log_every"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "a whole number of at least 1")
-        for name in ("micro_batch", "warmup_steps", "grid_every"):
+        for name in ("steps", "micro_batch", "warmup_steps", "grid_every"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "a whole number of at least 0")
         for name in ("weight_decay", "clip_norm"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "a number of at least 0")
@@ -172,9 +173,18 @@ class DecoderStage(StageConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class DenoiserStage(StageConfig):
-    """Denoising pre-training, paper eq. (4). sample_latents: draw KL latents instead of taking their mean."""
+    """Denoising pre-training, paper eq. (4).
 
+    loss: "l2", or "l1" (as LDM trained its LSUN Churches model).
+    sample_latents: draw KL latents, SR conditions included, instead of taking their mean.
+    """
+
+    loss: Literal["l1", "l2"] = "l2"
     sample_latents: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.loss in ("l1", "l2"), "loss", self.loss, "'l1' or 'l2'")
 
 
 @dataclass(frozen=True, kw_only=True)

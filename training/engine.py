@@ -120,6 +120,7 @@ class DeepSpeedEngine:
         deepspeed = _import_deepspeed(world.device)
         self.config, self.world = config, world
         self.dtype = _DTYPES[config.precision]
+        exact = {name: p.detach().to("cpu", copy=True) for name, p in module.named_parameters() if p.requires_grad}
         module.to(world.device)
         self._optimizer = make_optimizer(module, config, world.device)
         backend = "nccl" if world.device.type == "cuda" else "gloo"
@@ -134,6 +135,8 @@ class DeepSpeedEngine:
         if config.zero_stage == 3:
             _gather_decoder_whole(deepspeed, self.module)
         self._fragments = self._find_fragments()
+        if config.precision != "fp32":
+            self._restore_masters(exact)
         self.ema = Ema(self._fragments)
         self._copies, self.stall = CpuCopies(), 0.0
         self._snapshot: Snapshot | None = None
@@ -246,6 +249,14 @@ class DeepSpeedEngine:
                 master = masters.get(parameter, parameter)
                 fragments.append(Fragment(name, tuple(parameter.shape), 0, master.detach().view(-1)))
         return fragments
+
+    @torch.no_grad()
+    def _restore_masters(self, exact: dict[str, Tensor]) -> None:
+        """DeepSpeed makes its float32 masters from weights that it has rounded to half precision already; put the exact
+        ones in, or a run of no steps at all would change the weights that it was given."""
+        for fragment in self._fragments:
+            whole = exact[fragment.name].flatten()
+            fragment.tensor.copy_(whole[fragment.start : fragment.start + fragment.numel].view(fragment.tensor.shape))
 
     def _unpartitioned_masters(self) -> dict[Any, Tensor]:
         """ZeRO 0 in half precision keeps float32 copies beside the weights; in float32 the weights are the masters."""

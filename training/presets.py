@@ -1,7 +1,7 @@
 """Presets: a model and the settings of its four stages, as functions. The command line overrides single fields.
 
-The paper's presets carry its sizes, learning rates and size ranges; batch sizes and steps are for eight GPUs and yours
-to change. `demo` learns something visible in minutes on two CPU cores; `debug` only proves that everything runs.
+The paper's are in `training.paper_presets`. `demo` learns something visible in minutes on two CPU cores; `starter`
+makes the model that ships; `debug` only proves that everything runs.
 """
 
 from __future__ import annotations
@@ -11,17 +11,8 @@ from typing import Any
 
 from pipeline.config import AutoencoderConfig, DecoderConfig, DenoiserConfig, ModelConfig, ScheduleConfig
 from pipeline.errors import UserError
+from training import paper_presets as paper
 from training.config import AlignStage, AutoencoderStage, DecoderStage, DenoiserStage, Preset
-
-_VQ_F4 = AutoencoderConfig(kind="vq", latent_channels=3, base_width=128, width_mult=(1, 2, 4), num_embeddings=8192)
-_KL_F8 = AutoencoderConfig(kind="kl", latent_channels=4, base_width=128, width_mult=(1, 2, 4, 4))
-_DECODER_F4 = DecoderConfig(base_width=128, width_mult=(1, 2, 4), num_res_blocks=2)
-_DECODER_F8 = DecoderConfig(base_width=128, width_mult=(1, 2, 4, 4), num_res_blocks=2)
-_LDM_F4 = DenoiserConfig(base_width=224, width_mult=(1, 2, 3, 4), attention_factors=(2, 4, 8), head_channels=32)
-_LDM_F8 = DenoiserConfig(base_width=192, width_mult=(1, 2, 2, 4, 4), attention_factors=(1, 2, 4, 8), head_channels=32)
-_LDM_SR = DenoiserConfig(base_width=160, width_mult=(1, 2, 2, 4), attention_factors=(4, 8), head_channels=32)
-_FACES_SR = ScheduleConfig(beta_start=1e-4, beta_end=0.015)
-_WEAKER_NOISE = ScheduleConfig(beta_start=0.0015, beta_end=0.0155)
 
 
 def demo(minutes: float = 10.0) -> Preset:
@@ -216,129 +207,18 @@ def debug() -> Preset:
     )
 
 
-def ffhq_256() -> Preset:
-    """Generation of faces, 256 pixels, VQ f = 4; targets of 64 to 256 pixels."""
-    model = ModelConfig(name="ffhq-256", image_size=256, autoencoder=_VQ_F4, decoder=_DECODER_F4, denoiser=_LDM_F4)
-    return _paper(model, denoiser_lr=8e-5)
-
-
-def celebahq_sr_16_128() -> Preset:
-    """Super-resolution of faces from 16 pixels, trained at 128; targets of 32 to 128 pixels."""
-    model = ModelConfig(
-        name="celebahq-sr-16-128",
-        task="sr",
-        image_size=128,
-        lr_size=16,
-        condition_resize="nearest",
-        autoencoder=_VQ_F4,
-        decoder=_DECODER_F4,
-        denoiser=_LDM_SR,
-        schedule=_FACES_SR,
-    )
-    return _paper(model, denoiser_lr=1e-4)
-
-
-def lsun_bedroom_256() -> Preset:
-    """Generation of bedrooms, 256 pixels, VQ f = 4; targets of 64 to 256 pixels."""
-    model = ModelConfig(
-        name="lsun-bedroom-256", image_size=256, autoencoder=_VQ_F4, decoder=_DECODER_F4, denoiser=_LDM_F4
-    )
-    return _paper(model, denoiser_lr=8e-5)
-
-
-def lsun_church_256() -> Preset:
-    """Generation of churches, 256 pixels, KL f = 8; targets of 32 to 256 pixels."""
-    model = ModelConfig(
-        name="lsun-church-256",
-        image_size=256,
-        autoencoder=_KL_F8,
-        decoder=_DECODER_F8,
-        denoiser=_LDM_F8,
-        schedule=_WEAKER_NOISE,
-    )
-    return _paper(model, denoiser_lr=5e-5)
-
-
-def lsun_tower_sr_256() -> Preset:
-    """Super-resolution of towers from 16 pixels (16×), trained at 256; targets of 64 to 256 pixels."""
-    model = ModelConfig(
-        name="lsun-tower-sr-256",
-        task="sr",
-        image_size=256,
-        lr_size=16,
-        condition_resize="nearest",
-        autoencoder=_VQ_F4,
-        decoder=_DECODER_F4,
-        denoiser=_LDM_SR,
-        schedule=_FACES_SR,
-    )
-    return _paper(model, denoiser_lr=1e-4)
-
-
-def div2k_sr() -> Preset:
-    """Super-resolution of photographs, 48 to 192 pixels (4×); targets of 48 to 192 pixels."""
-    model = ModelConfig(
-        name="div2k-sr",
-        task="sr",
-        image_size=192,
-        lr_size=48,
-        condition_resize="bicubic",
-        autoencoder=_VQ_F4,
-        decoder=_DECODER_F4,
-        denoiser=_LDM_SR,
-        schedule=_WEAKER_NOISE,
-    )
-    return _paper(model, denoiser_lr=1e-4)
-
-
-def _paper(model: ModelConfig, *, denoiser_lr: float) -> Preset:
-    """The paper's training: Adam; 5e-5 for the decoder, 1e-6 for the alignment, EMA 0.9999, bf16 under ZeRO 1.
-
-    Alignment stage 2 renders a window of 12 × 12 latent cells of each target, and D_phi sees 4 cells around it: the
-    work is the same for every target size, little more than the denoiser's. docs/verbs/train.md has the figures.
-    """
-    common: dict[str, Any] = {
-        "precision": "bf16",
-        "zero_stage": 1,
-        "clip_norm": 1.0,
-        "checkpoint_every": 2000,
-        "grid_every": 2000,
-        "log_every": 50,
-        "channels_last": True,
-    }
-    low, high = model.latent_size, model.image_size
-    return Preset(
-        name=model.name,
-        model=model,
-        autoencoder=AutoencoderStage(steps=200_000, global_batch=32, lr=3.6e-5, ema_decay=0.9999, **common),
-        decoder=DecoderStage(steps=200_000, global_batch=32, lr=5e-5, min_size=low, max_size=high, crop=128, **common),
-        denoiser=DenoiserStage(
-            steps=500_000, global_batch=96, lr=denoiser_lr, ema_decay=0.9999, warmup_steps=10_000, **common
-        ),
-        align=AlignStage(
-            steps=50_000,
-            global_batch=32,
-            lr=1e-6,
-            min_size=low,
-            max_size=high,
-            crop_cells=12,
-            context_cells=4,
-            **common,
-        ),
-    )
-
-
 PRESETS: dict[str, Callable[[], Preset]] = {
     "demo": demo,
     "starter": starter,
     "starter-sharp": starter_sharp,
     "debug": debug,
-    "ffhq-256": ffhq_256,
-    "celebahq-sr-16-128": celebahq_sr_16_128,
-    "lsun-bedroom-256": lsun_bedroom_256,
-    "lsun-church-256": lsun_church_256,
-    "lsun-tower-sr-256": lsun_tower_sr_256,
-    "div2k-sr": div2k_sr,
+    "ffhq-256": paper.ffhq_256,
+    "celebahq-sr-16-128": paper.celebahq_sr_16_128,
+    "lsun-bedroom-256": paper.lsun_bedroom_256,
+    "lsun-church-256": paper.lsun_church_256,
+    "lsun-tower-sr-256": paper.lsun_tower_sr_256,
+    "div2k-sr": paper.div2k_sr,
+    "df2k-sr": paper.df2k_sr,
 }
 
 

@@ -23,6 +23,7 @@ from pipeline.card import model_card
 from pipeline.config import ModelConfig, to_dict
 from pipeline.errors import UserError
 from preprocess.manifest import Manifest, load_manifest
+from training.agreement import MENDED, check_use, disagreement, take_over
 from training.alarm import shared_alarm
 from training.checkpoint import free_space_error
 from training.config import (
@@ -161,23 +162,13 @@ def _part_digests(bundle: Bundle | None) -> dict[str, str]:
 
 
 def resolve_model(stage: str, model: ModelConfig, manifest: Manifest, bundle: Bundle | None) -> ModelConfig:
-    """The preset's model with the measured scale factor, in agreement with the bundle's parts."""
+    """The preset's model in agreement with the bundle: its parts keep their settings, its denoiser the scale factor and
+    the schedule that it was trained with (`take_over`). Without a denoiser the scale factor is the measured one."""
     if stage == "autoencoder":
         return model
     if model.task != "direct":  # its decoder sees unscaled latents, and there is no other part
         model = with_scale_factor(model, manifest.scale_factor)
-    if bundle is None:
-        return model
-    parts = {"autoencoder": bundle.autoencoder, "decoder": bundle.decoder, "denoiser": bundle.denoiser}
-    retrained = {"decoder": "decoder", "denoiser": "denoiser"}.get(stage)
-    for name, part in parts.items():
-        if part is not None and name != retrained and getattr(bundle.config, name) != getattr(model, name):
-            raise UserError(
-                f"the bundle's {name} has other settings than the preset's; use the preset it was made with"
-            )
-    if stage == "align" and bundle.config.schedule != model.schedule:
-        raise UserError("the bundle's diffusion schedule differs from the preset's; use the preset it was made with")
-    return model
+    return model if bundle is None else take_over(stage, model, bundle)
 
 
 def check(context: Context) -> None:
@@ -191,10 +182,8 @@ def check(context: Context) -> None:
         raise UserError("stage autoencoder: the kind 'identity' has no weights to train; begin with `decoder`")
     if isinstance(config, DecoderStage) and config.start == "bundle":
         start = require_parts(context.bundle, stage, "decoder").config.decoder
-        if dataclasses.replace(start, inputs=model.decoder.inputs) != model.decoder:
-            raise UserError(
-                "the bundle's decoder has other settings than the preset's; use the preset it was made with"
-            )
+        if differs := disagreement("decoder", dataclasses.replace(start, inputs=model.decoder.inputs), model.decoder):
+            raise UserError(f"{differs}; {MENDED}")
     elif not (stage == "decoder" and model.autoencoder.kind == "identity" and context.bundle is None):
         require_parts(context.bundle, stage, *_NEEDS[stage]) if _NEEDS[stage] else None
     accumulation_steps(config, context.world.size)
@@ -208,6 +197,8 @@ def check(context: Context) -> None:
     is_drawn = model.task == "direct" and isinstance(config, DecoderStage) and config.conditions == "drawn"
     if stage != "autoencoder" and not is_drawn:
         _check_latents(context)
+    if stage != "autoencoder":
+        check_use(stage, model, context.bundle)
     if isinstance(config, (DecoderStage, AlignStage)) and not is_drawn:
         size_range(config, model, max(_own_sizes(context), default=0))
     if isinstance(config, DecoderStage) and config.perceptual_weight:

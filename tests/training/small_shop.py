@@ -15,6 +15,9 @@ from preprocess.manifest import load_manifest
 from preprocess.run import preprocess
 from training.config import Preset, with_scale_factor
 
+SCALE_RATIO = 1.25
+"""Scale factor of the bundle over that of the data."""
+
 
 @dataclass(frozen=True)
 class Shop:
@@ -48,7 +51,8 @@ def make_shop(root: Path, preset: Preset, num: int = 24) -> Shop:
             dest=data, autoencoder=first, lr_sizes=sizes, condition_resize=enlarged, encode_threads=1, **common
         )
     )
-    model = with_scale_factor(preset.model, load_manifest(data).scale_factor)
+    # Another scale than the data's own: a denoiser that comes from elsewhere was trained with that of other data.
+    model = with_scale_factor(preset.model, SCALE_RATIO * load_manifest(data).scale_factor)
     bundle = str(root / "bundle")
     save_bundle(bundle, Bundle(model, autoencoder, build_decoder(model), build_denoiser(model)))
     return Shop(data, pixels, bundle, preset)

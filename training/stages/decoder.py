@@ -14,7 +14,7 @@ from torch import Tensor
 from pipeline.bundle import build_decoder
 from pipeline.decoder import ImplicitDecoder
 from pipeline.initialise import initialise_decoder
-from training.config import DecoderStage
+from training.config import DecoderStage, with_scale_factor
 from training.context import Context, frozen_autoencoder, require_parts
 from training.engine import make_engine
 from training.grids import Grids
@@ -41,7 +41,9 @@ def train(context: Context) -> Trained:
     engine = make_engine(decoder, config, context.world, deepspeed=context.use_deepspeed)
     session = Session(context, engine, context.loader(pixels=True, latents=not is_drawn))
     encoder = frozen_autoencoder(context).to(context.world.device) if is_drawn else None
-    make_pairs: Callable[[int], MakePair] = partial(latent_pairs, config, model)
+    # The unit of latent_noise is the deviation of these latents, whatever scale the bundle's denoiser was trained with.
+    measured = with_scale_factor(model, context.manifest.scale_factor)
+    make_pairs: Callable[[int], MakePair] = partial(latent_pairs, config, measured)
     if is_direct:
         make_pairs = partial(direct_pairs, config, model, encoder) if encoder else partial(cached_pairs, config, model)
     lpips = None

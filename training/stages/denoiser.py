@@ -45,7 +45,7 @@ def train(context: Context) -> Trained:
             # z_t = sqrt(abar_t) z0 + sqrt(1 - abar_t) eps, eq. (1)
             z_t = schedule.add_noise(z0, eps, t)
             prediction = engine(z_t, t, condition)
-            loss = denoising_loss(prediction, schedule.target(z0, eps, t))
+            loss = denoising_loss(prediction, schedule.target(z0, eps, t), config.loss)
             session.backward(loss, {})
         session.end_step()
         if session.grid_due():
@@ -55,18 +55,21 @@ def train(context: Context) -> Trained:
 
 
 def scaled_latents(micro: MicroBatch, model: ModelConfig, seed: int | None, step: int) -> tuple[Tensor, Tensor | None]:
-    """z0 (B,C,h,w) and the condition, scaled. With a seed, KL latents are drawn from their distribution."""
+    """z0 (B,C,h,w) and the condition, scaled. With a seed, KL latents of both are drawn from their distribution."""
+
+    def latent(stored: Tensor, key: str) -> Tensor:
+        if seed is None or model.autoencoder.kind != "kl":
+            return latent_of(stored, model.autoencoder) * model.scale_factor
+        mean, log_variance = stored.chunk(2, dim=1)
+        noise = normal(tuple(mean.shape[1:]), micro.generators(seed, key, step)).to(mean)
+        return (mean + torch.exp(0.5 * log_variance.clamp(-30.0, 20.0)) * noise) * model.scale_factor
+
     assert micro.latents is not None
-    latent = latent_of(micro.latents, model.autoencoder)
-    if seed is not None and model.autoencoder.kind == "kl":
-        log_variance = micro.latents.chunk(2, dim=1)[1].clamp(-30.0, 20.0)
-        noise = normal(tuple(latent.shape[1:]), micro.generators(seed, "posterior", step)).to(latent)
-        latent = latent + torch.exp(0.5 * log_variance) * noise
-    condition = None
-    if model.task == "sr":
-        assert micro.condition is not None
-        condition = latent_of(micro.condition, model.autoencoder) * model.scale_factor
-    return latent * model.scale_factor, condition
+    z0 = latent(micro.latents, "posterior")
+    if model.task != "sr":
+        return z0, None
+    assert micro.condition is not None
+    return z0, latent(micro.condition, "condition posterior")
 
 
 def draw_noise(

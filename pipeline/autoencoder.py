@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from pipeline.config import AutoencoderConfig
 from pipeline.errors import UserError
+from pipeline.quantizer import Quantizer
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.vae import Decoder, Encoder
@@ -33,7 +34,7 @@ class Autoencoder(nn.Module):
             self.encoder, self.decoder = cast("Encoder", nn.Identity()), cast("Decoder", nn.Identity())
             self.quant_conv, self.post_quant_conv = (cast(nn.Conv2d, nn.Identity()) for _ in range(2))
             return
-        from diffusers.models.autoencoders.vae import Decoder, Encoder, VectorQuantizer
+        from diffusers.models.autoencoders.vae import Decoder, Encoder
 
         levels = len(config.width_mult)
         attends = [level in config.attention_levels for level in range(levels)]
@@ -61,9 +62,7 @@ class Autoencoder(nn.Module):
             mid_block_add_attention=config.mid_attention,
         )
         if config.kind == "vq":
-            self.quantizer = VectorQuantizer(
-                config.num_embeddings, config.latent_channels, beta=0.25, remap=None, sane_index_shape=False
-            )
+            self.quantizer = Quantizer(config.num_embeddings, config.latent_channels)
 
     def moments(self, image: Tensor) -> Tensor:
         """Image (B,3,H,W) in [-1,1] → what the cache stores: "kl" (B,2C,h,w) mean | log-variance, "vq" (B,C,h,w)
@@ -85,13 +84,12 @@ class Autoencoder(nn.Module):
         if not self.has_decoder:
             raise UserError("this autoencoder was saved without its convolutional decoder; use the implicit decoder")
         if self.config.kind == "vq":
-            latent = self.quantize(latent)[0]
+            latent = self.quantize(latent)[0].to(latent.dtype)
         return self.decoder(self.post_quant_conv(latent))
 
     def quantize(self, latent: Tensor) -> tuple[Tensor, Tensor]:
-        """ "vq" only: nearest codes (straight-through gradient) and the codebook loss (van den Oord et al., 2017)."""
-        quantised, loss, _ = self.quantizer(latent)
-        return quantised, loss
+        """ "vq" only: nearest codes (straight-through gradient) and the codebook loss, both at least float32."""
+        return self.quantizer(latent)
 
     def identity(self) -> str:
         """SHA-256 (hex) of the part that latents depend on: configuration, encoder and quant_conv weights."""

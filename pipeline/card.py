@@ -15,7 +15,10 @@ def model_card(config: ModelConfig, meta: Mapping[str, Any], *, data: str = "", 
         "sr": f"super-resolution from {config.lr_size} pixels",
         "direct": "direct super-resolution by any factor",
     }[config.task]
-    diffusion = "" if config.task == "direct" else f"latent diffusion model ({config.schedule.prediction} prediction), "
+    schedule = (
+        f"{config.schedule.prediction} prediction{', zero terminal SNR' if config.schedule.zero_terminal_snr else ''}"
+    )
+    diffusion = "" if config.task == "direct" else f"latent diffusion model ({schedule}), "
     ae, decoder = config.autoencoder, config.decoder
     lines = [
         f"# {config.name}",
@@ -49,9 +52,15 @@ def model_card(config: ModelConfig, meta: Mapping[str, Any], *, data: str = "", 
     lines += [
         "image = model.upscale(pil_image, scale=5.3)",
         "```",
+        *_strengths(config),
         "",
         "## Licence",
         "",
         licence or "Not stated: the licences of the training images decide what the weights may be used for.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _strengths(config: ModelConfig) -> list[str]:
+    most = config.denoiser.condition_noise
+    return ["", f"`condition_noise` of 0 to {most:g} (`--condition-noise`) may be added to the input."] if most else []

@@ -134,6 +134,10 @@ class DenoiserConfig:
     Attention has heads of head_channels units, or, where num_heads > 0, that many heads at every level. scale_shift:
     the time embedding scales and shifts the norm instead of being added. resample "resnet": levels are joined by
     residual blocks instead of convolutions. The last three exist for checkpoints that were trained so.
+    condition_noise: largest strength s of the noise that a super-resolution condition c is trained with (conditioning
+    augmentation: Ho et al., "Cascaded Diffusion Models", JMLR 2022; Saharia et al., "Imagen", NeurIPS 2022), as
+    sqrt(1 - s²)·c + s·noise, s uniform in [0, condition_noise]. The denoiser is told s; sampling may choose it. 0: no
+    noise, and no input for it, as released.
     """
 
     base_width: int = 224
@@ -146,8 +150,11 @@ class DenoiserConfig:
     num_heads: int = 0
     scale_shift: bool = False
     resample: Literal["conv", "resnet"] = "conv"
+    condition_noise: float = 0.0
 
     def __post_init__(self) -> None:
+        noise = self.condition_noise
+        require(0.0 <= noise < 1.0, "denoiser.condition_noise", noise, "0 <= condition_noise < 1")
         require(0.0 <= self.dropout < 1.0, "denoiser.dropout", self.dropout, "0 <= dropout < 1")
         require(
             self.num_heads >= 0 and (not self.num_heads or self.base_width % self.num_heads == 0),
@@ -180,12 +187,18 @@ class DenoiserConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
-    """Diffusion schedule: betas = linspace(sqrt(beta_start), sqrt(beta_end), num_steps)^2."""
+    """Diffusion schedule: betas = linspace(sqrt(beta_start), sqrt(beta_end), num_steps)^2.
+
+    zero_terminal_snr: sqrt(abar) is shifted and scaled so that the last step is noise alone, abar = 0, and sampling
+    begins there (Lin et al., "Common Diffusion Noise Schedules and Sample Steps are Flawed", WACV 2024, algorithm 1),
+    with prediction "v" or "x0": from noise alone, "eps" tells nothing of the picture.
+    """
 
     num_steps: int = 1000
     beta_start: float = 0.0015
     beta_end: float = 0.0195
     prediction: Literal["eps", "x0", "v"] = "eps"
+    zero_terminal_snr: bool = False
 
     def __post_init__(self) -> None:
         require(self.num_steps >= 1, "schedule.num_steps", self.num_steps, "at least 1")
@@ -196,6 +209,10 @@ class ScheduleConfig:
             "0 < beta_start <= beta_end < 1",
         )
         require(self.prediction in ("eps", "x0", "v"), "schedule.prediction", self.prediction, "'eps', 'x0' or 'v'")
+        if self.zero_terminal_snr:
+            allowed = "'v' or 'x0' with schedule.zero_terminal_snr"
+            require(self.prediction != "eps", "schedule.prediction", self.prediction, allowed)
+            require(self.num_steps >= 2, "schedule.num_steps", self.num_steps, "at least 2 with zero_terminal_snr")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,6 +255,8 @@ class ModelConfig:
             self.decoder.inputs,
             f"{' or '.join(map(repr, rendered))} for task {self.task!r}",
         )
+        noise = self.denoiser.condition_noise
+        require(not noise or self.task == "sr", "denoiser.condition_noise", noise, "0 for every task but 'sr'")
         require(
             self.autoencoder.kind != "identity" or self.task == "direct",
             "autoencoder.kind",

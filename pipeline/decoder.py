@@ -155,8 +155,9 @@ class ImplicitDecoder(nn.Module):
         check_index(index_y, size[0], "index_y")
         check_index(index_x, size[1], "index_x")
         table = self.prepare(features)
-        rows: Axis = axis_at(index_y, size[0], table.shape[1], table.dtype)
-        cols: Axis = axis_at(index_x, size[1], table.shape[2], table.dtype)
+        dtype = torch.promote_types(table.dtype, torch.float32)
+        rows: Axis = axis_at(index_y, size[0], table.shape[1], dtype)
+        cols: Axis = axis_at(index_x, size[1], table.shape[2], dtype)
         return self.head.points(table, rows, cols)
 
     def forward(

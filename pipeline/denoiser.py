@@ -16,6 +16,7 @@ class Denoiser(nn.Module):
         super().__init__()
         # Imported here: a model without a denoiser starts in half the time.
         from diffusers.models.attention_processor import Attention
+        from diffusers.models.embeddings import TimestepEmbedding, Timesteps
         from diffusers.models.unets.unet_2d import UNet2DModel
 
         self.config = config
@@ -44,7 +45,13 @@ class Denoiser(nn.Module):
             flip_sin_to_cos=True,
             freq_shift=0,
             dropout=config.dropout,
+            class_embed_type="identity" if config.condition_noise else None,
         )
+        if config.condition_noise:  # the strength is told as time is, beside it; at first it has no effect
+            self.strength_waves = Timesteps(config.base_width, flip_sin_to_cos=True, downscale_freq_shift=0)
+            self.strength_embedding = TimestepEmbedding(config.base_width, 4 * config.base_width)
+            nn.init.zeros_(self.strength_embedding.linear_2.weight)
+            nn.init.zeros_(self.strength_embedding.linear_2.bias)
         if config.num_heads:  # the U-Net above knows one head width only; heads are counted when attention runs
             for module in self.unet.modules():
                 if isinstance(module, Attention):
@@ -55,9 +62,12 @@ class Denoiser(nn.Module):
         """Latent height and width must be multiples of this."""
         return 2 ** (len(self.config.width_mult) - 1)
 
-    def forward(self, z_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
+    def forward(
+        self, z_t: Tensor, t: Tensor, condition: Tensor | None = None, strength: Tensor | None = None
+    ) -> Tensor:
         """z_t (B,C,h,w) scaled, t (B,) int64 in 0..T-1, condition (B,C,h,w) scaled → prediction (B,C,h,w): eps, x0 or
-        v, as the model's schedule says. Raises `UserError` on wrong shapes or a missing condition."""
+        v, as the model's schedule says. strength (B,): of the noise that is in the condition, None for none; only for a
+        model with `condition_noise`. Raises `UserError` on wrong shapes or a missing condition."""
         if z_t.ndim != 4 or z_t.shape[1] != self.latent_channels or 0 in z_t.shape:
             raise UserError(f"z_t has shape {tuple(z_t.shape)}; expected (B, {self.latent_channels}, h, w)")
         if (condition is None) != (self.condition_channels == 0):
@@ -71,4 +81,11 @@ class Denoiser(nn.Module):
             if condition.shape != expected:
                 raise UserError(f"condition has shape {tuple(condition.shape)}; expected {expected}")
             z_t = torch.cat([z_t, condition], dim=1)
-        return self.unet(z_t, t).sample
+        if not self.config.condition_noise:
+            if strength is not None:
+                raise UserError("this denoiser was built for conditions without noise; it takes no strength")
+            return self.unet(z_t, t).sample
+        strength = torch.zeros(len(z_t), device=z_t.device) if strength is None else strength
+        # in thousandths, so that its waves have the range of the time steps'
+        waves = self.strength_waves(1000.0 * strength.float()).to(z_t.dtype)
+        return self.unet(z_t, t, class_labels=self.strength_embedding(waves)).sample

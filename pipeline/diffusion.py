@@ -21,6 +21,11 @@ class Schedule:
             torch.linspace(config.beta_start**0.5, config.beta_end**0.5, config.num_steps, dtype=torch.float64) ** 2
         )
         self.abar = torch.cumprod(1.0 - self.betas, dim=0)
+        if config.zero_terminal_snr:
+            # Lin et al., algorithm 1: the first sqrt(abar) stays, the last becomes 0.
+            root = self.abar.sqrt()
+            self.abar = ((root - root[-1]) * (root[0] / (root[0] - root[-1]))).square()
+            self.betas = 1.0 - self.abar / torch.cat([self.abar.new_ones(1), self.abar[:-1]])
 
     def check_t(self, t: Tensor, batch: int | None = None) -> None:
         """`UserError` when t does not hold whole numbers in 0..T-1, one for each of `batch` images if that is given."""
@@ -72,3 +77,12 @@ class Schedule:
         if self.config.prediction == "v":
             return noise * z_t + signal * prediction
         return (z_t - signal * prediction) / noise
+
+
+def noisy_condition(condition: Tensor, noise: Tensor, strength: Tensor) -> Tensor:
+    """A condition as the denoiser is shown it at a strength s: sqrt(1 - s²)·c + s·noise (`DenoiserConfig`).
+
+    condition (B,C,h,w) scaled, noise standard normal of that shape, strength (B,) in [0, 1); 0 changes nothing."""
+    strength = strength.double().reshape(-1, 1, 1, 1)
+    kept = (1.0 - strength.square()).sqrt()
+    return kept.to(condition) * condition + strength.to(condition) * noise

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from pipeline.chunks import render_in_chunks
 from pipeline.geometry import Axis
 from pipeline.kernels import cpu
+from pipeline.precision import without_autocast
 
 CPU_CHUNK = 1024
 """Output pixels a chunk and thread: on a CPU the activations (4 corners × 1024 × 256 floats = 4 MB) stay in cache."""
@@ -70,7 +71,6 @@ class LiifHead(nn.Module):
             image = self._fused(table, rows, cols, with_grad)
             if image is not None:
                 return image
-        rows, cols = rows.to(table.dtype), cols.to(table.dtype)
         chunk = chunk or (CUDA_CHUNK if table.is_cuda else GRADIENT_CHUNK if with_grad else CPU_CHUNK)
         return render_in_chunks(self._block, table, rows, cols, chunk=chunk, with_grad=with_grad)
 
@@ -130,22 +130,22 @@ class LiifHead(nn.Module):
     def _mlp(
         self, table: Tensor, cell: Tensor, rel_y: Tensor, rel_x: Tensor, weight: Tensor, cell_y: float, cell_x: float
     ) -> Tensor:
-        """table (B,h,w,D), the rest (4,Q) → (Q,3)."""
-        weights = self._position()
-        shift = weights[:, 2] * cell_y + weights[:, 3] * cell_x
-        rel = torch.stack([rel_y.reshape(-1), rel_x.reshape(-1), torch.ones_like(rel_x).reshape(-1)], dim=1)
-        position = torch.stack([weights[:, 0], weights[:, 1], shift])
-        gathered = table.reshape(-1, self.width).index_select(0, cell.reshape(-1))
-        if torch.is_grad_enabled():
-            hidden = torch.relu(torch.addmm(gathered, rel, position))
-            for layer in self._later_layers():
-                hidden = torch.relu(layer(hidden))
-        else:
-            hidden = gathered.addmm_(rel, position).relu_()
-            for layer in self._later_layers():
-                hidden = layer(hidden).relu_()
+        """table (B,h,w,D), the rest (4,Q) → (Q,3). Coordinates and blend are float32 whatever the layers are, as in the
+        Triton kernel: halved, a coordinate is known to no more than 1/256 of a cell."""
+        with without_autocast(table.device.type):
+            weights = self._position().to(rel_y.dtype)
+            shift = weights[:, 2] * cell_y + weights[:, 3] * cell_x
+            rel = torch.stack([rel_y.reshape(-1), rel_x.reshape(-1), torch.ones_like(rel_x).reshape(-1)], dim=1)
+            position = torch.stack([weights[:, 0], weights[:, 1], shift])
+            gathered = table.reshape(-1, self.width).index_select(0, cell.reshape(-1)).to(rel.dtype)
+            if torch.is_grad_enabled():
+                hidden = torch.relu(torch.addmm(gathered, rel, position)).to(table.dtype)
+            else:
+                hidden = gathered.addmm_(rel, position).relu_().to(table.dtype)
+        for layer in self._later_layers():
+            hidden = torch.relu(layer(hidden)) if torch.is_grad_enabled() else layer(hidden).relu_()
         blended = (hidden.reshape(4, -1, self.width) * weight[:, :, None]).sum(0)
-        return self.out(blended)
+        return self.out(blended.to(table.dtype))
 
 
 _failed: set[Hashable] = set()

@@ -10,6 +10,7 @@ import dataclasses
 import logging
 import secrets
 from collections.abc import Callable, Sequence
+from functools import partial
 from numbers import Real
 
 import torch
@@ -22,7 +23,7 @@ from pipeline.canvas import Facts
 from pipeline.config import ModelConfig
 from pipeline.decoder import ImplicitDecoder
 from pipeline.device import checked_device
-from pipeline.diffusion import Schedule
+from pipeline.diffusion import Schedule, noisy_condition
 from pipeline.drawing import Drawing
 from pipeline.errors import UserError
 from pipeline.geometry import Size, Window, check_size, check_window
@@ -40,6 +41,8 @@ MAX_PIXELS = 1 << 28
 """Largest image held in memory at once (16 384²); larger ones are decoded window by window."""
 MAX_LATENT_CELLS = 1 << 26
 """Largest sampled latent (8192 × 8192 cells)."""
+_CONDITION_STREAM = 0x5DEECE66D
+"""Added to an image's seed for the noise on its condition."""
 
 
 class LatentZoom:
@@ -193,11 +196,14 @@ class LatentZoom:
         seed: int | Sequence[int] = 0,
         latent_size: Size | None = None,
         tiling: Tiling | None = None,
+        condition_noise: float = 0.0,
         on_step: OnStep | None = None,
     ) -> Tensor:
         """Unscaled latents (B,C,h,w). `noise` is z at the noisiest step (drawn when None: image i from seed + i, or
         from seeds[i]); `condition` (scaled) decides B and (h, w) for SR models. The denoiser runs `num_steps` times;
-        with a tiling, each time on overlapping tiles of the latent, whose predictions are blended."""
+        with a tiling, each time on overlapping tiles of the latent, whose predictions are blended. condition_noise:
+        strength of the noise added to the condition, at most the model's `denoiser.condition_noise`."""
+        self._check_condition_noise(condition_noise)
         if self._is_sr() and condition is None:
             raise UserError("this is a super-resolution model: sampling needs a condition; use upscale")
         num = len(noise) if noise is not None else len(condition) if condition is not None else num
@@ -216,8 +222,14 @@ class LatentZoom:
         exact = torch.promote_types(self.dtype, torch.float32)
         z = noises(self.device, exact) if noise is None else finite(noise, "noise").to(self.device, exact)
         condition = None if condition is None else self._place(finite(condition, "condition"))
+        if condition is not None and condition_noise:
+            # a stream of its own, so that the latent's noise is the same at every strength
+            other = SeededNoise([(s + _CONDITION_STREAM) % (1 << 63) for s in seeds], noises.shape)
+            strengths = torch.full((num,), float(condition_noise))
+            condition = self._place(noisy_condition(condition, other(self.device, self.dtype), strengths))
 
-        tiled = tiled_prediction(self._predict, condition, tiling or whole(latent_size))
+        predict_tile = partial(self._predict, strength=condition_noise)
+        tiled = tiled_prediction(predict_tile, condition, tiling or whole(latent_size))
 
         def predict(z_t: Tensor, t: Tensor) -> Tensor:
             return tiled(z_t, t).to(exact)
@@ -283,6 +295,7 @@ class LatentZoom:
         num_steps: int = 20,
         eta: float = 0.0,
         tile: int = 0,
+        condition_noise: float = 0.0,
         on_step: OnStep | None = None,
     ) -> Image.Image:
         """One picture (a Pillow image, a file, its bytes or an array) enlarged by a real factor or to `size` (H, W).
@@ -291,13 +304,21 @@ class LatentZoom:
         SR models draw the latent by diffusion from the condition, or with num_steps = 0 render the condition itself
         where their decoder was trained for it (`UserError` where it was not): that is one pass and closest to the
         truth, diffusion adds plausible detail. Models for direct super-resolution and for generation have no such
-        choice and render the condition. Large pictures are worked on in tiles, see `tiling`. For results too large for
-        memory use `drawing(latent_of(image), size).write(file)`."""
+        choice and render the condition. condition_noise: where the model was trained so (`denoiser.condition_noise`),
+        noise on the condition: more detail of its own, less trust in what the input shows. Large pictures are worked on
+        in tiles, see `tiling`. For results too large for memory use `drawing(latent_of(image), size).write(file)`."""
         picture, seed = read_picture(image), _seed_or_new(seed)
         size = target_size(picture.size, scale, size)
         self._check_fits(size)
         latent = self.latent_of(
-            picture, seed=seed, sampler=sampler, num_steps=num_steps, eta=eta, tile=tile, on_step=on_step
+            picture,
+            seed=seed,
+            sampler=sampler,
+            num_steps=num_steps,
+            eta=eta,
+            tile=tile,
+            condition_noise=condition_noise,
+            on_step=on_step,
         )
         drawing = self.drawing(latent, size, tile=tile, alpha=picture.opacity(), is_grey=picture.is_grey)
         made = drawing.picture(Facts(icc=picture.icc, exif=picture.exif))
@@ -313,9 +334,11 @@ class LatentZoom:
         num_steps: int = 20,
         eta: float = 0.0,
         tile: int = 0,
+        condition_noise: float = 0.0,
         on_step: OnStep | None = None,
     ) -> Tensor:
         """The latent (1,C,h,w), unscaled, that `upscale` decodes: it is the same for every scale."""
+        self._check_condition_noise(condition_noise, num_steps)
         picture = read_picture(image)
         tiling, factor = self.tiling(tile), self.config.autoencoder.factor
         is_direct = self.renders_condition(num_steps)
@@ -332,6 +355,7 @@ class LatentZoom:
             num_steps=num_steps,
             eta=eta,
             tiling=tiling,
+            condition_noise=condition_noise,
             on_step=on_step,
         )
 
@@ -368,6 +392,15 @@ class LatentZoom:
         if size[0] * size[1] > MAX_PIXELS:
             raise UserError(f"an image of {size[0]}x{size[1]} pixels does not fit at once; decode it in windows")
 
+    def _check_condition_noise(self, strength: float, num_steps: int = 1) -> None:
+        most = self.config.denoiser.condition_noise
+        if strength == 0 or (0 < strength <= most and num_steps):
+            return
+        why = f"this model was trained with {'up to ' if most else ''}{most:g}"
+        if most and num_steps == 0:
+            why = "it is for sampling, and num_steps = 0 renders the condition itself"
+        raise UserError(f"condition_noise = {strength:g} is not allowed; {why}")
+
     def _is_sr(self) -> bool:
         return self.config.task == "sr"
 
@@ -379,7 +412,7 @@ class LatentZoom:
             raise UserError("this bundle has no implicit decoder yet; train the stage `decoder` first")
         return self.decoder
 
-    def _predict(self, z_t: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
+    def _predict(self, z_t: Tensor, t: Tensor, condition: Tensor | None, strength: float = 0.0) -> Tensor:
         if self.config.task == "direct":
             raise UserError(
                 "this model is for direct super-resolution: it has no denoiser and draws nothing; use upscale"
@@ -388,7 +421,10 @@ class LatentZoom:
             raise UserError("this bundle has no denoiser yet; train the stage `denoiser` first")
         self.schedule.check_t(t, batch=len(z_t))
         condition = self._place(condition) if condition is not None else None
-        return self._run_denoiser(self._place(z_t), t.to(self.device), condition)
+        if not strength:
+            return self._run_denoiser(self._place(z_t), t.to(self.device), condition)
+        strengths = torch.full((len(z_t),), strength, device=self.device)
+        return self._run_denoiser(self._place(z_t), t.to(self.device), condition, strengths)
 
 
 def _seed_or_new(seed: int | None) -> int:

@@ -40,11 +40,14 @@ class SeededNoise:
         return noise.to(device=device, dtype=dtype)
 
 
-def ddim_timesteps(num_steps: int, schedule_steps: int = 1000) -> list[int]:
+def ddim_timesteps(num_steps: int, schedule_steps: int = 1000, *, trailing: bool = False) -> list[int]:
     """`num_steps` time steps, ascending. Where num_steps divides T this is the paper's arange(0, T, T/num_steps) + 1;
-    in between the same spacing, rounded down; at num_steps = T all of 0..T-1. Raises `UserError` outside 1..T."""
+    in between the same spacing, rounded down; at num_steps = T all of 0..T-1. trailing: the same spacing counted down
+    from T-1, which is among them then (Lin et al., WACV 2024, table 2). Raises `UserError` outside 1..T."""
     if not 1 <= num_steps <= schedule_steps:
         raise UserError(f"num_steps = {num_steps} is not allowed; use 1 to {schedule_steps}")
+    if trailing:
+        return [-(-(i + 1) * schedule_steps // num_steps) - 1 for i in range(num_steps)]
     shift = 0 if num_steps == schedule_steps else 1
     return [i * schedule_steps // num_steps + shift for i in range(num_steps)]
 
@@ -65,7 +68,7 @@ def ddim(
         raise UserError(f"eta = {eta} is not allowed; use 0 or more")
     if eta > 0 and noise is None:
         raise UserError("DDIM with eta > 0 needs a source of noise")
-    steps = ddim_timesteps(num_steps, schedule.config.num_steps)
+    steps = ddim_timesteps(num_steps, schedule.config.num_steps, trailing=schedule.config.zero_terminal_snr)
     for done, i in enumerate(reversed(range(num_steps)), start=1):
         t = torch.full((z.shape[0],), steps[i], dtype=torch.int64, device=z.device)
         abar = float(schedule.abar[steps[i]])
@@ -90,8 +93,11 @@ def _final_abar(schedule: Schedule, first_step: int) -> float:
 
 def dpm_timesteps(num_steps: int, schedule: Schedule) -> list[int]:
     """`num_steps` distinct time steps, descending from T-1 (to 0 when there is more than one), evenly spaced in
-    log-SNR, the variable that the solver is a polynomial in. Raises `UserError` outside 1..T."""
+    log-SNR, the variable that the solver is a polynomial in. A schedule that ends in noise alone has no finite log-SNR
+    there, so it takes DDIM's trailing steps. Raises `UserError` outside 1..T."""
     total = schedule.config.num_steps
+    if schedule.config.zero_terminal_snr:
+        return ddim_timesteps(num_steps, total, trailing=True)[::-1]
     if not 1 <= num_steps <= total:
         raise UserError(f"num_steps = {num_steps} is not allowed; use 1 to {total}")
     log_snr = (schedule.abar / (1.0 - schedule.abar)).log().flip(0)  # ascending
@@ -120,6 +126,7 @@ def dpm_solver(
         solver_order=2,
         prediction_type={"eps": "epsilon", "x0": "sample", "v": "v_prediction"}[schedule.config.prediction],
         final_sigmas_type="zero",
+        rescale_betas_zero_snr=schedule.config.zero_terminal_snr,  # they are: this only bounds the last step's log-SNR
     )
     solver.set_timesteps(timesteps=dpm_timesteps(num_steps, schedule))
     for done, step in enumerate(solver.timesteps, start=1):

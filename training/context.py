@@ -14,7 +14,7 @@ from pipeline.config import ModelConfig, to_dict
 from pipeline.errors import UserError
 from preprocess.loader import ShardLoader
 from preprocess.manifest import Manifest
-from training.config import StageConfig, is_joint, model_settings
+from training.config import StageConfig, is_joint, model_settings, older_first_stage
 from training.reporter import BackgroundReporter, FolderReporter, NullReporter, Reporter
 from training.stopping import Stop
 from training.world import World
@@ -118,7 +118,10 @@ class Context:
         """A stored fingerprint with the settings that did not exist when it was written, at their defaults: those of
         the stage and of the model's parts."""
         defaults = to_dict(type(self.config)())
-        settings = {**{k: defaults[k] for k in self.fingerprint()["settings"]}, **stored.get("settings", {})}
+        written = stored.get("settings", {})
+        if self.stage == "autoencoder":
+            written = older_first_stage(written, self.model)
+        settings = {**{k: defaults[k] for k in self.fingerprint()["settings"]}, **written}
         parts = {f.name: to_dict(getattr(self.model, f.name).__class__()) for f in _model_parts(self.model)}
         model = {k: {**parts[k], **v} if k in parts else v for k, v in stored.get("model", {}).items()}
         return {**stored, "settings": settings, "model": model}

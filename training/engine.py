@@ -25,8 +25,9 @@ from training.config import StageConfig
 from training.copies import CpuCopies, Snapshot
 from training.ema import Ema, Fragment, assemble, decay_at, to_tensors
 from training.engine_ddp import DdpEngine
+from training.older_checkpoints import readable
 from training.optim import make_optimizer, set_lr
-from training.plain_engine import PlainEngine
+from training.plain_engine import PlainEngine, cast
 from training.world import World
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -129,23 +130,23 @@ class DeepSpeedEngine:
             model=module, optimizer=self._optimizer, config=deepspeed_config(config, world, accumulation)
         )
         self.module = self._engine.module
-        if not config.zero_stage and config.precision != "fp32":
+        if not config.zero_stage and config.precision == "fp16":
             # This wrapper fills Adam's state by a step on zero gradients, which would count as the first step.
             self._optimizer.state.clear()
         if config.zero_stage == 3:
             _gather_decoder_whole(deepspeed, self.module)
         self._fragments = self._find_fragments()
-        if config.precision != "fp32":
+        if config.precision == "fp16":
             self._restore_masters(exact)
         self.ema = Ema(self._fragments)
         self._copies, self.stall = CpuCopies(), 0.0
         self._snapshot: Snapshot | None = None
 
     def __call__(self, *inputs: Any) -> Any:
-        cast = [_cast(value, self.dtype) for value in inputs]
+        given = [cast(value, self.dtype) for value in inputs] if self.config.precision == "fp16" else list(inputs)
         if self.config.channels_last:
-            cast = [_channels_last(value) for value in cast]
-        return _cast(self._engine(*cast), torch.float32)
+            given = [_channels_last(value) for value in given]
+        return cast(self._engine(*given), torch.float32)
 
     def backward(self, loss: Tensor) -> None:
         self._engine.backward(loss)
@@ -163,8 +164,8 @@ class DeepSpeedEngine:
         return float("nan") if norm is None else float(norm)
 
     def _unpartitioned_norm(self) -> Tensor | None:
-        """ZeRO 0 in float32 clips by torch's function and keeps no norm, so it is taken here."""
-        if self.config.zero_stage or self.config.precision != "fp32":
+        """ZeRO 0 on float32 weights clips by torch's function and keeps no norm, so it is taken here."""
+        if self.config.zero_stage or self.config.precision == "fp16":
             return None
         return nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None])
 
@@ -214,9 +215,13 @@ class DeepSpeedEngine:
         return self.ema.fragments(self._fragments)
 
     def _load(self, folder: Path) -> None:
-        path, _ = self._engine.load_checkpoint(str(folder.parent), tag=folder.name, load_lr_scheduler_states=False)
+        with readable(folder, self._trained_names(), self.config.zero_stage) as made:
+            path, _ = self._engine.load_checkpoint(str(made.parent), tag=made.name, load_lr_scheduler_states=False)
         if path is None:
             raise UserError(f"DeepSpeed could not load the checkpoint {folder}")
+
+    def _trained_names(self) -> list[str]:
+        return [name for name, parameter in self.module.named_parameters() if parameter.requires_grad]
 
     def _load_universal(self, folder: Path) -> None:
         """Another number of workers: rewrite the checkpoint one file per parameter, then load that."""
@@ -320,19 +325,17 @@ def deepspeed_config(config: StageConfig, world: World, accumulation: int) -> di
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": config.clip_norm,
         "zero_optimization": {"stage": config.zero_stage, "overlap_comm": world.device.type == "cuda"},
-        "bf16": {"enabled": config.precision == "bf16"},
+        # bf16 is autocast: weights, gradients and what the workers exchange stay float32, and so does what the networks
+        # compute outside autocast (pipeline.precision). DeepSpeed's own bf16 would round every weight, codebooks too.
+        "torch_autocast": {
+            "enabled": config.precision == "bf16",
+            "dtype": "bfloat16",
+            "lower_precision_safe_modules": [],
+        },
         "fp16": {"enabled": config.precision == "fp16"},
         "steps_per_print": 1 << 30,
         "wall_clock_breakdown": False,
     }
-
-
-def _cast(value: Any, dtype: torch.dtype) -> Any:
-    if isinstance(value, Tensor):
-        return value.to(dtype) if value.is_floating_point() else value
-    if isinstance(value, tuple) and any(isinstance(item, Tensor) for item in value):
-        return tuple(_cast(item, dtype) for item in value)
-    return value
 
 
 def _channels_last(value: Any) -> Any:

@@ -82,12 +82,13 @@ def estimate(stage: str, config: StageConfig, model: ModelConfig, num_workers: i
 
 
 def _state_bytes(num: int, config: StageConfig, num_workers: int) -> int:
-    """Weights, gradients, float32 masters, two Adam moments and averages, each split as its ZeRO stage says."""
-    width = 4 if config.precision == "fp32" else 2
+    """Weights, gradients, float32 masters, two Adam moments and averages, each split as its ZeRO stage says. "bf16" is
+    autocast: only "fp16" halves weights and gradients. ZeRO 3 of float32 weights needs no masters."""
+    width = 2 if config.precision == "fp16" else 4
     split = num_workers
     weights = num * width // (split if config.zero_stage >= 3 else 1)
     gradients = num * width // (split if config.zero_stage >= 2 else 1)
-    masters = 4 if config.precision != "fp32" or config.zero_stage else 0
+    masters = 4 if config.precision == "fp16" or config.zero_stage in (1, 2) else 0
     optimizer = num * (masters + 8 + 4) // (split if config.zero_stage >= 1 else 1)
     return weights + gradients + optimizer
 

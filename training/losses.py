@@ -10,6 +10,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.grad import conv2d_weight
 
 Kind = Literal["l1", "l2"]
 
@@ -32,9 +33,21 @@ def diffusion_weight(snr: Tensor, kind: Kind, clip: float = 0.0) -> Tensor:
     return weight.sqrt() if kind == "l1" else weight
 
 
-def denoising_loss(prediction: Tensor, target: Tensor, kind: Kind = "l2") -> Tensor:
-    """Paper eq. (4): mean error of the denoiser's prediction, (B,C,h,w) twice → scalar."""
-    return per_sample(prediction, target, kind).mean()
+def min_snr_weight(snr: Tensor, prediction: str, gamma: float, kind: Kind = "l2") -> Tensor:
+    """Min-SNR-gamma weights (Hang et al., ICCV 2023, section 3.4) for signal-to-noise ratios (B,) → (B,).
+
+    The error of z0_pred has the weight min(SNR, gamma), whatever is predicted; an error of eps is SNR^-1, one of v
+    (SNR + 1)^-1 of that. "l1" takes the root, since its errors are not squared.
+    """
+    share = {"x0": torch.ones_like(snr), "eps": 1.0 / snr, "v": 1.0 / (snr + 1.0)}[prediction]
+    weight = snr.clamp(max=gamma) * share
+    return weight.sqrt() if kind == "l1" else weight
+
+
+def denoising_loss(prediction: Tensor, target: Tensor, kind: Kind = "l2", weight: Tensor | None = None) -> Tensor:
+    """Paper eq. (4): mean error of the denoiser's prediction, (B,C,h,w) twice → scalar. weight (B,): of the samples."""
+    errors = per_sample(prediction, target, kind)
+    return errors.mean() if weight is None else (weight * errors).mean()
 
 
 def alignment_loss(
@@ -64,6 +77,24 @@ def kl_loss(moments: Tensor) -> Tensor:
     log_variance = log_variance.clamp(-30.0, 20.0)
     divergence = 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance)
     return divergence.flatten(1).sum(dim=1).mean()
+
+
+def adaptive_weight(reconstruction: Tensor, generator: Tensor, made: Tensor, features: Tensor, unit: float) -> Tensor:
+    """Weight (scalar, without gradient) that gives the generator's loss the same gradient at the decoder's last layer
+    as the reconstruction: |d reconstruction| / (|d generator| + 1e-4), at most 1e4 (Esser et al., "Taming", CVPR 2021,
+    eq. 7; LDM's loss). Both losses are scalars of `made` (B,3,H,W); features (B,ch,H,W): the last layer's input.
+
+    unit: `training.config.first_stage_unit`; the bound holds for LDM's sum, so that here it is 1e4 / unit. The layer's
+    gradient is made from that of `made`, since the network's own weights may be spread over workers.
+    """
+
+    def length(loss: Tensor) -> Tensor:
+        (slope,) = torch.autograd.grad(loss, made, retain_graph=True)
+        shape = (made.shape[1], features.shape[1], 3, 3)
+        return conv2d_weight(features.float(), shape, slope.float(), padding=1).norm()
+
+    weight = unit * length(reconstruction) / (length(generator) + 1e-4)
+    return weight.clamp(0.0, 1e4).detach() / unit
 
 
 def hinge_discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:

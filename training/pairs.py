@@ -78,6 +78,6 @@ def direct_pairs(config: DecoderStage, model: ModelConfig, autoencoder: Autoenco
         region = zoom.region(micro.pixels)
         low = zoom.low_resolution(region)  # (B,3,c,c)
         latent = autoencoder.encode(condition_image(low, model.autoencoder.factor, model.condition_resize))
-        return Pair(latent, ((zoom.side, zoom.side), None, (zoom.rows, zoom.cols)), zoom.truth(region))
+        return Pair(latent, (zoom.size, None, (zoom.rows, zoom.cols)), zoom.truth(region))
 
     return make

@@ -38,7 +38,7 @@ class PlainEngine:
 
     def __call__(self, *inputs: Any) -> Any:
         with torch.autocast(self.world.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            return self._forward(*inputs)
+            return cast(self._forward(*inputs), torch.float32)  # losses are computed outside, exactly
 
     def _forward(self, *inputs: Any) -> Any:
         return self.module(*inputs)
@@ -93,3 +93,12 @@ class PlainEngine:
     def averaged(self) -> dict[str, Tensor] | None:
         """Whole averaged weights by parameter name, on the CPU."""
         return {f.name: f.tensor.detach().cpu().reshape(f.shape) for f in self.ema.fragments(self.fragments())}
+
+
+def cast(value: Any, dtype: torch.dtype) -> Any:
+    """The floating-point tensors of a value or tuple of values in another type; whole numbers stay."""
+    if isinstance(value, Tensor):
+        return value.to(dtype) if value.is_floating_point() else value
+    if isinstance(value, tuple) and any(isinstance(item, Tensor) for item in value):
+        return tuple(cast(item, dtype) for item in value)
+    return value

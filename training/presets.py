@@ -67,7 +67,9 @@ def demo(minutes: float = 10.0) -> Preset:
                 norm_groups=8,
             ),
         ),
-        autoencoder=AutoencoderStage(global_batch=4, lr=5e-4, start="linear", **steps(500), **common),
+        autoencoder=AutoencoderStage(
+            global_batch=4, lr=5e-4, start="linear", kl_weight=1e-6 * 3 * 64 * 64, **steps(500), **common
+        ),
         decoder=DecoderStage(global_batch=8, lr=1e-3, start="linear", min_size=32, crop=32, **steps(500), **common),
         denoiser=DenoiserStage(global_batch=16, lr=2e-3, **steps(1500), **{**common, "ema_decay": 0.995}),
         align=AlignStage(global_batch=8, lr=1e-4, crop=32, **steps(80), **common),

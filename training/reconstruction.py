@@ -22,18 +22,19 @@ class Reconstruction(nn.Module):
         super().__init__()
         self.autoencoder = autoencoder
 
-    def forward(self, image: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """image (B,3,H,W) in [-1,1], noise (B,C,h,w) → reconstruction (B,3,H,W) and what the regulariser looks at:
-        "kl" the moments (B,2C,h,w), "vq" the codebook loss (scalar)."""
-        model = self.autoencoder
-        stored = model.moments(image)
-        if model.config.kind == "vq":
-            latent, regulariser = model.quantize(stored)
-        else:
-            mean, log_variance = stored.chunk(2, dim=1)
-            latent = mean + torch.exp(0.5 * log_variance.clamp(-30.0, 20.0)) * noise
-            regulariser = stored
-        return model.decoder(model.post_quant_conv(latent)), regulariser
+    def forward(self, image: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """image (B,3,H,W) in [-1,1], noise (B,C,h,w) → reconstruction (B,3,H,W); what the regulariser looks at: "kl"
+        the moments (B,2C,h,w), "vq" the codebook loss (scalar); and, without gradient, what the decoder's last layer, a
+        3×3 convolution, was given (B,ch,H,W)."""
+        model, features = self.autoencoder, []
+        stored = model.moments(image).float()
+        latent, regulariser = model.quantize(stored) if model.config.kind == "vq" else (_sample(stored, noise), stored)
+        watch = model.decoder.conv_out.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0].detach()))
+        try:
+            made = model.decoder(model.post_quant_conv(latent.to(noise.dtype)))
+        finally:
+            watch.remove()
+        return made, regulariser, features[0]
 
 
 class JointFirstStage(nn.Module):
@@ -46,10 +47,14 @@ class JointFirstStage(nn.Module):
     def forward(self, image: Tensor, noise: Tensor, size: Size, window: Window) -> tuple[Tensor, Tensor]:
         """image (B,3,H,W) in [-1,1], noise (B,C,h,w) → the window of ND(sample of the posterior; size), and the moments
         (B,2C,h,w)."""
-        moments = self.autoencoder.moments(image)
-        mean, log_variance = moments.chunk(2, dim=1)
-        latent = mean + torch.exp(0.5 * log_variance.clamp(-30.0, 20.0)) * noise
-        return self.decoder(latent, size, window), moments
+        moments = self.autoencoder.moments(image).float()
+        return self.decoder(_sample(moments, noise).to(noise.dtype), size, window), moments
+
+
+def _sample(moments: Tensor, noise: Tensor) -> Tensor:
+    """A sample of the posterior, in float32: moments (B,2C,h,w) and noise (B,C,h,w) → (B,C,h,w)."""
+    mean, log_variance = moments.chunk(2, dim=1)
+    return mean + torch.exp(0.5 * log_variance.clamp(-30.0, 20.0)) * noise
 
 
 def joint_first_stage(model: ModelConfig) -> JointFirstStage:

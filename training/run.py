@@ -30,6 +30,7 @@ from training.config import (
     AlignStage,
     AutoencoderStage,
     DecoderStage,
+    DenoiserStage,
     Preset,
     StageConfig,
     is_joint,
@@ -214,6 +215,11 @@ def check(context: Context) -> None:
         raise UserError(
             f"autoencoder.crop = {config.crop} is not a multiple of {model.autoencoder.factor}, the factor by which "
             "the autoencoder shrinks images; use a multiple, or 0 for whole images"
+        )
+    if isinstance(config, DenoiserStage) and config.min_snr_gamma and model.schedule.zero_terminal_snr:
+        raise UserError(
+            f"denoiser.min_snr_gamma = {config.min_snr_gamma:g} gives no weight to the last step of a schedule with "
+            "zero_terminal_snr, where sampling begins; set one of them only"
         )
     check_memory(stage, config, model, context.world.size, context.world.device)
     if problem := free_space_error(context.run_dir, 64 << 20):

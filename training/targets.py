@@ -1,7 +1,12 @@
-"""Target sizes and windows of the alignment stages. Drawn once a step, the same on every worker."""
+"""Target sizes and windows of the alignment stages. Drawn once a step, the same on every worker.
+
+Height and width differ where the stage's max_aspect allows it: then the decoder meets pixels that are not square, of
+which a picture stretched to another shape is made. Both sides stay in the range of sizes.
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +23,7 @@ from training.optim import generator_for
 
 @dataclass(frozen=True)
 class Target:
-    """A square output of `size` pixels, of which the window (y0, x0, y1, x1) is rendered and compared."""
+    """An output of `size` pixels, of which the window (y0, x0, y1, x1) is rendered and compared."""
 
     size: tuple[int, int]
     window: tuple[int, int, int, int]
@@ -84,10 +89,19 @@ def largest_target(config: Stage, model: ModelConfig) -> Target:
 
 
 def draw_target(config: Stage, model: ModelConfig, step: int, smallest: int = 0) -> Target:
-    """A uniformly drawn size of the range and a uniformly placed window of it (`window_side`)."""
+    """A side uniform in the range; the other one is it times a ratio, log-uniform in [1/max_aspect, max_aspect] as far
+    as that stays in the range; which of them is the height, by chance; a uniformly placed window (`window_side`)."""
     low, high = size_range(config, model, smallest)
     generator = generator_for(config.seed, "target", step)
     side = int(torch.randint(low, high + 1, (), generator=generator))
-    window = window_side(config, model, side)
-    y0, x0 = (int(torch.randint(0, side - window + 1, (), generator=generator)) for _ in range(2))
-    return Target((side, side), (y0, x0, y0 + window, x0 + window))
+    height, width = side, side
+    if config.max_aspect > 1:
+        ends = math.log(max(1 / config.max_aspect, low / side)), math.log(min(config.max_aspect, high / side))
+        ratio = math.exp(ends[0] + (ends[1] - ends[0]) * float(torch.rand((), generator=generator)))
+        height, width = side, min(max(round(side * ratio), low), high)
+        if torch.randint(0, 2, (), generator=generator):
+            height, width = width, height
+    tall, wide = window_side(config, model, height), window_side(config, model, width)
+    y0 = int(torch.randint(0, height - tall + 1, (), generator=generator))
+    x0 = int(torch.randint(0, width - wide + 1, (), generator=generator))
+    return Target((height, width), (y0, x0, y0 + tall, x0 + wide))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pipeline.geometry import Size
 from pipeline.images import from_uint8, to_uint8
 from pipeline.resize import enlarge, resize
 from training.config import DecoderStage
@@ -20,12 +21,13 @@ from training.optim import generator_for
 
 @dataclass(frozen=True)
 class Zoom:
-    """A square region of `side` pixels at (top, left), reduced to `cells` × `cells`. `rows`, `cols`: the pixels of the
-    region that are rendered and compared, ascending. `upside_down` and `turned`: with the loader's mirrored samples,
-    the eight ways to hold a picture."""
+    """A region of `size` (H, W) pixels, as it is held, reduced to `cells` × `cells`. In the image it begins at (top,
+    left), with height and width exchanged where it is `turned`. `rows`, `cols`: the pixels of the region that are
+    rendered and compared, ascending. `upside_down` and `turned`: with the loader's mirrored samples, the eight ways to
+    hold a picture."""
 
     cells: int
-    side: int
+    size: Size
     top: int
     left: int
     rows: Tensor
@@ -34,8 +36,9 @@ class Zoom:
     turned: bool
 
     def region(self, image: Tensor) -> Tensor:
-        """image (B,3,·,·) → the region (B,3,side,side)."""
-        part = image[:, :, self.top : self.top + self.side, self.left : self.left + self.side]
+        """image (B,3,·,·) → the region (B,3,*size)."""
+        height, width = self.size[::-1] if self.turned else self.size
+        part = image[:, :, self.top : self.top + height, self.left : self.left + width]
         part = part.flip(-2) if self.upside_down else part
         return part.transpose(-1, -2).contiguous() if self.turned else part.contiguous()
 
@@ -50,16 +53,26 @@ class Zoom:
 
 def draw_zoom(config: DecoderStage, image_size: int, step: int) -> Zoom:
     """A scale, log-uniform in [min_scale, max_scale], and a region that `input_cells` cells (fewer where the image is
-    too small for them) cover at that scale."""
+    too small for them) cover at that scale. With max_aspect > 1 the two axes have scales of their own in that range,
+    whose ratio is log-uniform in [1/max_aspect, max_aspect] as far as the range allows."""
     generator = generator_for(config.seed, "zoom", step)
     low, high = math.log(config.min_scale), math.log(config.max_scale)
-    scale = math.exp(low + (high - low) * float(torch.rand((), generator=generator, dtype=torch.float64)))
-    cells = max(1, min(config.input_cells, int(image_size / scale)))
-    side = min(image_size, max(cells, round(cells * scale)))
-    top, left = (int(torch.randint(0, image_size - side + 1, (), generator=generator)) for _ in range(2))
-    rows, cols = (_compared(config, side, generator) for _ in range(2))
+    log_scale = low + (high - low) * float(torch.rand((), generator=generator, dtype=torch.float64))
+    log_scales = log_scale, log_scale
+    if config.max_aspect > 1:
+        most = math.log(config.max_aspect)
+        ends = max(low, log_scale - most), min(high, log_scale + most)
+        other = ends[0] + (ends[1] - ends[0]) * float(torch.rand((), generator=generator, dtype=torch.float64))
+        is_wide = bool(torch.randint(0, 2, (), generator=generator))
+        log_scales = (log_scale, other) if is_wide else (other, log_scale)
+    scales = math.exp(log_scales[0]), math.exp(log_scales[1])
+    cells = max(1, min(config.input_cells, int(image_size / max(scales))))
+    height, width = (min(image_size, max(cells, round(cells * scale))) for scale in scales)
+    places = [int(torch.randint(0, image_size - side + 1, (), generator=generator)) for side in (height, width)]
+    rows, cols = (_compared(config, side, generator) for side in (height, width))
     upside_down, turned = (bool(torch.randint(0, 2, (), generator=generator)) and config.turns for _ in range(2))
-    return Zoom(cells, side, top, left, rows, cols, upside_down, turned)
+    top, left = places[::-1] if turned and height != width else places
+    return Zoom(cells, (height, width), top, left, rows, cols, upside_down, turned)
 
 
 def largest_zoom(config: DecoderStage, image_size: int) -> tuple[int, int, int]:
@@ -71,7 +84,8 @@ def largest_zoom(config: DecoderStage, image_size: int) -> tuple[int, int, int]:
 
 def smallest_zoom(config: DecoderStage, image_size: int) -> int:
     """Compared pixels a side of the smallest draw, or a pixel or two less."""
-    side = min(int(config.input_cells * config.min_scale), max(1, image_size - math.ceil(config.max_scale)))
+    longest = max(1, image_size - math.ceil(config.max_scale))
+    side = min(int(config.input_cells * config.min_scale), max(1, int(longest / config.max_aspect)))
     return min(config.crop or side, side)
 
 

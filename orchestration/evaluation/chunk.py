@@ -151,6 +151,7 @@ class ChunkWorker:
             sampler=self.spec.sampler,
             num_steps=self.spec.num_steps,
             eta=self.spec.eta,
+            condition_noise=self.spec.condition_noise,
         )
 
     def _compare(

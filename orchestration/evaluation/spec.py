@@ -23,7 +23,8 @@ SrMode = Literal["auto", "fixed-input", "fixed-truth"]
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSpec:
     """sizes: output heights = widths ("reconstruction", "generation"). scales: SR factors. num: samples (fewer when the
-    data has fewer). seed: sample i uses seed + i. num_steps, eta: of the sampler. protocols: PSNR protocols.
+    data has fewer). seed: sample i uses seed + i. num_steps, eta: of the sampler. condition_noise:
+    strength of the noise on SR conditions. protocols: PSNR protocols.
     sr_mode: "fixed-input" resizes each picture to the model's lr_size and the truth to lr_size × scale (faces);
     "fixed-truth" crops the picture and shrinks it by the scale (DIV2K); "auto" takes the first for shard sets,
     but not for direct super-resolution.
@@ -38,6 +39,7 @@ class EvaluationSpec:
     sampler: Literal["ddim", "dpm++"] = "dpm++"
     num_steps: int = 20
     eta: float = 0.0
+    condition_noise: float = 0.0
     protocols: tuple[Protocol, ...] = ("rgb",)
     sr_mode: SrMode = "auto"
     split: str = "val"
@@ -56,6 +58,8 @@ class EvaluationSpec:
             lowest = 0 if name == "num_steps" and self.task == "sr" else 1  # 0: the condition itself is rendered
             if getattr(self, name) < lowest:
                 raise UserError(f"{name} = {getattr(self, name)} is not allowed; use at least {lowest}")
+        if self.condition_noise and (self.task != "sr" or not 0 < self.condition_noise < 1):
+            raise UserError(f"condition_noise = {self.condition_noise:g} is not allowed; use 0, or with sr less than 1")
         if self.task == "sr" and not self.scales:
             raise UserError("task sr needs --scales, for example --scales 5.3,7,10,10.7,12")
         if any(not math.isfinite(s) or s <= 0 for s in self.scales):
@@ -71,6 +75,8 @@ class EvaluationSpec:
         values = dataclasses.asdict(self)
         for name in ("num", "batch_size"):
             del values[name]
+        if not self.condition_noise:  # as before there was such a setting: what is half done goes on
+            del values["condition_noise"]
         values["baselines"] = BASELINES
         values |= {"bundle": bundle_digest, "data": data_digest, "protocol_version": PROTOCOL_VERSION}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
@@ -78,7 +84,8 @@ class EvaluationSpec:
     def sampler_text(self) -> str:
         if self.num_steps == 0:
             return "rendered directly, without diffusion"
-        return f"{self.sampler}, {self.num_steps} steps, eta {self.eta:g}"
+        noise = f", condition noise {self.condition_noise:g}" if self.condition_noise else ""
+        return f"{self.sampler}, {self.num_steps} steps, eta {self.eta:g}{noise}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,7 +29,13 @@ def with_speed(
     def run(size: tuple[int, int]) -> None:
         z = latent
         if is_sr:
-            z = model.sample_latents(condition=latent, sampler=spec.sampler, num_steps=spec.num_steps, eta=spec.eta)
+            z = model.sample_latents(
+                condition=latent,
+                sampler=spec.sampler,
+                num_steps=spec.num_steps,
+                eta=spec.eta,
+                condition_noise=spec.condition_noise,
+            )
         model.decode(z, size)
 
     figures = list(report.figures)

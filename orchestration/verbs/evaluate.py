@@ -37,6 +37,8 @@ class Arguments:
     steps: int = 20
     """Of the sampler; 0 (sr): the condition is rendered directly, as `upscale --steps 0` does."""
     eta: float = 0.0
+    condition_noise: float = 0.0
+    """Of sr, as for `upscale`: strength of the noise on the condition."""
     protocols: str = "rgb"
     """PSNR protocols: rgb, benchmark, div2k (several with commas)."""
     sr_mode: SrMode = "auto"
@@ -75,6 +77,7 @@ def main(argv: list[str]) -> int:
         sampler=arguments.sampler,
         num_steps=arguments.steps,
         eta=arguments.eta,
+        condition_noise=arguments.condition_noise,
         protocols=tuple(arguments.protocols.split(",")),  # type: ignore[arg-type]
         sr_mode=arguments.sr_mode,
         split=arguments.split,

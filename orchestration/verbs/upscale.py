@@ -61,6 +61,9 @@ class Arguments:
     the truth pixel by pixel; any other number adds plausible detail by diffusion, which looks better at large factors.
     Models without a denoiser, such as the starter, always do the former."""
     eta: float = 0.0
+    condition_noise: float = 0.0
+    """Noise on the condition, 0 to what the model was trained with (super-resolution models with
+    model.denoiser.condition_noise): more detail of its own, less trust in what the input shows."""
     tile: int = 0
     """Side of the tiles, in latent cells, that large pictures are worked on in (default: twice the training size).
     Smaller needs less memory."""
@@ -193,6 +196,7 @@ def _one(
             num_steps=arguments.steps,
             eta=arguments.eta,
             tile=arguments.tile,
+            condition_noise=arguments.condition_noise,
             on_step=previews.on_step,
         )
     drawing = model.drawing(latent, size, tile=arguments.tile, alpha=source.opacity(), is_grey=source.is_grey)

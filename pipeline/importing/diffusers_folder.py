@@ -123,6 +123,7 @@ def _scheduler(unet_folder: Path) -> ScheduleConfig:
         beta_start=section.value("beta_start", float, 0.0001),
         beta_end=section.value("beta_end", float, 0.02),
         prediction=names[prediction],
+        zero_terminal_snr=section.value("rescale_betas_zero_snr", bool, False),
     )
 
 

@@ -1,10 +1,12 @@
 """Evaluation of a tiny model on a folder of pictures: what is measured, that batching and resuming change nothing."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_bundle import make_bundle
+from tiny_bundle import make_bundle, tiny_config
 
 from orchestration.evaluation.evaluate import evaluate
 from orchestration.evaluation.report import Report
@@ -152,3 +154,17 @@ def test_missing_data_and_bad_options():
         EvaluationSpec(task="sr")
     with pytest.raises(UserError, match="task"):
         EvaluationSpec(task="x")
+
+
+def test_noise_on_the_condition_is_part_of_what_is_measured(data, tmp_path):
+    config = tiny_config("sr")
+    config = dataclasses.replace(config, denoiser=dataclasses.replace(config.denoiser, condition_noise=0.5))
+    bundle = make_bundle(tmp_path / "noisy", config=config)
+    specs = [EvaluationSpec(task="sr", scales=(2.0,), num=1, num_steps=2, condition_noise=s) for s in (0.0, 0.4)]
+    plain, noisy = (evaluate(bundle, data, spec, progress=False)[0] for spec in specs)
+    assert noisy.sampler == "dpm++, 2 steps, eta 0, condition noise 0.4" and "noise" not in plain.sampler
+    assert noisy.get("psnr_rgb", "x2").value != plain.get("psnr_rgb", "x2").value
+    assert len({spec.fingerprint("b", "d") for spec in specs}) == 2
+    for bad in ({"task": "generation", "condition_noise": 0.1}, {"condition_noise": 1.0}, {"condition_noise": -0.1}):
+        with pytest.raises(UserError, match="condition_noise = .* is not allowed"):
+            EvaluationSpec(**{"task": "sr", "scales": (2.0,), **bad})

@@ -1,5 +1,6 @@
 """`latentzoom upscale` as a person types it: what survives, pipes, folders that continue, and one line for mistakes."""
 
+import dataclasses
 import functools
 import io
 import os
@@ -272,3 +273,20 @@ def test_mistakes_are_one_line(bundle, tmp_path, monkeypatch, capsys, arguments,
     Path("text.png").write_text("text")
     assert _upscale(bundle, *arguments) == 2
     assert words in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_noise_on_the_condition_from_the_command_line(tmp_path, capsys):
+    """What the option does is what Python's argument does; models that were not trained for it say so in one line."""
+    from tiny_bundle import tiny_config
+
+    config = tiny_config("sr")
+    config = dataclasses.replace(config, denoiser=dataclasses.replace(config.denoiser, condition_noise=0.5))
+    noisy = make_bundle(tmp_path / "noisy", config=config)
+    picture(8, 9).save(tmp_path / "in.png")
+    assert _upscale(noisy, "--scale", 2, "--condition-noise", 0.4, tmp_path / "in.png", tmp_path / "out.png") == 0
+    expected = LatentZoom.load(noisy).upscale(picture(8, 9), 2, num_steps=2, condition_noise=0.4)
+    made = np.asarray(Image.open(tmp_path / "out.png")).astype(int)
+    assert np.abs(made - np.asarray(expected)).max() <= 1
+    assert np.abs(made - np.asarray(LatentZoom.load(noisy).upscale(picture(8, 9), 2, num_steps=2))).max() > 1
+    assert _upscale(noisy, "--scale", 2, "--condition-noise", 0.6, tmp_path / "in.png", tmp_path / "other.png") == 2
+    assert "condition_noise = 0.6 is not allowed; this model was trained with up to 0.5" in capsys.readouterr().err

@@ -24,9 +24,9 @@ def tiny_config(task="generation"):
     )
 
 
-def make_bundle(url, seed=0, task="generation"):
+def make_bundle(url, seed=0, task="generation", config=None):
     torch.manual_seed(seed)
-    config = tiny_config(task)
+    config = config or tiny_config(task)
     bundle = Bundle(
         config=config,
         autoencoder=build_autoencoder(config),

@@ -99,6 +99,21 @@ def test_ddim_equals_diffusers_ddim(tmp_path: Path) -> None:
     assert relative_error(model.sample_latents(noise, num_steps=20) * model.config.scale_factor, z) < 1e-5
 
 
+@torch.no_grad()
+def test_ddim_from_noise_alone_equals_diffusers_ddim(tmp_path: Path) -> None:
+    """A schedule with zero terminal SNR is recognised, and sampled by diffusers' "trailing" steps."""
+    settings = {**SCHEDULER, "rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}
+    _, denoiser = write_pipeline(tmp_path, settings)
+    model = LatentZoom(import_diffusers(str(tmp_path)))
+    assert model.config.schedule.zero_terminal_snr and model.config.schedule.prediction == "v"
+    scheduler = DDIMScheduler(**settings, timestep_spacing="trailing", set_alpha_to_one=False, clip_sample=False)
+    scheduler.set_timesteps(20)
+    z = noise = torch.randn(2, 3, 8, 8)
+    for step in scheduler.timesteps:
+        z = scheduler.step(denoiser(z, step).sample, step, z).prev_sample
+    assert relative_error(model.sample_latents(noise, num_steps=20) * model.config.scale_factor, z) < 1e-4
+
+
 def test_unet_from_another_folder(tmp_path: Path) -> None:
     write_pipeline(tmp_path / "a")
     bundle = import_diffusers(str(tmp_path / "a" / "vqvae"), unet=str(tmp_path / "a" / "unet"))
@@ -161,6 +176,7 @@ def test_unsupported_configurations_are_refused_by_name(
     [
         ({**SCHEDULER, "beta_schedule": "linear"}, "beta_schedule 'linear'"),
         ({**SCHEDULER, "prediction_type": "x"}, "'x'"),
+        ({**SCHEDULER, "rescale_betas_zero_snr": True}, "'v' or 'x0' with schedule.zero_terminal_snr"),
     ],
 )
 def test_unknown_schedules_are_refused(scheduler: dict[str, Any], named: str, tmp_path: Path) -> None:

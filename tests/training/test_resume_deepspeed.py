@@ -16,18 +16,38 @@ from small_shop import Shop
 from test_resume import losses, wait_for, weights
 
 from pipeline import storage
-from training.config import override
+from training import engine
+from training.config import StageConfig, override
+from training.plain_engine import cast
 from training.presets import debug
 from training.run import train
+from training.world import World
 
 _STEPS = 40
+BF16_WEIGHTS = "--bf16-weights"
+
+
+def train_bf16_weights() -> None:
+    """As this project did at first: DeepSpeed's own bf16, whose weights are rounded and have float32 masters beside."""
+    today = engine.deepspeed_config
+
+    def at_first(config: StageConfig, world: World, accumulation: int) -> dict[str, Any]:
+        return {**today(config, world, accumulation), "torch_autocast": {"enabled": False}, "bf16": {"enabled": True}}
+
+    def call(self: engine.DeepSpeedEngine, *inputs: Any) -> Any:
+        return cast(self._engine(*(cast(value, torch.bfloat16) for value in inputs)), torch.float32)
+
+    engine.deepspeed_config = at_first
+    engine.DeepSpeedEngine.__call__ = call  # type: ignore[method-assign]
 
 
 def one_worker(data: str, bundle: str, run_dir: str, *settings: str) -> None:
     """What the test starts: a process group of one, and the stage in it."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-    preset = override(debug(), list(settings))
+    if settings[:1] == (BF16_WEIGHTS,):
+        train_bf16_weights()
+    preset = override(debug(), [name for name in settings if name != BF16_WEIGHTS])
     train("denoiser", preset, data=data, bundle=bundle, run_dir=run_dir, use_deepspeed=True, device="cpu")
 
 
@@ -69,6 +89,19 @@ def test_killed_deepspeed_run_ends_like_an_uninterrupted_one(
     assert again["sample_order"] == whole["sample_order"]
     assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
     assert (again["first_loss"], again["last_loss"]) == (whole["first_loss"], whole["last_loss"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_a_run_whose_weights_were_bf16_goes_on(shop: Shop, tmp_path: Path, zero_stage: int) -> None:
+    """Its checkpoint's masters become the weights: the next losses are those of a run that was today's all along."""
+    names = ["checkpoint_every=10", f"zero_stage={zero_stage}", "precision=bf16"]
+    settings = [f"denoiser.{name}" for name in names]
+    whole = finish(start(shop, tmp_path / "whole", *settings, "denoiser.steps=20"), tmp_path / "whole")
+    finish(start(shop, tmp_path / "run", BF16_WEIGHTS, *settings, "denoiser.steps=10"), tmp_path / "run")
+    again = finish(start(shop, tmp_path / "run", *settings, "denoiser.steps=20"), tmp_path / "run")
+    assert (again["resumed_from"], again["steps"]) == (10, 20) and again["sample_order"] == whole["sample_order"]
+    assert list(losses(tmp_path / "run").values()) == pytest.approx(list(losses(tmp_path / "whole").values()), rel=2e-2)
 
 
 if __name__ == "__main__":

@@ -142,7 +142,7 @@ def test_deepspeed_is_told_the_batch_the_precision_and_no_offload() -> None:
     sizes = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
     assert [told[name] for name in sizes] == [12, 2, 3]
     assert told["zero_optimization"] == {"stage": 3, "overlap_comm": False}  # nothing is offloaded
-    assert told["bf16"]["enabled"] and not told["fp16"]["enabled"] and told["gradient_clipping"] == 0.5
+    assert told["torch_autocast"]["enabled"] and not told["fp16"]["enabled"] and told["gradient_clipping"] == 0.5
 
 
 def test_dry_run_refuses_what_the_run_would_refuse() -> None:
@@ -187,7 +187,8 @@ def test_zero_stages_and_precision_shrink_the_state() -> None:
 
     num = estimate("denoiser", debug().denoiser, debug().model, 2).parameters
     assert state(zero_stage=0) == num * (4 + 4 + 8 + 4)  # weights, gradients, two moments, averages
-    assert state(zero_stage=3, precision="bf16") == (2 + 2 + 4 + 8 + 4) * num // 2  # and masters, all split in two
+    assert state(zero_stage=3, precision="fp16") == (2 + 2 + 4 + 8 + 4) * num // 2  # and masters, all split in two
+    assert state(zero_stage=3, precision="bf16") == (4 + 4 + 8 + 4) * num // 2  # autocast: the weights are the masters
     assert state(zero_stage=1) > state(zero_stage=2) > state(zero_stage=3)
 
 

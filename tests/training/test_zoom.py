@@ -37,12 +37,14 @@ def test_regions_lie_in_the_image_and_have_the_drawn_scale(
 ) -> None:
     config = stage(min_scale=low, max_scale=low + more, input_cells=cells, crop=crop, scattered=scattered)
     zoom = draw_zoom(config, side, step)
-    assert 1 <= zoom.cells <= min(cells, side) and zoom.cells <= zoom.side <= side
-    assert 0 <= zoom.top <= side - zoom.side and 0 <= zoom.left <= side - zoom.side
-    assert zoom.side >= min(side, math.floor(zoom.cells * low)) and zoom.side <= math.ceil(zoom.cells * (low + more))
+    assert 1 <= zoom.cells <= min(cells, side) and zoom.cells <= zoom.size[0] <= side
+    assert 0 <= zoom.top <= side - zoom.size[0] and 0 <= zoom.left <= side - zoom.size[0]
+    assert zoom.size[0] >= min(side, math.floor(zoom.cells * low)) and zoom.size[0] <= math.ceil(
+        zoom.cells * (low + more)
+    )
     for index in (zoom.rows, zoom.cols):
-        assert len(index) == (min(crop, zoom.side) if crop else zoom.side)
-        assert bool((index.diff() > 0).all()) and int(index[0]) >= 0 and int(index[-1]) < zoom.side
+        assert len(index) == (min(crop, zoom.size[0]) if crop else zoom.size[0])
+        assert bool((index.diff() > 0).all()) and int(index[0]) >= 0 and int(index[-1]) < zoom.size[0]
         assert scattered or bool((index.diff() == 1).all())
     largest = largest_zoom(config, side)
     assert zoom.cells <= largest[0] and smallest_zoom(config, side) <= len(zoom.rows) <= largest[2]
@@ -51,10 +53,10 @@ def test_regions_lie_in_the_image_and_have_the_drawn_scale(
 def test_scales_are_log_uniform_and_every_place_and_turn_comes_up() -> None:
     config = stage(min_scale=1.0, max_scale=4.0, input_cells=40, turns=True)
     zooms = [draw_zoom(config, 256, step) for step in range(800)]
-    scales = torch.tensor([zoom.side / zoom.cells for zoom in zooms])
+    scales = torch.tensor([zoom.size[0] / zoom.cells for zoom in zooms])
     assert abs(float((scales < 2).float().mean()) - 0.5) < 0.06  # half of the octaves
     assert float(scales.min()) < 1.05 and float(scales.max()) > 3.9
-    tops = [zoom.top / (256 - zoom.side) for zoom in zooms]
+    tops = [zoom.top / (256 - zoom.size[0]) for zoom in zooms]
     assert min(tops) < 0.02 and max(tops) > 0.98
     turns = [2 * zoom.upside_down + zoom.turned for zoom in zooms]
     assert all(140 < turns.count(turn) < 260 for turn in range(4))
@@ -64,7 +66,7 @@ def test_scales_are_log_uniform_and_every_place_and_turn_comes_up() -> None:
 
 def test_a_draw_belongs_to_seed_and_step() -> None:
     one, same, other, later = (draw_zoom(stage(seed=s), 64, step) for s, step in ((1, 3), (1, 3), (2, 3), (1, 4)))
-    key = [(zoom.side, zoom.top, zoom.left) for zoom in (one, same, other, later)]
+    key = [(zoom.size[0], zoom.top, zoom.left) for zoom in (one, same, other, later)]
     assert key[0] == key[1] and len(set(key)) == 3
 
 
@@ -79,7 +81,7 @@ def test_truth_and_input_are_of_the_same_region(turned: bool) -> None:
     """By hand: cut, turn, shrink."""
     image = torch.rand(2, 3, 64, 64) * 2 - 1
     zoom = dataclasses.replace(draw_zoom(stage(crop=9), 64, 5), upside_down=True, turned=turned)
-    by_hand = image[:, :, zoom.top : zoom.top + zoom.side, zoom.left : zoom.left + zoom.side].flip(2)
+    by_hand = image[:, :, zoom.top : zoom.top + zoom.size[0], zoom.left : zoom.left + zoom.size[0]].flip(2)
     by_hand = by_hand.transpose(2, 3) if turned else by_hand
     region = zoom.region(image)
     assert torch.equal(region, by_hand)
@@ -113,7 +115,7 @@ def test_direct_pairs_are_what_upscaling_will_see() -> None:
     torch.testing.assert_close(pair.latent, autoencoder.encode(enlarged), atol=1e-4, rtol=0)
     assert pair.latent.shape == (2, 3, zoom.cells, zoom.cells) and not pair.latent.requires_grad
     size, window, lattice = pair.where
-    assert size == (zoom.side, zoom.side) and window is None
+    assert size == (zoom.size[0], zoom.size[0]) and window is None
     assert torch.equal(pair.truth, region[:, :, lattice[0][:, None], lattice[1]])
 
 

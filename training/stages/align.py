@@ -16,7 +16,7 @@ from training.engine import make_engine
 from training.grids import Grids
 from training.losses import alignment_loss, diffusion_weight
 from training.session import Session
-from training.stages.denoiser import draw_noise, scaled_latents, trained_denoiser
+from training.stages.denoiser import draw_noise, scaled_latents, shown_condition, trained_denoiser
 from training.stages.parts import Trained, trained
 from training.targets import draw_target, render_target
 
@@ -48,7 +48,8 @@ def train(context: Context) -> Trained:
             t, eps = draw_noise(micro, schedule, tuple(z0.shape[1:]), config.seed, step)
             # z_t = sqrt(abar_t) z0 + sqrt(1 - abar_t) eps, eq. (1); then the clean latent the prediction implies
             z_t = schedule.add_noise(z0, eps.to(z0), t)
-            z0_pred = schedule.to_x0(z_t, engine(z_t, t, condition), t)
+            prediction = engine(z_t, t, *shown_condition(micro, condition, model, config.seed, step))
+            z0_pred = schedule.to_x0(z_t, prediction, t)
             # ND(z0_pred; s) with gradient through it, eq. (6)
             rendered = render_target(decoder, z0_pred / model.scale_factor, target, config.context_cells)
             truth = target.cut(micro.pixels)

@@ -13,11 +13,11 @@ from pipeline.bundle import build_autoencoder
 from pipeline.config import ModelConfig
 from pipeline.initialise import initialise_autoencoder
 from training.adversary import Adversary
-from training.config import AutoencoderStage
+from training.config import AutoencoderStage, first_stage_unit
 from training.context import Context
 from training.engine import make_engine
 from training.grids import Grids
-from training.losses import kl_loss, per_sample
+from training.losses import adaptive_weight, kl_loss, per_sample
 from training.optim import generator_for, normal
 from training.perceptual import load_perceptual
 from training.reconstruction import Reconstruction
@@ -27,7 +27,7 @@ from training.stages.parts import Trained, psnr, trained
 
 
 def train(context: Context) -> Trained:
-    """min | x - D(E(x)) | + kl_weight · KL (or the codebook loss) [+ LPIPS] [+ patch-GAN]."""
+    """min | x - D(E(x)) | + kl_weight · KL (or the codebook loss) [+ LPIPS] [+ patch-GAN], weighed as in LDM."""
     config, model = context.config, context.model
     assert isinstance(config, AutoencoderStage)
     if config.decoder == "implicit":
@@ -57,22 +57,28 @@ def train(context: Context) -> Trained:
             cells = tuple(side // model.autoencoder.factor for side in image.shape[-2:])
             keys = micro.generators(config.seed, "posterior", step)
             noise = normal((model.autoencoder.latent_channels, *cells), keys).to(image)
-            made, regulariser = engine(image, noise)
+            made, regulariser, features = engine(image, noise)
 
+            # LDM's loss divided by `unit`: there errors are sums over an image, here means.
+            unit = first_stage_unit(model.autoencoder.kind, image.shape[-1])
             terms = {"l1": per_sample(made, image, "l1").mean()}
-            loss = terms["l1"]
-            if model.autoencoder.kind == "kl":
-                terms["kl"] = kl_loss(regulariser)
-                loss = loss + config.kl_weight * terms["kl"]
-            else:
-                terms["codebook"] = regulariser
-                loss = loss + config.codebook_weight * terms["codebook"]
+            reconstruction = terms["l1"]
             if lpips is not None:
                 terms["lpips"] = lpips(made, image).mean()
-                loss = loss + config.perceptual_weight * terms["lpips"]
+                reconstruction = reconstruction + config.perceptual_weight * terms["lpips"]
+            if model.autoencoder.kind == "kl":
+                terms["kl"] = kl_loss(regulariser)
+                loss = reconstruction + config.kl_weight / unit * terms["kl"]
+            else:
+                terms["codebook"] = regulariser
+                loss = reconstruction + config.codebook_weight * terms["codebook"]
             if adversary is not None and step > config.adversarial_start:
                 terms["generator"] = adversary.opinion(made)
-                loss = loss + config.adversarial_weight * terms["generator"]
+                opinion = config.adversarial_weight * terms["generator"]
+                if config.adversarial_balance == "adaptive":
+                    terms["balance"] = adaptive_weight(reconstruction, terms["generator"], made, features, unit)
+                    opinion = terms["balance"] * opinion
+                loss = loss + opinion
             session.backward(loss, {**terms, "psnr": psnr(made, image)})
             if adversary is not None and step > config.adversarial_start:
                 adversary.backward(image, made.detach(), session.accumulation)

@@ -12,12 +12,12 @@ from pipeline.autoencoder import latent_of
 from pipeline.bundle import build_denoiser
 from pipeline.config import ModelConfig
 from pipeline.denoiser import Denoiser
-from pipeline.diffusion import Schedule
+from pipeline.diffusion import Schedule, noisy_condition
 from training.config import DenoiserStage
 from training.context import Context, require_parts
 from training.engine import make_engine
 from training.grids import Grids
-from training.losses import denoising_loss
+from training.losses import denoising_loss, min_snr_weight
 from training.optim import normal
 from training.session import MicroBatch, Session
 from training.stages.parts import Trained, trained
@@ -44,8 +44,11 @@ def train(context: Context) -> Trained:
             eps = eps.to(z0)
             # z_t = sqrt(abar_t) z0 + sqrt(1 - abar_t) eps, eq. (1)
             z_t = schedule.add_noise(z0, eps, t)
-            prediction = engine(z_t, t, condition)
-            loss = denoising_loss(prediction, schedule.target(z0, eps, t), config.loss)
+            prediction = engine(z_t, t, *shown_condition(micro, condition, model, config.seed, step))
+            weight = None
+            if config.min_snr_gamma:
+                weight = min_snr_weight(schedule.snr(t), model.schedule.prediction, config.min_snr_gamma)
+            loss = denoising_loss(prediction, schedule.target(z0, eps, t), config.loss, weight)
             session.backward(loss, {})
         session.end_step()
         if session.grid_due():
@@ -70,6 +73,19 @@ def scaled_latents(micro: MicroBatch, model: ModelConfig, seed: int | None, step
         return z0, None
     assert micro.condition is not None
     return z0, latent(micro.condition, "condition posterior")
+
+
+def shown_condition(
+    micro: MicroBatch, condition: Tensor | None, model: ModelConfig, seed: int, step: int
+) -> tuple[Tensor | None, Tensor | None]:
+    """What the denoiser sees of a condition (B,C,h,w): itself, or noisy, with the drawn strengths (B,)."""
+    most = model.denoiser.condition_noise
+    if condition is None or not most:
+        return condition, None
+    keys = micro.generators(seed, "condition", step)
+    strength = most * torch.stack([torch.rand((), generator=key) for key in keys])
+    noise = normal(tuple(condition.shape[1:]), keys).to(condition)
+    return noisy_condition(condition, noise, strength), strength.to(condition.device)
 
 
 def draw_noise(

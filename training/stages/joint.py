@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pipeline.initialise import initialise_autoencoder, initialise_decoder
-from training.config import AutoencoderStage
+from training.config import AutoencoderStage, first_stage_unit
 from training.context import Context
 from training.engine import make_engine
 from training.grids import Grids
@@ -24,7 +24,7 @@ from training.targets import draw_target
 
 def train(context: Context) -> Trained:
     """min over E and ND of | ND(z; s) - resize(x, s) |, z ~ q(z|x), s drawn from the range of target sizes; with
-    kl_weight > 0 (the released code has none) plus kl_weight · KL."""
+    kl_weight > 0 (the released code has none) plus kl_weight · KL, in LDM's unit."""
     config, model = context.config, context.model
     assert isinstance(config, AutoencoderStage)
     torch.manual_seed(config.seed)
@@ -35,6 +35,8 @@ def train(context: Context) -> Trained:
     engine = make_engine(network, config, context.world, deepspeed=context.use_deepspeed)
     session = Session(context, engine, context.loader(pixels=True, latents=False))
     grids = Grids(context)
+
+    unit = first_stage_unit(model.autoencoder.kind, model.image_size)
 
     def draw_grid() -> None:
         averaged = engine.averaged()  # collective
@@ -54,7 +56,7 @@ def train(context: Context) -> Trained:
             truth = target.cut(micro.pixels)  # (B,3,H,W)
             rendered, moments = engine(micro.pixels, noise, target.size, target.window)
             terms = {"l1": per_sample(rendered, truth, "l1").mean(), "kl": kl_loss(moments)}
-            loss = terms["l1"] + config.kl_weight * terms["kl"]
+            loss = terms["l1"] + config.kl_weight / unit * terms["kl"]
             session.backward(loss, {**terms, "psnr": psnr(rendered, truth)})
         session.end_step()
         if session.grid_due():

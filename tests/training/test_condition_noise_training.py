@@ -1,0 +1,71 @@
+"""Denoiser and alignment stages with noise on their super-resolution conditions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from small_shop import Shop, make_shop
+
+from pipeline.bundle import load_bundle
+from pipeline.errors import UserError
+from training.config import Preset, override
+from training.optim import generator_for
+from training.presets import debug
+from training.run import train
+from training.session import MicroBatch
+from training.stages.denoiser import shown_condition
+
+NOISY = ["model.task=sr", "model.lr_size=8", "model.denoiser.condition_noise=0.4"]
+
+
+@pytest.fixture(scope="module")
+def noisy_shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
+    return make_shop(tmp_path_factory.mktemp("noisy"), override(debug(), NOISY), num=8)
+
+
+def run(shop: Shop, stage: str, run_dir: Path, *settings: str, bundle: str = "") -> str:
+    preset: Preset = override(shop.preset, list(settings))
+    options = {"data": shop.data, "bundle": bundle or shop.bundle, "run_dir": str(run_dir), "device": "cpu"}
+    return train(stage, preset, **options).bundle  # type: ignore[arg-type]
+
+
+def test_strengths_and_noise_belong_to_the_sample_and_the_step() -> None:
+    model = override(debug(), NOISY).model
+    condition = torch.randn(6, 3, 8, 8)
+
+    def shown(first: int, last: int, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        micro = MicroBatch(range(first, last), None, None, None)
+        made, strength = shown_condition(micro, condition[first:last], model, 1, step)
+        assert made is not None and strength is not None
+        return made, strength
+
+    whole, strengths = shown(0, 6, 3)
+    parts = [shown(0, 2, 3), shown(2, 6, 3)]
+    assert torch.equal(whole, torch.cat([p[0] for p in parts]))
+    assert torch.equal(strengths, torch.cat([p[1] for p in parts]))
+    assert not torch.equal(strengths, shown(0, 6, 4)[1])
+    drawn = torch.cat([shown(0, 6, step)[1] for step in range(200)])
+    assert 0 <= float(drawn.min()) < 0.01 and 0.39 < float(drawn.max()) < 0.4
+    key = generator_for(1, "condition", 3, 0)
+    strength = 0.4 * torch.rand((), generator=key)
+    expected = (1 - strength**2).sqrt() * condition[0] + strength * torch.randn(3, 8, 8, generator=key)
+    torch.testing.assert_close(whole[0], expected)
+    assert shown_condition(MicroBatch(range(6), None, None, None), condition, debug().model, 1, 3) == (condition, None)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_both_stages_train_with_it_and_the_bundle_remembers(noisy_shop: Shop, tmp_path: Path, precision: str) -> None:
+    settings = [f"{stage}.precision={precision}" for stage in ("denoiser", "align")]
+    denoiser = run(noisy_shop, "denoiser", tmp_path / "denoiser", *settings)
+    aligned = run(noisy_shop, "align", tmp_path / "align", *settings, bundle=denoiser)
+    bundle = load_bundle(aligned)
+    assert bundle.config.denoiser.condition_noise == 0.4 and bundle.denoiser is not None
+    moved = bundle.denoiser.strength_embedding.linear_2.weight
+    assert float(moved.abs().max()) > 0  # it began at zero
+
+
+def test_a_bundle_without_it_is_not_aligned_with_it(noisy_shop: Shop, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="denoiser"):
+        run(noisy_shop, "align", tmp_path / "align", "model.denoiser.condition_noise=0")

@@ -13,7 +13,8 @@ from pipeline.errors import UserError
 
 
 class Schedule:
-    """betas and abar (cumulative product of 1 - beta), kept in float64 on the CPU; T = config.num_steps."""
+    """betas and abar (cumulative product of 1 - beta), float64; T = config.num_steps. They are looked up on the device
+    where they are used, so that no step waits for it."""
 
     def __init__(self, config: ScheduleConfig) -> None:
         self.config = config
@@ -26,6 +27,7 @@ class Schedule:
             root = self.abar.sqrt()
             self.abar = ((root - root[-1]) * (root[0] / (root[0] - root[-1]))).square()
             self.betas = 1.0 - self.abar / torch.cat([self.abar.new_ones(1), self.abar[:-1]])
+        self._abar_on: dict[torch.device, Tensor] = {}
 
     def check_t(self, t: Tensor, batch: int | None = None) -> None:
         """`UserError` when t does not hold whole numbers in 0..T-1, one for each of `batch` images if that is given."""
@@ -38,13 +40,18 @@ class Schedule:
 
     def signal_and_noise(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """sqrt(abar_t) and sqrt(1 - abar_t) for t (B,), shaped (B,1,1,1), in the dtype and on the device of `like`."""
-        abar = self.abar[t.cpu()].reshape(-1, 1, 1, 1)
+        abar = self._abar_at(t.to(like.device)).reshape(-1, 1, 1, 1)
         return abar.sqrt().to(like), (1.0 - abar).sqrt().to(like)
 
     def snr(self, t: Tensor) -> Tensor:
         """abar_t / (1 - abar_t) for t (B,), float32 (B,) on the device of t."""
-        abar = self.abar[t.cpu()]
-        return (abar / (1.0 - abar)).float().to(t.device)
+        abar = self._abar_at(t)
+        return (abar / (1.0 - abar)).float()
+
+    def _abar_at(self, t: Tensor) -> Tensor:
+        if t.device not in self._abar_on:
+            self._abar_on[t.device] = self.abar.to(t.device)
+        return self._abar_on[t.device][t]
 
     def add_noise(self, z0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """z0, eps (B,C,h,w), t (B,) → z_t, eq. (1)."""

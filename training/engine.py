@@ -48,8 +48,9 @@ class Engine(Protocol):
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of one micro-batch, whose mean loss this is."""
 
-    def step(self, step: int, lr: float) -> float:
-        """Apply optimizer step `step` (1, 2, ...) and average the weights → global gradient norm."""
+    def step(self, step: int, lr: float) -> Tensor | float:
+        """Apply optimizer step `step` (1, 2, ...) and average the weights → global gradient norm, where it is: reading
+        it waits for the device."""
 
     def snapshot(self) -> Snapshot:
         """This worker's part of a checkpoint. The next `step` waits until its `files` has been called. Collective."""
@@ -153,7 +154,7 @@ class DeepSpeedEngine:
         if not self._engine.is_gradient_accumulation_boundary():
             self._engine.step()
 
-    def step(self, step: int, lr: float) -> float:
+    def step(self, step: int, lr: float) -> Tensor | float:
         if self._snapshot is not None:
             self.stall += self._snapshot.wait()
         set_lr(self._engine.optimizer, lr)
@@ -161,7 +162,7 @@ class DeepSpeedEngine:
         self._engine.step()
         self.ema.update(self._fragments, decay_at(step, self.config.ema_decay, self.config.ema_warmup))
         norm = whole_norm if whole_norm is not None else self._engine.get_global_grad_norm()
-        return float("nan") if norm is None else float(norm)
+        return float("nan") if norm is None else norm
 
     def _unpartitioned_norm(self) -> Tensor | None:
         """ZeRO 0 on float32 weights clips by torch's function and keeps no norm, so it is taken here."""

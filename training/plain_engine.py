@@ -55,7 +55,7 @@ class PlainEngine:
         """Add the gradient of one micro-batch; `loss` is the mean over its samples."""
         self._scaler.scale(loss / self.accumulation).backward()
 
-    def step(self, step: int, lr: float) -> float:
+    def step(self, step: int, lr: float) -> Tensor:
         """Apply the gradients of optimizer step `step` (1, 2, ...), average the weights → gradient norm."""
         if self._snapshot is not None:
             self.stall += self._snapshot.wait()
@@ -67,7 +67,7 @@ class PlainEngine:
         self._scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.ema.update(self.fragments(), decay_at(step, self.config.ema_decay, self.config.ema_warmup))
-        return float(norm)
+        return norm
 
     def snapshot(self) -> Snapshot:
         """What a checkpoint holds, to be copied by its `files`; the next step waits for that."""

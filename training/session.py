@@ -173,7 +173,7 @@ class Session:
         """Update the weights; report, check and save when it is time."""
         config, step = self.config, self.step
         self._window.lr = lr_at(step, config)
-        self._window.norms.append(self.engine.step(step, self._window.lr))
+        self._window.norms.append(torch.as_tensor(self.engine.step(step, self._window.lr)))
         save = step % config.checkpoint_every == 0 or step == config.steps
         stop = self._question() if step % self._ask_every == 0 else Stop.NO
         save = save or stop is Stop.LEAVE or (stop is Stop.SAVE and not self._warned)
@@ -264,7 +264,7 @@ class Session:
         elapsed = max(window.elapsed(), 1e-9)
         rates = {
             "lr": window.lr,
-            "grad_norm": window.norms[-1],
+            "grad_norm": float(window.norms[-1]),
             "images_per_s": self.config.global_batch * len(window.ids) / elapsed,
             "data_wait_percent": 100.0 * window.waited / elapsed,
             "peak_memory_mb": peak_memory_mb(self.world.device),
@@ -320,7 +320,7 @@ class _Window:
     def clear(self) -> None:
         self.sums: dict[str, Tensor] = {}
         self.losses: list[Tensor] = []
-        self.norms: list[float] = []
+        self.norms: list[Tensor] = []
         self.ids: list[list[str]] = []
         self.steps: list[int] = []
         self.waited = 0.0
@@ -348,8 +348,9 @@ class _Window:
         return time.perf_counter() - self.started
 
     def first_bad(self) -> tuple[int, list[str]] | None:
-        losses = torch.stack(self.losses).tolist()  # one wait for the device, not one a step
-        for step, loss, norm, ids in zip(self.steps, losses, self.norms, self.ids):
+        # One wait for the device, not one a step.
+        losses, norms = torch.stack(self.losses).tolist(), torch.stack(self.norms).tolist()
+        for step, loss, norm, ids in zip(self.steps, losses, norms, self.ids):
             if not math.isfinite(loss) or (self.checks_norms and not math.isfinite(norm)):
                 return step, ids
         return None
@@ -369,8 +370,13 @@ def _chain(previous: str, ids: list[str]) -> str:
 def _pixels(pixels: Tensor | None, part: slice, device: torch.device) -> Tensor | None:
     if pixels is None:
         return None
-    return pixels[part].to(device, non_blocking=True).float().div_(127.5).sub_(1.0)
+    return _moved(pixels[part], device).float().div_(127.5).sub_(1.0)
 
 
 def _place(tensor: Tensor | None, part: slice, device: torch.device) -> Tensor | None:
-    return None if tensor is None else tensor[part].to(device, non_blocking=True)
+    return None if tensor is None else _moved(tensor[part], device)
+
+
+def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """On the device; from page-locked memory, since a copy from other memory waits for the work before it."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

@@ -1,4 +1,4 @@
-"""Optimizer, learning-rate schedule and per-sample random numbers: pure functions of the settings and the step."""
+"""Optimizer, learning-rate schedule and what is drawn once a step: pure functions of the settings and the step."""
 
 from __future__ import annotations
 
@@ -39,15 +39,8 @@ def lr_at(step: int, config: StageConfig) -> float:
 
 
 def generator_for(*key: int | str) -> torch.Generator:
-    """A CPU generator seeded by a key such as (seed, stage, step, sample index).
-
-    Random numbers belong to a place in the run, not to a process: neither a restart nor another number of workers
-    changes them, and no generator state needs saving.
+    """A CPU generator seeded by a key such as (seed, "crop", step): sizes and windows, the same on every worker. What
+    is drawn for each sample comes from `training.noise`, and belongs to a place in the run likewise.
     """
     digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
-
-
-def normal(shape: tuple[int, ...], keys: list[torch.Generator]) -> torch.Tensor:
-    """Standard normal noise, one generator a sample: → (len(keys), *shape) on the CPU."""
-    return torch.stack([torch.randn(shape, generator=key) for key in keys])

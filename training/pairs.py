@@ -16,7 +16,6 @@ from torch import Tensor
 from pipeline.autoencoder import Autoencoder, latent_of
 from pipeline.config import ModelConfig
 from training.config import DecoderStage
-from training.optim import normal
 from training.session import MicroBatch
 from training.targets import draw_target
 from training.zoom import condition_image, draw_zoom
@@ -47,8 +46,8 @@ def latent_pairs(config: DecoderStage, model: ModelConfig, step: int) -> MakePai
         assert micro.pixels is not None and stored is not None
         latent = latent_of(stored, model.autoencoder)
         if noise_scale:
-            keys = micro.generators(config.seed, "latent", step)
-            latent = latent + noise_scale * normal(tuple(latent.shape[1:]), keys).to(latent)
+            noise = micro.draws(config.seed, "latent", step).normal(tuple(latent.shape[1:]))
+            latent = latent + noise_scale * noise.to(latent)
         return Pair(latent, (target.size, target.window), target.cut(micro.pixels))
 
     return make

@@ -26,6 +26,7 @@ from training.config import StageConfig
 from training.context import Context
 from training.engine import Engine, accumulation_steps
 from training.estimate import estimate, peak_flops
+from training.noise import Draws
 from training.optim import generator_for, lr_at
 from training.reporter import Reporter
 from training.stopping import Stop
@@ -63,9 +64,10 @@ class MicroBatch:
     latents: Tensor | None
     condition: Tensor | None
 
-    def generators(self, *key: int | str) -> list[torch.Generator]:
-        """One random generator a sample, the same one whatever worker holds the sample."""
-        return [generator_for(*key, i) for i in self.index]
+    def draws(self, *key: int | str) -> Draws:
+        """Random numbers of these samples on their device, the same ones whatever worker holds them."""
+        device = next(t.device for t in (self.latents, self.pixels, self.condition) if t is not None)
+        return Draws(self.index, device, *key)
 
 
 class Session:

@@ -11,7 +11,7 @@ from small_shop import Shop, make_shop
 from pipeline.bundle import load_bundle
 from pipeline.errors import UserError
 from training.config import Preset, override
-from training.optim import generator_for
+from training.noise import Draws
 from training.presets import debug
 from training.run import train
 from training.session import MicroBatch
@@ -36,7 +36,7 @@ def test_strengths_and_noise_belong_to_the_sample_and_the_step() -> None:
     condition = torch.randn(6, 3, 8, 8)
 
     def shown(first: int, last: int, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        micro = MicroBatch(range(first, last), None, None, None)
+        micro = MicroBatch(range(first, last), None, None, condition[first:last])
         made, strength = shown_condition(micro, condition[first:last], model, 1, step)
         assert made is not None and strength is not None
         return made, strength
@@ -48,9 +48,9 @@ def test_strengths_and_noise_belong_to_the_sample_and_the_step() -> None:
     assert not torch.equal(strengths, shown(0, 6, 4)[1])
     drawn = torch.cat([shown(0, 6, step)[1] for step in range(200)])
     assert 0 <= float(drawn.min()) < 0.01 and 0.39 < float(drawn.max()) < 0.4
-    key = generator_for(1, "condition", 3, 0)
-    strength = 0.4 * torch.rand((), generator=key)
-    expected = (1 - strength**2).sqrt() * condition[0] + strength * torch.randn(3, 8, 8, generator=key)
+    draws = Draws(range(1), "cpu", 1, "condition", 3)
+    strength = 0.4 * draws.uniform()
+    expected = (1 - strength**2).sqrt() * condition[0] + strength * draws.normal((3, 8, 8))[0]
     torch.testing.assert_close(whole[0], expected)
     assert shown_condition(MicroBatch(range(6), None, None, None), condition, debug().model, 1, 3) == (condition, None)
 

@@ -19,6 +19,7 @@ from pipeline.model import LatentZoom
 from preprocess.loader import ShardLoader
 from training.config import override
 from training.estimate import dry_run
+from training.noise import Draws
 from training.presets import debug
 from training.reconstruction import joint_first_stage
 from training.run import TrainResult, train
@@ -49,7 +50,7 @@ def expected_terms(data: str, kl_weight: float) -> tuple[float, float]:
         image = batch.pixels.double() / 127.5 - 1
         autoencoder, decoder = network.autoencoder.double(), network.decoder.double()
         mean, log_variance = autoencoder.quant_conv(autoencoder.encoder(image)).chunk(2, dim=1)
-        noise = torch.stack([torch.randn(3, 8, 8, generator=generator) for generator in generators(4)])
+        noise = Draws(range(4), "cpu", 0, "posterior", 1).normal((3, 8, 8))
         latent = mean + log_variance.exp().sqrt() * noise
         y0, x0, y1, x1 = target.window
         made = decoder(latent, target.size)[:, :, y0:y1, x0:x1]
@@ -57,12 +58,6 @@ def expected_terms(data: str, kl_weight: float) -> tuple[float, float]:
         l1 = float((made - truth).abs().mean())
         kl = float(0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).flatten(1).sum(1).mean())
     return l1, l1 + kl_weight / (3 * 32 * 32) * kl  # LDM's loss sums errors over the values of an image
-
-
-def generators(num: int) -> list[torch.Generator]:
-    from training.optim import generator_for
-
-    return [generator_for(0, "posterior", 1, sample) for sample in range(num)]
 
 
 @pytest.mark.parametrize("kl_weight", [0.0, 3.0])

@@ -16,7 +16,7 @@ from pipeline.errors import UserError
 from pipeline.images import from_uint8, to_uint8
 from pipeline.resize import resize
 from training.config import AutoencoderStage, DecoderStage, override
-from training.optim import generator_for
+from training.noise import Draws
 from training.pairs import cached_pairs, direct_pairs, latent_pairs
 from training.presets import debug
 from training.session import MicroBatch
@@ -134,7 +134,7 @@ def test_latent_noise_is_in_units_of_the_latents_own_deviation() -> None:
     assert batch.latents is not None
     model = dataclasses.replace(debug().model, scale_factor=4.0)
     difference = latent_pairs(config, model, 3)(batch).latent - batch.latents[:, :3]
-    expected = torch.stack([torch.randn(3, 8, 8, generator=generator_for(0, "latent", 3, i)) for i in range(2)])
+    expected = Draws(range(2), "cpu", 0, "latent", 3).normal((3, 8, 8))
     torch.testing.assert_close(difference, 0.5 / 4.0 * expected, atol=1e-6, rtol=1e-5)
 
 

@@ -18,7 +18,7 @@ from training.context import Context
 from training.engine import make_engine
 from training.grids import Grids
 from training.losses import adaptive_weight, kl_loss, per_sample
-from training.optim import generator_for, normal
+from training.optim import generator_for
 from training.perceptual import load_perceptual
 from training.reconstruction import Reconstruction
 from training.session import Session
@@ -55,8 +55,7 @@ def train(context: Context) -> Trained:
             assert micro.pixels is not None
             image = micro.pixels[:, :, window[0], window[1]]
             cells = tuple(side // model.autoencoder.factor for side in image.shape[-2:])
-            keys = micro.generators(config.seed, "posterior", step)
-            noise = normal((model.autoencoder.latent_channels, *cells), keys).to(image)
+            noise = micro.draws(config.seed, "posterior", step).normal((model.autoencoder.latent_channels, *cells))
             made, regulariser, features = engine(image, noise)
 
             # LDM's loss divided by `unit`: there errors are sums over an image, here means.

@@ -18,7 +18,6 @@ from training.context import Context, require_parts
 from training.engine import make_engine
 from training.grids import Grids
 from training.losses import denoising_loss, min_snr_weight
-from training.optim import normal
 from training.session import MicroBatch, Session
 from training.stages.parts import Trained, trained
 
@@ -64,7 +63,7 @@ def scaled_latents(micro: MicroBatch, model: ModelConfig, seed: int | None, step
         if seed is None or model.autoencoder.kind != "kl":
             return latent_of(stored, model.autoencoder) * model.scale_factor
         mean, log_variance = stored.chunk(2, dim=1)
-        noise = normal(tuple(mean.shape[1:]), micro.generators(seed, key, step)).to(mean)
+        noise = micro.draws(seed, key, step).normal(tuple(mean.shape[1:])).to(mean)
         return (mean + torch.exp(0.5 * log_variance.clamp(-30.0, 20.0)) * noise) * model.scale_factor
 
     assert micro.latents is not None
@@ -82,20 +81,18 @@ def shown_condition(
     most = model.denoiser.condition_noise
     if condition is None or not most:
         return condition, None
-    keys = micro.generators(seed, "condition", step)
-    strength = most * torch.stack([torch.rand((), generator=key) for key in keys])
-    noise = normal(tuple(condition.shape[1:]), keys).to(condition)
-    return noisy_condition(condition, noise, strength), strength.to(condition.device)
+    draws = micro.draws(seed, "condition", step)
+    strength = most * draws.uniform()
+    noise = draws.normal(tuple(condition.shape[1:])).to(condition)
+    return noisy_condition(condition, noise, strength), strength
 
 
 def draw_noise(
     micro: MicroBatch, schedule: Schedule, shape: tuple[int, ...], seed: int, step: int
 ) -> tuple[Tensor, Tensor]:
-    """t (B,) uniform in 0..T-1 on the latents' device and eps (B,*shape) on the CPU, a generator a sample."""
-    assert micro.latents is not None
-    keys = micro.generators(seed, "diffusion", step)
-    t = torch.stack([torch.randint(0, schedule.config.num_steps, (), generator=key) for key in keys])
-    return t.to(micro.latents.device), normal(shape, keys)
+    """t (B,) uniform in 0..T-1 and eps (B,*shape), on the latents' device."""
+    draws = micro.draws(seed, "diffusion", step)
+    return draws.integers(schedule.config.num_steps), draws.normal(shape)
 
 
 def trained_denoiser(context: Context, weights: dict[str, Tensor] | None) -> Denoiser | None:

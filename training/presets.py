@@ -107,7 +107,7 @@ def starter() -> Preset:
         name="starter",
         model=_starter_model("faithful"),
         decoder=DecoderStage(
-            steps=11_000,
+            steps=20_000,
             global_batch=16,
             lr=1e-3,
             beta2=0.99,
@@ -136,7 +136,7 @@ def starter_sharp() -> Preset:
         name="starter-sharp",
         model=_starter_model("sharp"),
         decoder=DecoderStage(
-            steps=1_500,
+            steps=2_000,
             global_batch=8,
             lr=3e-4,
             beta2=0.99,

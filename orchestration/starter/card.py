@@ -45,7 +45,7 @@ def starter_card(look: Look, bundle: Bundle, result: Mapping[str, Any]) -> str:
         "",
         "## Training",
         "",
-        "One command makes it again: `make starter` (about two hours on two CPU cores with bf16",
+        "One command makes it again: `make starter` (about three hours on two CPU cores with bf16",
         "instructions, longer without; it can be stopped and continues).",
         "",
         f"- {result['steps']:,} steps of {settings['global_batch']} samples in {result['seconds'] / 3600:.2f} hours"

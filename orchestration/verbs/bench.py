@@ -14,7 +14,7 @@ import tyro
 
 from orchestration.bench.measure import matrix_peak
 from orchestration.bench.table import Options, Results, Row, compare, load_results, machine
-from orchestration.output import check_file
+from orchestration.writable import check_file
 from pipeline.errors import UserError
 
 PARTS: dict[str, tuple[str, str]] = {

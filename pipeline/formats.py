@@ -18,6 +18,11 @@ PICTURE_SUFFIXES = (
 """Names of files that are taken for pictures in a folder. What a file is, its content decides."""
 
 
+def is_picture_name(name: str) -> bool:
+    """Whether a file (path or URL) is taken for a picture by its name. What macOS adds, ._NAME, is none."""
+    return suffix_of(name) in PICTURE_SUFFIXES and not name.rsplit("/", 1)[-1].startswith("._")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Format:
     """max_side: pixels. in_parts: written window by window in bounded memory; others are held whole."""

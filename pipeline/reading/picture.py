@@ -6,12 +6,13 @@ import contextlib
 import functools
 import io
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import torch
 from PIL import Image, ImageCms
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 HAS_MORE = "latentzoom:has_more"
 """In a Pillow image's `info`: the file holds further frames or pages."""
@@ -48,11 +49,15 @@ class Picture:
 
     def rgb(self) -> Tensor:
         """(1,3,H,W) in [-1, 1]."""
+        import torch
+
         array = np.array(self.image.convert("RGB"))
         return torch.from_numpy(array).permute(2, 0, 1)[None].float() / 127.5 - 1.0
 
     def opacity(self) -> Tensor | None:
         """Alpha, (1,1,H,W) uint8."""
+        import torch
+
         return None if self.alpha is None else torch.from_numpy(np.array(self.alpha))[None, None]
 
     def srgb(self) -> Picture:

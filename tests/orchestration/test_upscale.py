@@ -15,8 +15,8 @@ import torch
 from PIL import Image, ImageCms
 from tiny_bundle import make_bundle
 
-from orchestration.cli import main
 from orchestration import upscaling
+from orchestration.cli import main
 from pipeline.model import LatentZoom
 from pipeline.reading import read_picture
 
@@ -239,7 +239,9 @@ def test_a_pipe_that_breaks_is_one_line(bundle, tmp_path, reader):
         stdout = os.open("/dev/full", os.O_WRONLY)
     command = [sys.executable, "-m", "orchestration.cli", "upscale", "--model", bundle, "--device", "cpu"]
     done = subprocess.run(
-        [*command, "--steps", "1", "--size", "30x30", str(tmp_path / "in.png"), "-"], stdout=stdout, stderr=subprocess.PIPE
+        [*command, "--steps", "1", "--size", "30x30", str(tmp_path / "in.png"), "-"],
+        stdout=stdout,
+        stderr=subprocess.PIPE,
     )
     os.close(stdout)
     last = done.stderr.decode().strip().splitlines()[-1]

@@ -41,6 +41,8 @@ class Arguments:
     """Parts to measure: preprocess, stage1, stage2, sampling, decode, kernel, sr, starter; without it all."""
     json: Path | None = None
     """Also write the figures here."""
+    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Replace a file of that name."""
     compare: tuple[Path, ...] = ()
     """One earlier JSON file to compare this run with, or two files to compare without measuring."""
     device: Annotated[str, tyro.conf.arg(metavar="DEVICE")] = ""
@@ -81,6 +83,8 @@ def main(argv: list[str]) -> int:
     )
     if arguments.json is not None:
         check_file(arguments.json)
+        if arguments.json.exists() and not arguments.overwrite:
+            raise UserError(f"{arguments.json} is there already; give another name, or replace it with --overwrite")
     results = run(options, tuple(dict.fromkeys(arguments.only)) or tuple(PARTS))
     print(results.table())
     if arguments.json is not None:

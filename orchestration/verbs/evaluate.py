@@ -28,6 +28,8 @@ class Arguments:
     """What is measured."""
     out: Annotated[str, tyro.conf.arg(metavar="FOLDER")] = "evaluation"
     """Folder for the report; finished chunks are kept in it."""
+    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Replace the report of another model, data set or kind of evaluation in that folder."""
     sizes: Annotated[str, tyro.conf.arg(metavar="NUMBER,...")] = ""
     """Output sizes, as in 128,160,192."""
     scales: Annotated[str, tyro.conf.arg(metavar="NUMBER,...")] = ""
@@ -93,6 +95,8 @@ def main(argv: list[str]) -> int:
         chunk_size=arguments.chunk_size,
         batch_size=arguments.batch_size,
     )
+    if not arguments.overwrite:
+        check_report(arguments, spec)
     report = run(arguments, spec)
     from orchestration.evaluation.report_page import tables
 
@@ -103,6 +107,34 @@ def main(argv: list[str]) -> int:
         print(f"note: {note}")
     print(f"\n{storage.join(storage.absolute(arguments.out), 'report.html')}")
     return 0
+
+
+_OPEN = frozenset({"num", "batch_size", "num_pictures", "sr_mode", "lpips", "lpips_heads"})
+"""Of a spec, what is settled while it runs, or may change without making another report of it."""
+
+
+def check_report(arguments: Arguments, spec: EvaluationSpec) -> None:
+    """`UserError` where the folder holds a report of something else: the same evaluation is continued, with more
+    samples too."""
+    from orchestration import registry
+    from orchestration.evaluation.report import load_report
+    from orchestration.evaluation.spec import spec_to_dict
+
+    file = storage.join(arguments.out, "report.json")
+    if not storage.exists(file):
+        return
+    old, wanted = load_report(file), spec_to_dict(spec)
+    digest = registry.bundle_digest(registry.resolve(arguments.model, tracking_uri=arguments.tracking_uri or None))
+    differing = [name for name in wanted if name not in _OPEN and old.spec.get(name) != wanted[name]]
+    if old.bundle_digest != digest:
+        differing.insert(0, "model")
+    if old.data != storage.absolute(arguments.data):
+        differing.insert(0, "data")
+    if differing:
+        raise UserError(
+            f"{arguments.out} holds the report of another evaluation (other {', '.join(differing[:3])}); "
+            "give another --out, or replace it with --overwrite"
+        )
 
 
 def run(arguments: Arguments, spec: EvaluationSpec) -> Report:

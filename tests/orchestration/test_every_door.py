@@ -131,7 +131,7 @@ CASES = [
     Case("with a profile", lambda: saved(photo(), icc_profile=rgb_profile()), "RGB"),
     Case("hidden colours", hidden_colours, "RGBA", lambda made: made[made[..., 3] > 0][:, 1].max() < 45),
     Case("palette", palette, "RGB"),
-    Case("equal channels", lambda: saved(photo(mode="L").convert("RGB")), "RGB", lambda made: np.ptp(made, 2).max() == 0),
+    Case("equal parts", lambda: saved(photo(mode="L").convert("RGB")), "RGB", lambda made: not np.ptp(made, 2).any()),
     Case("TIFF in planes", tiff_in_planes, "RGB"),
     Case("CMYK", cmyk, "RGB"),
     Case("WebP", lambda: saved(photo(), "WEBP", lossless=True), "RGB"),
@@ -242,11 +242,11 @@ def test_fuzz_no_picture_is_read_otherwise_than_pillow_reads_it(made):
     assert np.array_equal(found, alpha), (form, mode)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     st.lists(files(), min_size=1, max_size=3),
-    st.sampled_from(["--scale 0.4", "--scale 1", "--scale 2.7", "--size 5x31", "--width 9", "--height 1", "--megapixels 0.001",
-                     "--longest 33"]),
+    st.sampled_from(["--scale 0.4", "--scale 1", "--scale 2.7", "--size 5x31", "--width 9", "--height 1",
+                     "--megapixels 0.001", "--longest 33"]),
     st.sampled_from(["", "--format jpg", "--format webp --quality 100", "--format avif --quality 1", "--format tif"]),
     st.sampled_from(["", "--tile 3", "--look sharp", "--dtype float32 --overwrite", "--steps 0 --seed 5"]),
 )  # fmt: skip
@@ -273,7 +273,7 @@ def test_fuzz_no_traceback_and_no_file_lost(made, size, form, more):
                 image.load()
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     st.lists(
         st.sampled_from(["a.png", "b.png", "in", "out", "out/", "new.png", "none.png", "text.txt", "-o", "--overwrite",

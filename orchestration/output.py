@@ -39,11 +39,10 @@ def load_model(uri: str, device: str = "", tracking_uri: str = "", dtype: Dtype 
 
 def slow_dtype(device: str, dtype: Dtype) -> str:
     """A line to say where a precision is no gain but a great loss; "" otherwise."""
-    if torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")).type != "cpu" or dtype == "float32":
+    kind = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")).type
+    if kind != "cpu" or dtype != "bfloat16" or _cpu_has("avx512_bf16", "amx_bf16", "bf16"):
         return ""
-    if dtype == "bfloat16" and _cpu_has("avx512_bf16", "amx_bf16", "bf16"):
-        return ""
-    return f"this CPU computes {dtype} about ten times more slowly than float32, which is the default"
+    return "this CPU has no bfloat16 instructions: it is about ten times slower here than float32, the default"
 
 
 def _cpu_has(*flags: str) -> bool:

@@ -260,7 +260,7 @@ def test_half_precision_without_its_instructions_is_said(tmp_path, capsys, monke
         monkeypatch.setattr(output, "_cpu_has", lambda *flags, answer=has_bf16: answer)
         words = ["--scale", 2, "--dtype", "bfloat16", "--overwrite", tmp_path / "in.png", tmp_path / "out.png"]
         assert upscale(*words) == 0
-        assert ("computes bfloat16 about ten times more slowly" in capsys.readouterr().err) == told
+        assert ("it is about ten times slower here than float32" in capsys.readouterr().err) == told
 
 
 # --- URLs -------------------------------------------------------------------------------------------------------------

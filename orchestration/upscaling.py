@@ -67,8 +67,8 @@ class Upscaler:
         """The same for a picture that is not read yet; {} where it cannot be."""
         try:
             data = _bytes_of(task.source)
-            return self.text(data, oriented_size(data, MAX_INPUT_PIXELS), task.target)
-        except (Unreadable, UserError):
+            return self.text(data, _size_of(data), task.target)
+        except UserError:
             return {}
 
 
@@ -242,6 +242,14 @@ def _write_to_pipe(drawing: Drawing, facts: Facts, on_pixels: Callable[[int], ob
         with contextlib.suppress(OSError, ValueError):  # or Python tries, and complains, once more as it ends
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise UserError(f"cannot write to standard output: {error.strerror or error}") from error
+
+
+def _size_of(data: bytes) -> Size:
+    """(H, W) of a picture, from its header where that says it."""
+    try:
+        return oriented_size(data, MAX_INPUT_PIXELS)
+    except Unreadable:  # or of a layout whose header Pillow does not understand
+        return read_picture(data).size
 
 
 def _bytes_of(source: str) -> bytes:

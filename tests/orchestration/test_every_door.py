@@ -232,10 +232,11 @@ def as_pillow_reads(data):
 @settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
 @given(files())
 def test_fuzz_no_picture_is_read_otherwise_than_pillow_reads_it(made):
-    from pipeline.reading import read_picture
+    from pipeline.reading import oriented_size, read_picture
 
     form, mode, data = made
     picture = read_picture(data)
+    assert oriented_size(data, 10**6) == picture.size, (form, mode)
     colour, alpha = as_pillow_reads(data)
     assert np.abs(np.asarray(picture.image.convert("RGB")).astype(int) - colour).max() <= 1, (form, mode)
     found = np.full(alpha.shape, 255) if picture.alpha is None else np.asarray(picture.alpha)

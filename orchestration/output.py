@@ -16,7 +16,7 @@ from orchestration import registry
 from pipeline.allocator import keep_freed_memory
 from pipeline.device import checked_device
 from pipeline.errors import UserError
-from pipeline.geometry import Size, check_size
+from pipeline.geometry import Size
 from pipeline.model import LatentZoom
 from pipeline.progress import Progress
 
@@ -39,20 +39,22 @@ def load_model(uri: str, device: str = "", tracking_uri: str = "", dtype: Dtype 
     return model, f"models:/{name}/{number} sha256:{digest}"
 
 
-def check_file(target: Path) -> None:
-    """`UserError` where the file surely cannot be written: better said before the work than after it."""
-    if target.is_dir():
-        raise UserError(f"cannot write {target}: it is a folder")
-    check_folder(target.absolute().parent, target)
+def slow_dtype(device: str, dtype: Dtype) -> str:
+    """A line to say where a precision is no gain but a great loss; "" otherwise."""
+    kind = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")).type
+    if kind != "cpu" or dtype != "bfloat16" or _cpu_has("avx512_bf16", "amx_bf16", "bf16"):
+        return ""
+    return "this CPU has no bfloat16 instructions: it is about ten times slower here than float32, the default"
 
 
-def check_folder(folder: Path, target: Path | None = None) -> None:
-    """As `check_file`, for any file (or `target`) in a folder that need not be there yet."""
-    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
-    if not there.is_dir():
-        raise UserError(f"cannot write {target or folder}: {there} is not a folder")
-    if not os.access(there, os.W_OK):
-        raise UserError(f"cannot write {target or folder}: no permission for {there}")
+def _cpu_has(*flags: str) -> bool:
+    """Whether the processor has one of these instructions, as far as the system tells."""
+    try:
+        told = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return True
+    lines = (line.partition(":")[2].split() for line in told.splitlines() if line.startswith(("flags", "Features")))
+    return bool(set(flags) & set(next(lines, flags)))
 
 
 @contextlib.contextmanager
@@ -62,18 +64,6 @@ def within_memory(what: str, todo: str) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise UserError(f"{what}: the GPU has too little memory for it; {todo}") from error
-
-
-def parse_size(text: str) -> Size:
-    """ "700x1000" → (700, 1000), "256" → (256, 256): height before width. Raises `UserError`."""
-    parts = text.lower().replace("×", "x").split("x")
-    try:
-        numbers = [int(part) for part in parts]
-    except ValueError:
-        numbers = []
-    if len(numbers) not in (1, 2):
-        raise UserError(f"size {text!r} is not allowed; use height x width, such as 700x1000")
-    return check_size((numbers[0], numbers[-1]))
 
 
 def origin(model: str, facts: Mapping[str, object]) -> dict[str, str]:
@@ -99,29 +89,55 @@ PREVIEW_SIDE = 512
 
 
 class Previews:
-    """What sampling shows on its way: progress, and every `every` steps the picture as the denoiser sees it by then, in
-    TARGET.preview.png. The preview goes when the block ends. `every` 0 draws none."""
+    """What a picture shows on its way to its latent: progress, and every `every` steps the picture as the denoiser sees
+    it by then, in TARGET.preview.png. The preview goes when the block ends. `every` 0 draws none. encodes: a picture is
+    encoded first. num_steps: of the denoiser, 0 where there is none."""
 
-    def __init__(self, model: LatentZoom, target: Path, size: Size, every: int, is_shown: bool = True) -> None:
+    def __init__(
+        self,
+        model: LatentZoom,
+        target: Path,
+        size: Size,
+        every: int,
+        is_shown: bool = True,
+        *,
+        encodes: bool = False,
+        num_steps: int = 0,
+    ) -> None:
         self.model, self.every, self.is_shown = model, every, is_shown
+        self.encodes, self.num_steps = encodes, num_steps
         reduction = max(1.0, max(size) / PREVIEW_SIDE)
         self.size: Size = (max(1, round(size[0] / reduction)), max(1, round(size[1] / reduction)))
         self.file = target.with_suffix(".preview.png")
         self._progress: Progress | None = None
 
     def __enter__(self) -> Previews:
+        if self.encodes:
+            self._begin("encode", None, "tiles")
+        elif self.num_steps:
+            self._begin("sample", self.num_steps, "steps")
         return self
+
+    def _begin(self, label: str, total: int | None, unit: str) -> None:
+        if self._progress is not None:
+            self._progress.close()
+        self._progress = Progress(label, total, unit, is_ticking=True) if self.is_shown else None
+
+    def on_tile(self, done: int, total: int) -> None:
+        """For `LatentZoom.latent_of`: tiles of the input that are encoded."""
+        if self._progress is not None:
+            self._progress.total = total
+            self._progress.update(1)
+            if done == total and self.num_steps:
+                self._begin("sample", self.num_steps, "steps")
 
     def on_step(self, done: int, total: int, x0_pred: Tensor) -> None:
         """For the samplers: x0_pred (B,C,h,w) is scaled; the first picture of the batch is shown."""
-        if self.is_shown and self._progress is None:
-            self._progress = Progress("sample", total, "steps")
         if self._progress is not None:
             self._progress.update(1)
         if self.every and done % self.every == 0 and done < total:
             latent = x0_pred[:1] / self.model.config.scale_factor
-            picture = self.model.drawing(latent, self.size).picture()
-            save_atomically(picture, self.file, "PNG", {})
+            self.model.drawing(latent, self.size).write(self.file)
 
     def __exit__(self, *_: object) -> None:
         if self._progress is not None:

@@ -8,14 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from torch.utils.flop_counter import FlopCounterMode
-
-from pipeline.bundle import build_autoencoder, build_decoder, build_denoiser
 from pipeline.config import ModelConfig
 from pipeline.errors import UserError
 from training.config import Preset
-from training.estimate import estimate
 
 _TAR_BLOCK = 512
 _JSON_BYTES = 700
@@ -119,6 +114,11 @@ def _preprocessing(data: DataSet, model: ModelConfig, rates: Rates) -> list[Row]
 
 def encoder_flops(model: ModelConfig) -> float:
     """Floating-point operations to encode one image."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from pipeline.bundle import build_autoencoder
+
     with torch.device("meta"):
         encoder = build_autoencoder(model)
         with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -127,6 +127,8 @@ def encoder_flops(model: ModelConfig) -> float:
 
 
 def _stage(stage: str, preset: Preset, rates: Rates, gpus: int, samples: int) -> Row:
+    from training.estimate import estimate
+
     config = preset.stage(stage)
     found = estimate(stage, config, preset.model, gpus)
     speed = rates.peak_tflops * 1e12 * rates.mfu
@@ -139,6 +141,11 @@ def _stage(stage: str, preset: Preset, rates: Rates, gpus: int, samples: int) ->
 
 
 def _evaluation(model: ModelConfig, rates: Rates, evaluated: int, steps: int) -> Row:
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from pipeline.bundle import build_decoder, build_denoiser
+
     with torch.device("meta"), torch.no_grad():
         channels, cells, side = model.autoencoder.latent_channels, model.latent_size, model.image_size
         latent, t = torch.empty(1, channels, cells, cells), torch.empty(1, dtype=torch.int64)
@@ -158,6 +165,8 @@ def _evaluation(model: ModelConfig, rates: Rates, evaluated: int, steps: int) ->
 
 
 def _storage(data: DataSet, preset: Preset, rates: Rates, gpus: int) -> list[Row]:
+    from training.estimate import estimate
+
     rows = [Row("source", f"{data.name} as published", data.source_bytes / 1e9, "GB")]
     total, texts = 0.0, []
     for stage in preset.stages:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 PREFIX = "latentzoom_"
 _NOT_ALLOWED = re.compile(r"[^a-zA-Z0-9_]")

@@ -1,4 +1,5 @@
 """Pictures of any size written to a file window by window: PNG in rows, TIFF (BigTIFF) in tiles, in bounded memory.
+JPEG, WebP and AVIF are drawn so too, and written at once.
 
 Legend: H/W pixels, c channels; windows are (y0, x0, y1, x1).
 """
@@ -20,9 +21,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
+from pipeline import storage
 from pipeline.errors import UserError
-from pipeline.geometry import Size, Window
-from pipeline.png_stream import MAX_PNG_SIDE, PngStream
+from pipeline.formats import FORMATS, PNG, TIFF, format_of, suffix_of
+from pipeline.png_stream import PngStream
+from pipeline.sizes import Size, Window
+from pipeline.whole_file import texts_of, write_whole
 
 Pixels = NDArray[np.uint8]
 Draw = Callable[[Window], Pixels]
@@ -31,6 +35,8 @@ Draw = Callable[[Window], Pixels]
 WINDOW = 1024
 """Height and width of the windows that are drawn at once."""
 TIFF_TILE = 512
+DEFAULT_QUALITY = 95
+"""Of JPEG, WebP and AVIF."""
 _BAND_BYTES = 32 << 20
 """A PNG is drawn in bands as wide as the picture, of at most this many bytes (but at least one row)."""
 _DATE_TIME = 306
@@ -55,22 +61,31 @@ def write_canvas(
     *,
     channels: int = 3,
     facts: Facts | None = None,
+    quality: int = DEFAULT_QUALITY,
     on_pixels: Callable[[int], object] | None = None,
 ) -> None:
-    """Draw a picture of `size` and write it to `target`, .png or .tif/.tiff: beside it first, then renamed.
+    """Draw a picture of `size` and write it to `target`, in the format of its suffix (`formats.FORMATS`): beside it
+    first, then renamed.
 
-    on_pixels is called with the number of pixels of each window drawn. TIFF keeps the common EXIF fields only. Raises
-    `UserError` for other suffixes, for a PNG beyond its limits, and when the folder cannot be written.
+    quality: of JPEG, WebP and AVIF, 1 to 100. on_pixels is called with the number of pixels of each window drawn. TIFF
+    keeps the common EXIF fields only. Raises `UserError` for other suffixes, for sizes beyond a format's limits, and
+    when the folder cannot be written.
     """
-    form = check_target(target, size)
+    form = format_of(str(target), size)
+    facts = facts or Facts()
     temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as stream:
-            if form == "PNG":
+            if form is PNG:
                 write_png(stream, size, draw, channels=channels, facts=facts, on_pixels=on_pixels)
+            elif form is TIFF:
+                _write_tiff(stream, size, _counted(draw, on_pixels), channels, facts)
             else:
-                _write_tiff(stream, size, _counted(draw, on_pixels), channels, facts or Facts())
+                pixels = draw_whole(size, _counted(draw, on_pixels), channels)
+                write_whole(
+                    stream, form, pixels, quality=quality, text=dict(facts.text), icc=facts.icc, exif=facts.exif
+                )
         temporary.replace(target)
     except OSError as error:
         raise UserError(f"cannot write {target}: {error.strerror or error}") from error
@@ -79,28 +94,31 @@ def write_canvas(
             temporary.unlink()
 
 
-def read_text(target: Path) -> dict[str, str]:
-    """The text fields of a file that `write_canvas` wrote; {} for any other, or none. Reads no pixels."""
+def draw_whole(size: Size, draw: Draw, channels: int) -> Pixels:
+    """(H,W,channels), drawn window by window."""
+    whole = np.empty((*size, channels), np.uint8)
+    for y0, x0, y1, x1 in windows(size):
+        whole[y0:y1, x0:x1] = draw((y0, x0, y1, x1))
+    return whole
+
+
+def read_text(target: Path | str) -> dict[str, str]:
+    """The text fields of a file (path or URL) that `write_canvas` wrote; {} for any other, or none. Decodes no pixel,
+    but those of AVIF."""
     import tifffile
 
     try:
-        if target.suffix.lower() == ".png":
-            with target.open("rb") as stream:  # not Image.open, which refuses large pictures: no pixel is decoded here
+        with storage.opened(str(target)) as stream:
+            form = FORMATS.get(suffix_of(str(target)))
+            if form is PNG:  # not Image.open, which refuses large pictures
                 return {str(key): str(value) for key, value in PngImageFile(stream).info.items()}
-        with tifffile.TiffFile(target) as tiff:
-            return dict(line.split(": ", 1) for line in tiff.pages.first.description.splitlines())
-    except (OSError, ValueError, SyntaxError, tifffile.TiffFileError):
+            if form is TIFF:
+                with tifffile.TiffFile(stream) as tiff:
+                    return dict(line.split(": ", 1) for line in tiff.pages.first.description.splitlines())
+            with Image.open(stream, formats=("JPEG", "WEBP", "AVIF")) as image:
+                return texts_of(image.info.get("xmp", b""))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, tifffile.TiffFileError):
         return {}
-
-
-def check_target(target: Path, size: Size) -> str:
-    """ "PNG" or "TIFF", from the suffix; `UserError` for another or for sides that PNG cannot hold."""
-    suffix = target.suffix.lower()
-    if suffix not in (".png", ".tif", ".tiff"):
-        raise UserError(f"{target}: write a .png or a .tif file")
-    if suffix == ".png" and max(size) > MAX_PNG_SIDE:
-        raise UserError(f"{target}: a PNG holds at most {MAX_PNG_SIDE} pixels a side; write a .tif file")
-    return "PNG" if suffix == ".png" else "TIFF"
 
 
 def write_png(

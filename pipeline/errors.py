@@ -88,8 +88,9 @@ def without_secrets(text: str) -> str:
 
 
 def exit_status(command: Callable[[], int]) -> int:
-    """Run a command → its exit status. A `UserError` is one line and 2, `Stopped` one line and 75, Ctrl-C 130. So is
-    what the client of a store raises where nobody else worded it: a network is no defect of ours."""
+    """Run a command → its exit status. A `UserError` is one line and 2, `Stopped` one line and 75, Ctrl-C 130 (a
+    `KeyboardInterrupt` with a text says what comes next). One line is also what the client of a store raises where
+    nobody else worded it: a network is no defect of ours."""
     try:
         return command()
     except UserError as error:
@@ -105,8 +106,9 @@ def exit_status(command: Callable[[], int]) -> int:
             raise
         print(f"latentzoom: error: {unreachable(_place_of(error), error)}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("\nlatentzoom: interrupted; run the same command again to continue", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        what_next = str(error) or "run the same command again to continue"
+        print(f"\nlatentzoom: interrupted; {what_next}", file=sys.stderr)
         return 130
 
 

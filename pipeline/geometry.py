@@ -15,12 +15,20 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import UserError
+from pipeline.sizes import MAX_SIDE, Size, Window, check_size, check_window
 
-MAX_SIDE = 1 << 20
-"""Largest height or width of an output grid, in pixels."""
-
-Size = tuple[int, int]
-Window = tuple[int, int, int, int]
+__all__ = [
+    "MAX_SIDE",
+    "Axis",
+    "Size",
+    "Window",
+    "axis_at",
+    "axis_range",
+    "check_index",
+    "check_size",
+    "check_window",
+    "pixel_centres",
+]
 
 
 @dataclass(frozen=True)
@@ -103,14 +111,6 @@ def axis_range(
     return axis_at(torch.arange(start, stop, device=device), num_pixels, num_cells, dtype)
 
 
-def check_size(size: Size) -> Size:
-    """(H, W) as two ints; raises `UserError` when a side is not an integer in 1..MAX_SIDE."""
-    sides = _whole_numbers(size)
-    if len(sides) != 2 or not all(1 <= side <= MAX_SIDE for side in sides):
-        raise UserError(f"size {size!r} is not allowed; height and width must be whole numbers from 1 to {MAX_SIDE}")
-    return sides[0], sides[1]
-
-
 def check_index(index: Tensor, num_pixels: int, name: str) -> None:
     """`UserError` unless `index` holds whole numbers, each a pixel 0..num_pixels-1."""
     if index.is_floating_point() or index.is_complex() or index.dtype == torch.bool:
@@ -120,26 +120,6 @@ def check_index(index: Tensor, num_pixels: int, name: str) -> None:
     low, high = (int(end) for end in torch.aminmax(index))
     if low < 0 or high >= num_pixels:
         raise UserError(f"{name} holds {low}..{high}; an output of {num_pixels} pixels has indices 0..{num_pixels - 1}")
-
-
-def check_window(window: Window | None, size: Size) -> Window:
-    """(y0, x0, y1, x1) inside `size`; None is the whole output. Raises `UserError` when it lies outside or is empty."""
-    if window is None:
-        return 0, 0, size[0], size[1]
-    edges = _whole_numbers(window)
-    if len(edges) != 4 or not (0 <= edges[0] < edges[2] <= size[0] and 0 <= edges[1] < edges[3] <= size[1]):
-        raise UserError(f"window {window!r} is not inside the output of {size[0]}x{size[1]}; use (y0, x0, y1, x1)")
-    return edges[0], edges[1], edges[2], edges[3]
-
-
-def _whole_numbers(values: object) -> list[int]:
-    """The entries as ints; nothing when any of them is not a whole number."""
-    try:
-        entries = [float(value) for value in values if not isinstance(value, (bool, str))]  # type: ignore[attr-defined]
-        complete = len(entries) == len(values)  # type: ignore[arg-type]
-    except (TypeError, ValueError, OverflowError):
-        return []
-    return [int(entry) for entry in entries] if complete and all(entry.is_integer() for entry in entries) else []
 
 
 def pixel_centres(num_pixels: int, dtype: torch.dtype = torch.float32) -> Tensor:

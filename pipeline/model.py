@@ -7,6 +7,7 @@ Legend: B batch, C latent channels, H/W pixels, h/w latent cells. Images are (B,
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 import secrets
 from collections.abc import Callable, Sequence
@@ -28,14 +29,17 @@ from pipeline.drawing import Drawing
 from pipeline.errors import UserError
 from pipeline.geometry import Size, Window, check_size, check_window
 from pipeline.images import finite, to_pictures
+from pipeline.kept import Keep, keep_nothing
 from pipeline.plain_trunk import PlainFeatureDecoder
-from pipeline.reading import PictureSource, read_picture
+from pipeline.reading import Picture, PictureSource, read_picture
 from pipeline.sampling import OnStep, Sampler, SeededNoise, ddim, dpm_solver
 from pipeline.starter import Look, starter_path
 from pipeline.tiling import Tiling, blend_tiles, tiled_prediction, whole
 from pipeline.views import view_of
 from pipeline.windows import drawn_size, reduced_window, resize_window
 
+OnTile = Callable[[int, int], object]
+"""Called with (tiles done, tiles in all)."""
 _LOGGER = logging.getLogger("latentzoom")
 MAX_PIXELS = 1 << 28
 """Largest image held in memory at once (16 384²); larger ones are decoded window by window."""
@@ -154,10 +158,17 @@ class LatentZoom:
         return self.schedule.to_eps(self._place(z_t), prediction, t.to(self.device))
 
     @torch.no_grad()
-    def condition(self, image_lr: Tensor, tiling: Tiling | None = None) -> Tensor:
+    def condition(
+        self,
+        image_lr: Tensor,
+        tiling: Tiling | None = None,
+        *,
+        keep: Keep = keep_nothing,
+        on_tile: OnTile | None = None,
+    ) -> Tensor:
         """SR condition: LR image (B,3,h_lr,w_lr) → resized to the HR size, encoded, scaled: (B,C,h,w). The HR size is
         the LR size × image_size / lr_size, rounded to a multiple the networks accept. With a tiling, the enlarged image
-        is made and encoded tile by tile."""
+        is made and encoded tile by tile; each is a piece for `keep`, and `on_tile` is called after it."""
         if image_lr.ndim != 4 or image_lr.shape[1] != 3 or 0 in image_lr.shape:
             raise UserError(f"low-resolution image has shape {tuple(image_lr.shape)}; expected (B, 3, h, w)")
         size = self.high_resolution((image_lr.shape[2], image_lr.shape[3]))
@@ -171,7 +182,16 @@ class LatentZoom:
             return self.encode(resize_window(image_lr, size, window).clamp(-1, 1))
 
         latent_size = size[0] // f, size[1] // f
-        return blend_tiles(latent_size, tiling or whole(latent_size), encode) * self.config.scale_factor
+        tiling = tiling or whole(latent_size)
+        num_tiles, done = len(tiling.windows(latent_size)), itertools.count(1)
+
+        def encoded(cells: Window) -> Tensor:
+            piece = keep(f"encoded-{cells[0]}-{cells[1]}", lambda: encode(cells)).to(self.device)
+            if on_tile is not None:
+                on_tile(next(done), num_tiles)
+            return piece
+
+        return blend_tiles(latent_size, tiling, encoded) * self.config.scale_factor
 
     def high_resolution(self, lr_size: Size) -> Size:
         """Pixels (H, W) at which an LR image of `lr_size` is encoded. For a generation model the factor is f, so that
@@ -198,11 +218,13 @@ class LatentZoom:
         tiling: Tiling | None = None,
         condition_noise: float = 0.0,
         on_step: OnStep | None = None,
+        keep: Keep = keep_nothing,
     ) -> Tensor:
         """Unscaled latents (B,C,h,w). `noise` is z at the noisiest step (drawn when None: image i from seed + i, or
         from seeds[i]); `condition` (scaled) decides B and (h, w) for SR models. The denoiser runs `num_steps` times;
         with a tiling, each time on overlapping tiles of the latent, whose predictions are blended. condition_noise:
-        strength of the noise added to the condition, at most the model's `denoiser.condition_noise`."""
+        strength of the noise added to the condition, at most the model's `denoiser.condition_noise`. keep: see
+        `pipeline.kept`."""
         self._check_condition_noise(condition_noise)
         if self._is_sr() and condition is None:
             raise UserError("this is a super-resolution model: sampling needs a condition; use upscale")
@@ -229,7 +251,7 @@ class LatentZoom:
             condition = self._place(noisy_condition(condition, other(self.device, self.dtype), strengths))
 
         predict_tile = partial(self._predict, strength=condition_noise)
-        tiled = tiled_prediction(predict_tile, condition, tiling or whole(latent_size))
+        tiled = tiled_prediction(predict_tile, condition, tiling or whole(latent_size), keep)
 
         def predict(z_t: Tensor, t: Tensor) -> Tensor:
             return tiled(z_t, t).to(exact)
@@ -310,6 +332,8 @@ class LatentZoom:
         picture, seed = read_picture(image), _seed_or_new(seed)
         size = target_size(picture.size, scale, size)
         self._check_fits(size)
+        if picture.has_more:
+            _LOGGER.warning("the picture has several frames or pages; only the first is enlarged")
         latent = self.latent_of(
             picture,
             seed=seed,
@@ -320,7 +344,7 @@ class LatentZoom:
             condition_noise=condition_noise,
             on_step=on_step,
         )
-        drawing = self.drawing(latent, size, tile=tile, alpha=picture.opacity(), is_grey=picture.is_grey)
+        drawing = self.drawing_of(picture, latent, size, tile=tile)
         made = drawing.picture(Facts(icc=picture.icc, exif=picture.exif))
         made.info["seed"] = seed
         return made
@@ -336,8 +360,11 @@ class LatentZoom:
         tile: int = 0,
         condition_noise: float = 0.0,
         on_step: OnStep | None = None,
+        on_tile: OnTile | None = None,
+        keep: Keep = keep_nothing,
     ) -> Tensor:
-        """The latent (1,C,h,w), unscaled, that `upscale` decodes: it is the same for every scale."""
+        """The latent (1,C,h,w), unscaled, that `upscale` decodes: it is the same for every scale. on_tile: called while
+        the picture is encoded; keep: what keeps tiles of a long work, see `kept`."""
         self._check_condition_noise(condition_noise, num_steps)
         picture = read_picture(image)
         tiling, factor = self.tiling(tile), self.config.autoencoder.factor
@@ -345,7 +372,7 @@ class LatentZoom:
         if self._is_sr():  # before the hours that encoding may take
             height, width = self.high_resolution(picture.size)
             _check_latent_size((height // factor, width // factor))
-        condition = self.condition(visible_colours(picture), tiling)
+        condition = self.condition(visible_colours(picture), tiling, keep=keep, on_tile=on_tile)
         if is_direct:
             return condition / self.config.scale_factor
         return self.sample_latents(
@@ -357,6 +384,7 @@ class LatentZoom:
             tiling=tiling,
             condition_noise=condition_noise,
             on_step=on_step,
+            keep=keep,
         )
 
     def renders_condition(self, num_steps: int) -> bool:
@@ -376,6 +404,13 @@ class LatentZoom:
     ) -> Drawing:
         """Unscaled latent (1,C,h,w) at `size`, to be drawn window by window or written to a file of any size."""
         return Drawing(self._decoder(), self._place(latent), size, self.tiling(tile), alpha, is_grey)
+
+    def drawing_of(self, picture: Picture, latent: Tensor, size: Size, *, tile: int = 0) -> Drawing:
+        """The same for the enlargement of `picture`, whose alpha and greys it keeps."""
+        alpha, is_grey = picture.opacity(), picture.is_grey
+        return Drawing(
+            self._decoder(), self._place(latent), size, self.tiling(tile), alpha, is_grey, picture.is_colourless
+        )
 
     def tiling(self, tile: int = 0) -> Tiling:
         """Tiles of `tile` latent cells, by default twice the training size, that overlap by a quarter. Latents of at

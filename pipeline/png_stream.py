@@ -10,7 +10,6 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
-MAX_PNG_SIDE = 2**31 - 1
 _PART = 1 << 20
 _COLOUR = {1: 0, 2: 4, 3: 2, 4: 6}  # channels → PNG colour type: grey, grey with alpha, RGB, RGBA
 

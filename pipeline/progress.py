@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+import threading
 import time
 from types import TracebackType
 from typing import TextIO
@@ -23,7 +25,8 @@ def format_seconds(seconds: float) -> str:
 class Progress:
     """Counts `done` of `total` units; prints at most every `interval` seconds, and once at the end.
 
-    `total` may be None when unknown. `initial` units were done by an earlier run and do not count for the rate.
+    `total` may be None when unknown. `initial` units were done by an earlier run and do not count for the rate. With
+    `is_ticking` it shows itself at once, and goes on showing the time while a unit takes long.
     """
 
     def __init__(
@@ -35,6 +38,7 @@ class Progress:
         initial: int = 0,
         interval: float = 5.0,
         stream: TextIO | None = None,
+        is_ticking: bool = False,
     ) -> None:
         self.label, self.total, self.unit = label, total, unit
         self.initial, self.done = initial, initial
@@ -44,16 +48,31 @@ class Progress:
         self.start = time.monotonic()
         self.last_print = 0.0
         self.note = ""
+        self._lock, self._end = threading.Lock(), threading.Event()
+        self._shown: tuple[int, str] | None = None
+        self._ticker: threading.Thread | None = None
+        if is_ticking:
+            self._tick()
+            self._ticker = threading.Thread(target=self._keep_ticking, name="latentzoom-progress", daemon=True)
+            self._ticker.start()
 
     def update(self, num: int = 1, note: str = "") -> None:
         """Advance by `num` units. `note` (for example "loss 0.123") stays until the next one."""
         self.done += num
         if note:
             self.note = note
-        now = time.monotonic()
-        if now - self.last_print >= self.interval:
-            self.last_print = now
-            self._print()
+        if time.monotonic() - self.last_print >= self.interval:
+            self._tick()
+
+    def _tick(self) -> None:
+        self.last_print = time.monotonic()
+        self._print()
+
+    def _keep_ticking(self) -> None:
+        interval = max(1.0, self.interval)
+        while not self._end.wait(interval / 4):
+            if time.monotonic() - self.last_print >= interval:
+                self._tick()
 
     def line(self) -> str:
         elapsed = max(time.monotonic() - self.start, 1e-9)
@@ -65,21 +84,26 @@ class Progress:
         else:
             parts.append(f"{self.done}")
         parts.append(f"{rate:.1f} {self.unit}/s" if rate >= 0.1 or rate == 0 else f"{1 / rate:.1f} s/{self.unit}")
-        if self.total is not None and rate > 0:
+        if rate == 0:
+            parts[-1] = f"for {format_seconds(elapsed)}"
+        elif self.total is not None:
             parts.append(f"ETA {format_seconds((self.total - self.done) / rate)}")
         if self.note:
             parts.append(self.note)
         return "  ".join(parts)
 
     def _print(self) -> None:
-        if self.is_terminal:
-            self.stream.write("\r\x1b[K" + self.line())
-        else:
-            self.stream.write(self.line() + "\n")
-        self.stream.flush()
+        line, self._shown = self.line(), (self.done, self.note)
+        with self._lock, contextlib.suppress(ValueError):  # a stream that was closed meanwhile
+            self.stream.write(f"\r\x1b[K{line}" if self.is_terminal else f"{line}\n")
+            self.stream.flush()
 
     def close(self) -> None:
-        self._print()
+        self._end.set()
+        if self._ticker is not None:
+            self._ticker.join()
+        if self.is_terminal or self._shown != (self.done, self.note):
+            self._print()
         if self.is_terminal:
             self.stream.write("\n")
             self.stream.flush()

@@ -121,18 +121,25 @@ def read_bytes(url: str) -> bytes:
         raise UserError(f"{url} is a folder; give a file") from error
 
 
-def read_head(url: str, num_bytes: int) -> bytes:
-    """The first bytes of a file, fewer where it has not so many."""
+@contextlib.contextmanager
+def opened(url: str) -> Iterator[BinaryIO]:
+    """A file to read from and to seek in."""
     fs, path = filesystem(url)
     try:
         with reaching(url), fs.open(path, "rb") as file:
-            return bytes(file.read(num_bytes))
+            yield file
     except FileNotFoundError as error:
         raise Missing(f"no such file: {url}") from error
     except NotADirectoryError as error:
         raise Missing(f"no such file: {url}; a part of its path is a file") from error
     except IsADirectoryError as error:
         raise UserError(f"{url} is a folder; give a file") from error
+
+
+def read_head(url: str, num_bytes: int) -> bytes:
+    """The first bytes of a file, fewer where it has not so many."""
+    with opened(url) as file:
+        return bytes(file.read(num_bytes))
 
 
 def read_json(url: str) -> Any:

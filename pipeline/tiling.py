@@ -6,6 +6,7 @@ within `overlap` / 4 of a tile's inner edge, where a network feels the missing s
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from pipeline.decoder import ImplicitDecoder
 from pipeline.errors import UserError
 from pipeline.geometry import Size, Window
 from pipeline.images import finite
+from pipeline.kept import Keep, keep_nothing
 from pipeline.windows import drawn_size, reduced_window
 
 
@@ -88,16 +90,24 @@ def blend_tiles(size: Size, tiling: Tiling, evaluate: Callable[[Window], Tensor]
 
 
 def tiled_prediction(
-    predict: Callable[[Tensor, Tensor, Tensor | None], Tensor], condition: Tensor | None, tiling: Tiling
+    predict: Callable[[Tensor, Tensor, Tensor | None], Tensor],
+    condition: Tensor | None,
+    tiling: Tiling,
+    keep: Keep = keep_nothing,
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """A denoiser (z_t, t, condition) as a function of the whole z_t and t: in tiles, blended. Because samplers call it
-    at every step, neighbouring tiles agree from the first step on (Bar-Tal et al., "MultiDiffusion", ICML 2023)."""
+    at every step, neighbouring tiles agree from the first step on (Bar-Tal et al., "MultiDiffusion", ICML 2023). keep:
+    each call's tiles are its pieces, step after step."""
+    calls = itertools.count()
 
     def predict_whole(z_t: Tensor, t: Tensor) -> Tensor:
+        call = next(calls)
+
         def evaluate(window: Window) -> Tensor:
             y0, x0, y1, x1 = window
             part = None if condition is None else condition[:, :, y0:y1, x0:x1]
-            return predict(z_t[:, :, y0:y1, x0:x1], t, part)
+            piece = keep(f"step-{call}-{y0}-{x0}", lambda: predict(z_t[:, :, y0:y1, x0:x1], t, part))
+            return piece.to(z_t.device)
 
         return blend_tiles((z_t.shape[2], z_t.shape[3]), tiling, evaluate)
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import io
 import sys
+from typing import TYPE_CHECKING
 
 import tyro
 
 from pipeline.errors import UserError, exit_status
 from preprocess.config import PreprocessConfig
 from preprocess.sources import SOURCES
-from preprocess.tally import Observer
+
+if TYPE_CHECKING:
+    from preprocess.tally import Observer
 
 _PROG = "latentzoom preprocess"
 

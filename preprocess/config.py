@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from pipeline.command_line import plain_help
 from pipeline.errors import UserError
 
 FULL_RESOLUTION_SOURCES = ("div2k", "flickr2k", "df2k")
@@ -20,6 +21,7 @@ def _require(condition: bool, name: str, value: object, allowed: str) -> None:
         raise UserError(f"{flag} = {value!r} is not allowed; use {allowed}")
 
 
+@plain_help
 @dataclass(frozen=True, kw_only=True)
 class PreprocessConfig:
     """One run: a source, a destination, and how images become samples.
@@ -30,9 +32,9 @@ class PreprocessConfig:
 
     source: Annotated[str, tyro.conf.Suppress] = "folder"
     """Kind of source: a name of `preprocess.sources.SOURCES`."""
-    source_url: tyro.conf.Positional[str]
+    source_url: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
     """Where the images are: a folder, archive or database (any fsspec URL)."""
-    dest: tyro.conf.Positional[str]
+    dest: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DEST")]
     """Folder for the shards (any fsspec URL)."""
 
     autoencoder: str | None = None

@@ -6,16 +6,17 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable, Sequence
-
-import torch
+from typing import TYPE_CHECKING
 
 from pipeline.errors import UserError, exit_status
 from pipeline.progress import format_seconds
 from training.config import STAGES, Preset, override
 from training.presets import PRESETS, get_preset
 from training.reporter import Reporter
-from training.run import TrainResult, train
 from training.stopping import stop_on_signals
+
+if TYPE_CHECKING:
+    from training.run import TrainResult
 
 
 def parser(prog: str = "latentzoom train") -> argparse.ArgumentParser:
@@ -70,7 +71,7 @@ def parser(prog: str = "latentzoom train") -> argparse.ArgumentParser:
     return parser
 
 
-Run = Callable[[argparse.Namespace, Preset], TrainResult]
+Run = Callable[[argparse.Namespace, Preset], "TrainResult"]
 
 
 def main(argv: Sequence[str] | None = None, *, run: Run | None = None) -> int:
@@ -109,6 +110,10 @@ def train_here(
     still_ours: Callable[[], None] = lambda: None,
 ) -> TrainResult:
     """Train in this process; SIGTERM and Ctrl-C lead to a checkpoint at the next report, a second one stops at once."""
+    import torch
+
+    from training.run import train
+
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     with stop_on_signals(still_ours) as stop_requested:

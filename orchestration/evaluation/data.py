@@ -10,12 +10,12 @@ from torch import Tensor
 
 from pipeline import storage
 from pipeline.errors import UserError
+from pipeline.formats import is_picture_name
 from pipeline.images import to_tensor, to_uint8
 from pipeline.reading import read_picture
 from preprocess.loader import ShardLoader
 from preprocess.manifest import MANIFEST_NAME, load_manifest
 
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 _MAX_PIXELS = 1 << 28
 
 
@@ -85,7 +85,7 @@ class FolderPictures:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.names = [n for n in storage.list_files(url) if n.lower().endswith(_SUFFIXES)]
+        self.names = [n for n in storage.list_files(url) if is_picture_name(n)]
         self.num = len(self.names)
         if not self.names:
             raise UserError(f"no data at {url}: neither a shard set (manifest.json) nor a folder of pictures")

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from orchestration.evaluation.report import PROTOCOL_VERSION
 from pipeline.config import to_dict
 from pipeline.errors import UserError
-from pipeline.metrics.psnr import PROTOCOLS, Protocol
+from pipeline.metrics.protocols import PROTOCOLS, Protocol
 
 Task = Literal["reconstruction", "generation", "sr"]
 BASELINES = ("nearest", "bicubic", "lanczos")

@@ -19,12 +19,14 @@ from orchestration.starter import card
 from orchestration.starter.photographs import HELD_OUT, TRAIN, lay_out
 from pipeline import storage
 from pipeline.bundle import load_bundle, save_bundle
+from pipeline.command_line import plain_help
 from pipeline.errors import UserError, exit_status
 from pipeline.starter import LOOKS, Look
 
 PRESETS: dict[Look, str] = {"faithful": "starter", "sharp": "starter-sharp"}
 
 
+@plain_help
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
     """Make the starter model anew: hours on two CPU cores. Interrupt it at any time; the same command continues."""

@@ -7,15 +7,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import torch
 import tyro
 
-from orchestration.bench.measure import matrix_peak
-from orchestration.bench.table import Options, Results, Row, compare, load_results, machine
-from orchestration.output import check_file
+from orchestration.writable import check_file
+from pipeline.command_line import plain_help
 from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from orchestration.bench.table import Options, Results, Row
 
 PARTS: dict[str, tuple[str, str]] = {
     "preprocess": ("orchestration.bench.preprocess", "bench_preprocess"),
@@ -30,28 +31,31 @@ PARTS: dict[str, tuple[str, str]] = {
 """Part → (module, function from `Options` and the measured matrix rate to rows)."""
 
 
+@plain_help
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
     """Measure every part, print one table. Ratios are to the straightforward implementation, measured in turn with ours
     in the same run. With --compare, exit status 1 says that something got more than 10 % worse."""
 
     only: tuple[str, ...] = ()
-    """Parts to measure: preprocess, stage1, stage2, sampling, decode, kernel, sr, starter (default: all)."""
+    """Parts to measure: preprocess, stage1, stage2, sampling, decode, kernel, sr, starter; without it all."""
     json: Path | None = None
     """Also write the figures here."""
+    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Replace a file of that name."""
     compare: tuple[Path, ...] = ()
     """One earlier JSON file to compare this run with, or two files to compare without measuring."""
-    device: str = ""
-    """cpu, cuda, cuda:1 (default: CUDA where there is one)."""
+    device: Annotated[str, tyro.conf.arg(metavar="DEVICE")] = ""
+    """cpu, cuda, cuda:1; without it CUDA where there is one."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """Default: float32 on a CPU, bfloat16 on CUDA."""
+    """Without it float32 on a CPU, bfloat16 on CUDA."""
     threads: int = 2
     """CPU threads."""
     width: float = 0.25
     """Widths of the networks trained and sampled, relative to the paper's (decoding always has the paper's)."""
     rounds: int = 3
     """Timed repetitions; the median counts."""
-    quick: bool = False
+    quick: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Fewer sizes."""
 
 
@@ -61,6 +65,10 @@ def main(argv: list[str]) -> int:
         raise UserError(f"no part {', '.join(unknown)}; use {', '.join(PARTS)}")
     if len(arguments.compare) > 2 or arguments.threads < 1 or arguments.rounds < 1 or not 0 < arguments.width <= 4:
         raise UserError("--compare takes one or two files, --threads and --rounds at least 1, --width 0 to 4")
+    import torch
+
+    from orchestration.bench.table import Options, load_results
+
     earlier = [load_results(file) for file in arguments.compare]
     if len(earlier) == 2:
         return _report(earlier[0], earlier[1])
@@ -75,6 +83,8 @@ def main(argv: list[str]) -> int:
     )
     if arguments.json is not None:
         check_file(arguments.json)
+        if arguments.json.exists() and not arguments.overwrite:
+            raise UserError(f"{arguments.json} is there already; give another name, or replace it with --overwrite")
     results = run(options, tuple(dict.fromkeys(arguments.only)) or tuple(PARTS))
     print(results.table())
     if arguments.json is not None:
@@ -84,6 +94,11 @@ def main(argv: list[str]) -> int:
 
 def run(options: Options, parts: tuple[str, ...]) -> Results:
     """Measure the named parts one after the other; what is under way goes to standard error."""
+    import torch
+
+    from orchestration.bench.measure import matrix_peak
+    from orchestration.bench.table import Results, machine
+
     facts = machine(options)
     if facts["busy"] > 1.0:
         print(f"latentzoom: {facts['busy']} processes a core are running: rates will be low", file=sys.stderr)
@@ -103,6 +118,8 @@ def run(options: Options, parts: tuple[str, ...]) -> Results:
 
 
 def _report(old: Results, new: Results) -> int:
+    from orchestration.bench.table import compare
+
     lines, num_worse = compare(old, new)
     print("\n".join(lines))
     print(f"{num_worse} regressions over 10 %" if num_worse else "no regression over 10 %")

@@ -17,9 +17,11 @@ from orchestration import tracking
 from orchestration.chain.lease import sole_job
 from orchestration.chain.steps import Result, Status
 from orchestration.demo.photos import MODEL_NAME
+from pipeline.command_line import plain_help
 from pipeline.progress import format_seconds
 
 
+@plain_help
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
     """Enlarge photographs with the starter; train, evaluate, register, promote and use a tiny model of a picture."""

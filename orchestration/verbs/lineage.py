@@ -8,18 +8,21 @@ from typing import Annotated
 
 import tyro
 
+from pipeline.command_line import plain_help
 
+
+@plain_help
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
     """Print code, environment, data, encoder, stages, figures and decisions behind a version. Exit status 1: its
     bundle is lost."""
 
-    model: Annotated[str, tyro.conf.Positional]
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """models:/NAME@alias or models:/NAME/VERSION."""
-    as_json: bool = False
+    as_json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print JSON."""
-    tracking_uri: str = ""
-    """Default MLFLOW_TRACKING_URI, else ./mlflow.db."""
+    tracking_uri: Annotated[str, tyro.conf.arg(metavar="URI")] = ""
+    """MLflow store; without it MLFLOW_TRACKING_URI, else ./mlflow.db."""
 
 
 def main(argv: list[str]) -> int:

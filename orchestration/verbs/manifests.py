@@ -20,10 +20,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str]) -> int:
+    arguments = parser().parse_args(argv)
     from orchestration.infra.files import generate
     from orchestration.infra.values import load_values
 
-    arguments = parser().parse_args(argv)
     out = arguments.out or arguments.values.parent
     files = generate(load_values(arguments.values))
     changed = [n for n, text in files.items() if not (out / n).is_file() or (out / n).read_text() != text]

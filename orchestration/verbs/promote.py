@@ -9,30 +9,32 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from orchestration.promotion import Rule
+from pipeline.command_line import plain_help
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
     from orchestration.registry import Version
 
 
+@plain_help
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
     """Judge a candidate against the champion. Exit status 0: promoted, 1: not promoted."""
 
-    name: Annotated[str, tyro.conf.Positional]
+    name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
     """Registered model."""
-    candidate: str = "candidate"
+    candidate: Annotated[str, tyro.conf.arg(metavar="ALIAS|VERSION")] = "candidate"
     """Alias or version to judge."""
-    data: str = ""
-    """Evaluate both on this data set, with the options of the candidate's report; default: its data set."""
-    primary: str = "auto"
+    data: Annotated[str, tyro.conf.arg(metavar="FOLDER")] = ""
+    """Evaluate both on this data set, with the options of the candidate's report; without it on its data set."""
+    primary: Annotated[str, tyro.conf.arg(metavar="FIGURE")] = "auto"
     """Figure that must be lower with non-overlapping intervals; auto: LPIPS for SR, FID or KID for generation."""
     guard_tolerance: float = 0.1
     """How many dB PSNR may be worse."""
     workers: int = 0
     """Ray workers for evaluation."""
-    tracking_uri: str = ""
-    """Default MLFLOW_TRACKING_URI, else ./mlflow.db."""
+    tracking_uri: Annotated[str, tyro.conf.arg(metavar="URI")] = ""
+    """MLflow store; without it MLFLOW_TRACKING_URI, else ./mlflow.db."""
 
 
 def main(argv: list[str]) -> int:

@@ -7,23 +7,27 @@ from typing import Annotated
 
 import tyro
 
+from pipeline.command_line import plain_help
 
+
+@plain_help
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
     """Check a bundle, log it as an MLflow model and register it."""
 
-    bundle: Annotated[str, tyro.conf.Positional]
-    """Bundle folder or URL, or the starter: starter:faithful, starter:sharp."""
-    name: Annotated[str, tyro.conf.Positional]
+    bundle: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="BUNDLE")]
+    """A folder or URL that `latentzoom train`, `import` or `demo` made; or the starter: starter:faithful,
+    starter:sharp."""
+    name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
     """Name of the registered model."""
-    report: str = ""
+    report: Annotated[str, tyro.conf.arg(metavar="FILE")] = ""
     """report.json of `latentzoom evaluate`; `promote` weighs its figures."""
-    data: str = ""
+    data: Annotated[str, tyro.conf.arg(metavar="FOLDER")] = ""
     """Shard set that the model was trained on."""
-    run_id: str = ""
-    """MLflow run that made the bundle; default: a new run."""
-    tracking_uri: str = ""
-    """Default MLFLOW_TRACKING_URI, else ./mlflow.db."""
+    run_id: Annotated[str, tyro.conf.arg(metavar="ID")] = ""
+    """MLflow run that made the bundle; without it a new run."""
+    tracking_uri: Annotated[str, tyro.conf.arg(metavar="URI")] = ""
+    """MLflow store; without it MLFLOW_TRACKING_URI, else ./mlflow.db."""
 
 
 def main(argv: list[str]) -> int:

@@ -7,15 +7,18 @@ from typing import Annotated
 
 import tyro
 
+from pipeline.command_line import plain_help
 
+
+@plain_help
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
     """Undo the last promotion."""
 
-    name: Annotated[str, tyro.conf.Positional]
+    name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
     """Registered model."""
-    tracking_uri: str = ""
-    """Default MLFLOW_TRACKING_URI, else ./mlflow.db."""
+    tracking_uri: Annotated[str, tyro.conf.arg(metavar="URI")] = ""
+    """MLflow store; without it MLFLOW_TRACKING_URI, else ./mlflow.db."""
 
 
 def main(argv: list[str]) -> int:

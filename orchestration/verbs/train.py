@@ -6,15 +6,15 @@ import argparse
 import contextlib
 import sys
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from orchestration import tracking
-from orchestration.chain.lease import sole_job
-from orchestration.stage_run import Spec, stage_run
-from pipeline import storage
 from pipeline.errors import UserError
 from training import cli
 from training.config import Preset
-from training.run import TrainResult
+
+if TYPE_CHECKING:
+    from orchestration.stage_run import Spec
+    from training.run import TrainResult
 
 
 def main(argv: list[str]) -> int:
@@ -24,6 +24,9 @@ def main(argv: list[str]) -> int:
 
 def run(arguments: argparse.Namespace, preset: Preset) -> TrainResult:
     """Train as the arguments ask, with an MLflow run."""
+    from orchestration.chain.lease import sole_job
+    from pipeline import storage
+
     gpus = arguments.gpus_per_worker
     if arguments.device and not arguments.local:
         if gpus is not None and (gpus > 0) != (arguments.device == "cuda"):
@@ -58,6 +61,9 @@ def run(arguments: argparse.Namespace, preset: Preset) -> TrainResult:
 @contextlib.contextmanager
 def _tracked(arguments: argparse.Namespace, preset: Preset) -> Iterator[Spec | None]:
     """The stage's MLflow run; none with --no-tracking, or, with a warning, when the store cannot be reached."""
+    from orchestration import tracking
+    from orchestration.stage_run import stage_run
+
     with contextlib.ExitStack() as stack:
         spec = None
         if not arguments.no_tracking:

@@ -8,15 +8,15 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from pipeline.errors import UserError
+from pipeline.metrics.protocols import PROTOCOLS, Protocol
 
-Protocol = Literal["rgb", "benchmark", "div2k"]
-PROTOCOLS: tuple[Protocol, ...] = ("rgb", "benchmark", "div2k")
+__all__ = ["PROTOCOLS", "Protocol", "psnr"]
+
 _LUMA = (65.738 / 256, 129.057 / 256, 25.064 / 256)
 
 

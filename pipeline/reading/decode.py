@@ -6,6 +6,8 @@ orientation, transparency and colours are settled, in that order. Animations: th
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -14,15 +16,16 @@ from pipeline.reading import jpeg, tiff
 from pipeline.reading.deep_colour import load_rounded
 from pipeline.reading.exif import orientation, turned_upright, upright_block
 from pipeline.reading.header import DECODE_ERRORS, FORMATS, Unreadable, detail, open_header
-from pipeline.reading.picture import Picture, profile_space, to_srgb
+from pipeline.reading.picture import HAS_MORE, Picture, profile_space, to_srgb
 
 
 def decode(data: bytes, max_pixels: int) -> Picture:
     """Raises `Unreadable`."""
     if tiff.is_tiff(data) and (decoded := tiff.decode(data, max_pixels)) is not None:
-        return picture_of(decoded, None)
+        return replace(picture_of(decoded, None), has_more=bool(decoded.info.get(HAS_MORE)))
     image, pixels = open_header(data, max_pixels)
     try:
+        has_more = _has_more(image)
         image.seek(0)
         feed = jpeg.watch(image, pixels)
         load_rounded(image, pixels, FORMATS)
@@ -31,7 +34,18 @@ def decode(data: bytes, max_pixels: int) -> Picture:
         raise Unreadable("damaged", detail(error)) from error
     if trouble:
         raise Unreadable("damaged", trouble)
-    return picture_of(image, upright_block(image, lambda: open_header(data, max_pixels)[0]))
+    picture = picture_of(image, upright_block(image, lambda: open_header(data, max_pixels)[0]))
+    return replace(picture, has_more=has_more)
+
+
+def _has_more(image: Image.Image) -> bool:
+    """Whether there are further frames or pages. What phones append to a JPEG (gain maps, depth) is none."""
+    if image.format not in ("GIF", "WEBP", "AVIF", "TIFF"):
+        return bool(image.info.get(HAS_MORE))
+    try:
+        return bool(getattr(image, "is_animated", False))
+    except DECODE_ERRORS:  # further frames that are damaged
+        return True
 
 
 def picture_of(image: Image.Image, exif: bytes | None) -> Picture:

@@ -76,7 +76,8 @@ def oriented_size(data: bytes, max_pixels: int) -> tuple[int, int]:
     """(height, width) as shown, from the header alone."""
     image, _ = open_header(data, max_pixels)
     width, height = image.size
-    return (width, height) if orientation(image) in (5, 6, 7, 8) else (height, width)
+    is_turned = image.format != "TIFF" and orientation(image) in (5, 6, 7, 8)  # of a TIFF Pillow gives it upright
+    return (width, height) if is_turned else (height, width)
 
 
 def detail(error: BaseException) -> str:

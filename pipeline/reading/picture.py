@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import torch
 from PIL import Image, ImageCms
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+HAS_MORE = "latentzoom:has_more"
+"""In a Pillow image's `info`: the file holds further frames or pages."""
 
 
 @dataclass(frozen=True)
 class Picture:
     """image: "RGB", or "L" where the file has grey only. Its numbers are the file's own, in the colours of `icc` where
-    there is a profile. alpha: "L". exif: an EXIF block that says upright."""
+    there is a profile. alpha: "L". exif: an EXIF block that says upright. has_more: the file holds further frames or
+    pages, which are not read."""
 
     image: Image.Image
     alpha: Image.Image | None = None
     icc: bytes | None = None
     exif: bytes | None = None
+    has_more: bool = False
 
     @property
     def size(self) -> tuple[int, int]:
@@ -32,13 +39,25 @@ class Picture:
     def is_grey(self) -> bool:
         return self.image.mode == "L"
 
+    @functools.cached_property
+    def is_colourless(self) -> bool:
+        """Whether it shows greys only, be it of one channel or of three that are equal."""
+        if self.is_grey:
+            return True
+        array = np.asarray(self.image)
+        return bool((array[..., :1] == array[..., 1:]).all())
+
     def rgb(self) -> Tensor:
         """(1,3,H,W) in [-1, 1]."""
+        import torch
+
         array = np.array(self.image.convert("RGB"))
         return torch.from_numpy(array).permute(2, 0, 1)[None].float() / 127.5 - 1.0
 
     def opacity(self) -> Tensor | None:
         """Alpha, (1,1,H,W) uint8."""
+        import torch
+
         return None if self.alpha is None else torch.from_numpy(np.array(self.alpha))[None, None]
 
     def srgb(self) -> Picture:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 from PIL import Image
 
+from pipeline.reading.picture import HAS_MORE
+
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 _TURNING = (b"Raw profile type ", b"XML:com.adobe.xmp\0")
@@ -25,11 +27,12 @@ _MAX_PROFILE = 1 << 26
 class Notes:
     icc: bytes | None = None
     exif: bytes | None = None
+    is_animated: bool = False
 
 
 def pixels_only(data: bytes) -> tuple[bytes, Notes]:
     """A PNG without chunks that change no pixel, and what those said. Bytes that are no chunks stay as they are."""
-    kept, icc, exif = [SIGNATURE], None, None
+    kept, icc, exif, is_animated = [SIGNATURE], None, None, False
     end = len(SIGNATURE)
     for start, end, kind in _chunks(data):
         if kind in _PIXELS:
@@ -42,18 +45,22 @@ def pixels_only(data: bytes) -> tuple[bytes, Notes]:
             continue
         elif kind == b"iCCP":
             icc = icc or _profile(body)
+        elif kind == b"acTL":
+            is_animated = int.from_bytes(body[:4], "big") > 1
         elif kind == b"eXIf":
             exif = exif or body
         elif body.startswith(_TURNING) and _is_short_text(kind, body):
             kept.append(data[start:end])
     kept.append(data[end:])
-    return b"".join(kept), Notes(icc, exif)
+    return b"".join(kept), Notes(icc, exif, is_animated)
 
 
 def describe(image: Image.Image, data: bytes, notes: Notes) -> None:
     """Give an opened PNG its profile and EXIF, and its transparent grey in 8 bits where Pillow leaves it in fewer."""
     if notes.icc:
         image.info["icc_profile"] = notes.icc
+    if notes.is_animated:
+        image.info[HAS_MORE] = True
     if notes.exif:
         image.info["exif"] = b"Exif\0\0" + notes.exif.removeprefix(b"Exif\0\0")
     depth, colour_type = data[24], data[25]

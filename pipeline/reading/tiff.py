@@ -16,6 +16,7 @@ from PIL import Image
 
 from pipeline.reading.exif import turned_upright
 from pipeline.reading.header import DECODE_ERRORS, Unreadable, check_pixels, open_header
+from pipeline.reading.picture import HAS_MORE
 
 _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _PLANAR, _SAMPLE_FORMAT = 256, 257, 258, 262, 284, 339
 _COLOURS = {0: "miniswhite", 1: "minisblack", 2: "rgb", 3: "palette", 4: "mask", 5: "cmyk", 6: "ycbcr", 8: "cielab"}
@@ -44,7 +45,9 @@ def decode(data: bytes, max_pixels: int) -> Image.Image | None:
                 return None
             check_pixels(page.imagelength, page.imagewidth, max_pixels)
             layout = _layout(page, tags)
-            return turned_upright(_decoded(page, tags, layout), tags.get(274, 1))
+            image = turned_upright(_decoded(page, tags, layout), tags.get(274, 1))
+            image.info[HAS_MORE] = len(file.pages) > 1
+            return image
     except (*DECODE_ERRORS, tifffile.TiffFileError):
         return None  # Pillow says what is wrong
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from pipeline.errors import UserError
+from pipeline.formats import PICTURE_SUFFIXES
 from preprocess.store import read_bytes
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm")
+IMAGE_SUFFIXES = PICTURE_SUFFIXES
 
 
 class Source(Protocol):

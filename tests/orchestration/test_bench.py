@@ -78,12 +78,14 @@ def test_other_machines_compare_by_ratio_only():
         (["--device", "tpu"], "device 'tpu' is not there"),
         (["--device", "meta"], "device 'meta' is not measured"),
         (["--only", "kernel", "--json", "."], "it is a folder"),
+        (["--only", "kernel", "--json", "old.json"], "old.json is there already; give another name, or replace it"),
     ],
 )
 def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys, arguments, words):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "old.json").write_text("kept")
     assert main(["bench", *arguments]) == 2
-    assert words in capsys.readouterr().err
+    assert words in capsys.readouterr().err and (tmp_path / "old.json").read_text() == "kept"
 
 
 QUICK = ["--quick", "--width", "0.05", "--rounds", "1", "--threads", "1", "--device", "cpu"]

@@ -69,7 +69,7 @@ def parse(words: list[str]) -> None:
         arguments = parser().parse_args(rest)
         override(get_preset(arguments.preset), arguments.set)
     elif verb == "import":
-        parse_import(module, rest)
+        module.parse(rest)
     elif verb == "pipeline":
         from orchestration.verbs.pipeline import make_job
 
@@ -78,24 +78,6 @@ def parse(words: list[str]) -> None:
         module.parser().parse_args(rest)
     else:
         tyro.cli(module.Arguments, args=rest)
-
-
-def parse_import(module, rest: list[str]) -> None:
-    called = []
-    saved = {name: getattr(module, name) for name in ("import_checkpoint", "import_diffusers", "_saved")}
-    try:
-        for name in saved:
-            setattr(module, name, lambda *args, **options: called.append(args) or FakeBundle)
-        module.main(rest)
-    finally:
-        for name, function in saved.items():
-            setattr(module, name, function)
-    assert called
-
-
-class FakeBundle:
-    class config:
-        task = "generation"
 
 
 def test_there_are_marks_and_only_known_ones():

@@ -7,9 +7,9 @@ from PIL import Image
 from tiny_bundle import make_bundle
 
 from orchestration.cli import main
-from orchestration.output import parse_size
 from pipeline.errors import UserError
 from pipeline.model import LatentZoom
+from pipeline.sizes import parse_size
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +33,8 @@ def test_files_have_the_size_the_seed_and_the_model(bundle, tmp_path):
     assert picture.text["latentzoom:model"].startswith("tiny sha256:")
 
 
-@pytest.mark.parametrize("form", ["png", "tif"])
-def test_a_killed_run_goes_on_and_other_settings_begin_anew(bundle, tmp_path, form, monkeypatch):
+@pytest.mark.parametrize("form", ["png", "tif", "jpg", "webp", "avif"])
+def test_a_killed_run_goes_on_and_what_is_anothers_is_left(bundle, tmp_path, form, monkeypatch, capsys):
     sampled = []
     original = LatentZoom.sample_latents
 
@@ -46,14 +46,30 @@ def test_a_killed_run_goes_on_and_other_settings_begin_anew(bundle, tmp_path, fo
     words = ["--size", "20x33", "--num", "4", "--batch", "2", "--format", form, "--out", str(tmp_path)]
     assert _generate(bundle, *words) == 0
     (tmp_path / f"seed-000002-20x33.{form}").unlink()  # as after a kill
-    (tmp_path / f"seed-000000-20x33.{form}").write_bytes(b"something else")
     before = (tmp_path / f"seed-000001-20x33.{form}").stat().st_mtime_ns
     sampled.clear()
     assert _generate(bundle, *words) == 0
-    assert sampled == [0, 2] and len(list(tmp_path.iterdir())) == 4
+    assert sampled == [2] and len(list(tmp_path.iterdir())) == 4
     assert (tmp_path / f"seed-000001-20x33.{form}").stat().st_mtime_ns == before
-    assert _generate(bundle, *words, "--sampler", "ddim") == 0
-    assert sampled == [0, 2, 0, 1, 2, 3]
+    sampled.clear()
+    (tmp_path / f"seed-000000-20x33.{form}").write_bytes(b"something else")
+    assert _generate(bundle, *words) == 2
+    assert "is there already, and no result of this command; --overwrite" in capsys.readouterr().err
+    assert _generate(bundle, *words, "--sampler", "ddim", "--latent-size", "8x8") == 2
+    assert "and so are 3 more" in capsys.readouterr().err and sampled == []
+    assert (tmp_path / f"seed-000000-20x33.{form}").read_bytes() == b"something else"
+    assert _generate(bundle, *words, "--sampler", "ddim", "--latent-size", "8x8", "--overwrite") == 0
+    assert sampled == [0, 1, 2, 3]
+    assert _generate(bundle, *words, "--sampler", "ddim") == 2  # without --latent-size it is another picture
+    assert "made with latent 8x8, not left out" in capsys.readouterr().err
+
+
+def test_one_file_at_another_size_is_another_picture(bundle, tmp_path, capsys):
+    target = str(tmp_path / "one.png")
+    assert _generate(bundle, "--size", "24", "--out", target) == 0
+    assert _generate(bundle, "--size", "24", "--out", target) == 0
+    assert _generate(bundle, "--size", "16", "--out", target) == 2
+    assert "made with size 24x24, not 16x16" in capsys.readouterr().err and Image.open(target).size == (24, 24)
 
 
 def test_an_image_depends_on_its_seed_alone(bundle, tmp_path):
@@ -81,8 +97,9 @@ def test_half_precision_draws_the_same_picture(bundle, tmp_path):
         (["--size", "axb"], "use height x width"),
         (["--num", "0"], "use at least 1"),
         (["--num", "2", "--out", "a.png"], "needs a folder"),
-        (["--out", "a.jpg"], "give a folder, or a .png or a .tif file"),
-        (["--out", "-"], "give a folder, or a .png or a .tif file"),
+        (["--out", "a.gif"], "give a folder, or a .png, .tif, .jpg, .webp or .avif file"),
+        (["--out", "-"], "give a folder, or a .png, .tif, .jpg, .webp or .avif file"),
+        (["--quality", "0"], "use 1 to 100"),
     ],
 )
 def test_mistakes_are_one_line(bundle, options, message, capsys):

@@ -41,6 +41,11 @@ def test_the_whole_life_of_a_model(work, capsys, monkeypatch):
         "report.json", "report.md", "report.html", "strip-x2.png", "plot-psnr_rgb.png"
     }  # fmt: skip
     report = load_report("e1/report.json")
+    assert main(["evaluate", "--model", "one", *SR, "--out", "e1", "--speed"]) == 0  # the same: from its chunks
+    capsys.readouterr()
+    for model, more, why in (("two", [], "other model"), ("one", ["--seed", "5"], "other seed")):
+        assert main(["evaluate", "--model", model, *SR, *more, "--out", "e1"]) == 2
+        assert why in capsys.readouterr().err and load_report("e1/report.json").bundle_digest == report.bundle_digest
     assert report.get("psnr_rgb", "x4").num == 3
     assert report.get("fps", "x2").value > 0 and "sampling with" in report.get("peak_memory_mb", "x4").protocol
 

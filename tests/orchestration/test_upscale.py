@@ -16,8 +16,8 @@ import torch
 from PIL import Image, ImageCms
 from tiny_bundle import make_bundle
 
+from orchestration import upscaling
 from orchestration.cli import main
-from orchestration.verbs import upscale as upscale_cli
 from pipeline.model import LatentZoom
 from pipeline.reading import read_picture
 
@@ -93,16 +93,16 @@ def test_a_folder_continues_where_it_was(bundle, tmp_path, capsys, monkeypatch):
     assert _upscale(bundle, "--scale", 2, tmp_path / "in", tmp_path / "out") == 1
     assert "broken.png cannot be read as a picture" in capsys.readouterr().err
     names = sorted(str(f.relative_to(tmp_path / "out")) for f in (tmp_path / "out").rglob("*.*"))
-    assert names == ["a.jpg.png", "a.png.png", "deep/b.png"]
+    assert names == ["a.jpg", "a.png", "deep/b.png"]
     (tmp_path / "out" / "deep" / "b.png").unlink()
     (tmp_path / "in" / "broken.png").unlink()
     done = []
-    original = upscale_cli._one
+    original = LatentZoom.latent_of
     monkeypatch.setattr(
-        upscale_cli, "_one", lambda *args, **options: (done.append(args[4].name), original(*args, **options))
+        LatentZoom, "latent_of", lambda self, image, **o: (done.append(image.size), original(self, image, **o))[1]
     )
     assert _upscale(bundle, "--scale", 2, tmp_path / "in", tmp_path / "out") == 0
-    assert done == ["b.png"]
+    assert len(done) == 1
 
 
 def test_a_folder_goes_on_after_a_picture_that_does_not_fit_the_gpu(bundle, tmp_path, capsys, monkeypatch):
@@ -136,14 +136,14 @@ def test_a_picture_that_is_allowed_brings_no_warning(bundle, tmp_path, monkeypat
 def test_previews_come_and_go(bundle, tmp_path, monkeypatch):
     picture().save(tmp_path / "in.png")
     seen = []
-    original = upscale_cli.Previews.on_step
+    original = upscaling.Previews.on_step
 
     def on_step(self, done, total, x0_pred):
         original(self, done, total, x0_pred)
         if self.file.exists():
             seen.append((done, Image.open(self.file).size))
 
-    monkeypatch.setattr(upscale_cli.Previews, "on_step", on_step)
+    monkeypatch.setattr(upscaling.Previews, "on_step", on_step)
     arguments = ["--steps", "5", "--preview", "2", "--size", "600x1200", tmp_path / "in.png", tmp_path / "out.png"]
     assert _upscale(bundle, *arguments) == 0
     assert seen == [(2, (512, 256)), (3, (512, 256)), (4, (512, 256)), (5, (512, 256))]
@@ -240,7 +240,9 @@ def test_a_pipe_that_breaks_is_one_line(bundle, tmp_path, reader):
         stdout = os.open("/dev/full", os.O_WRONLY)
     command = [sys.executable, "-m", "orchestration.cli", "upscale", "--model", bundle, "--device", "cpu"]
     done = subprocess.run(
-        [*command, "--steps", "1", "--size", "30", str(tmp_path / "in.png"), "-"], stdout=stdout, stderr=subprocess.PIPE
+        [*command, "--steps", "1", "--size", "30x30", str(tmp_path / "in.png"), "-"],
+        stdout=stdout,
+        stderr=subprocess.PIPE,
     )
     os.close(stdout)
     last = done.stderr.decode().strip().splitlines()[-1]
@@ -250,17 +252,31 @@ def test_a_pipe_that_breaks_is_one_line(bundle, tmp_path, reader):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["in.png", "out.png"], "either --scale or --size"),
-        (["--scale", "2", "--size", "5", "in.png", "out.png"], "either --scale or --size"),
+        (["in.png", "out.png"], "give exactly one of --scale, --size"),
+        (["--scale", "2", "--size", "5x5", "in.png", "out.png"], "give exactly one of --scale, --size"),
         (["--scale", "2", "nothing.png", "out.png"], "no such file"),
-        (["--scale", "2", "in.png", "out.jpg"], "write a .png or a .tif"),
-        (["--scale", "2", "text.png", "out.png"], "cannot be read as a picture"),
-        (["--scale", "2", ".", "-"], "needs a folder"),
+        (["--scale", "2", "in.png", "out.gif"], "write a .png, .tif, .jpg, .webp or .avif file"),
+        (["--scale", "2", "text.txt", "out.png"], "cannot be read as a picture"),
+        (["--scale", "2"], "no picture is given"),
+        (["--scale", "2", "in.png"], "where shall the result of in.png go?"),
+        (["--scale", "2", "in.png", "other.png"], "if both are inputs, give a folder at the end (out/)"),
+        (["--scale", "2", "in.png", "other.png", "in.png"], "are all pictures that are there"),
+        (["--scale", "2", "in.png", "other.png", "new.png"], "write it as new.png/"),
+        (["--scale", "2", "in.png", "other.png", "."], "is what is read"),
+        (["--scale", "2", "-", "out/"], "has no name"),
+        (["--size", "480", "in.png", "out.png"], "--longest 480"),
+        (["--width", "48", "--height", "48", "in.png", "out.png"], "--size 48x48"),
+        (["--longest", "0", "in.png", "out.png"], "--longest 0 is not allowed"),
+        (["--megapixels", "nan", "in.png", "out.png"], "--megapixels nan is not allowed"),
+        (["--scale", "2", "--quality", "101", "in.png", "out.jpg"], "use 1 to 100"),
+        (["--scale", "2000", "in.png", "out.webp"], "WebP holds at most 16383 pixels a side"),
+        (["--scale", "2", ".", "-"], "need a folder to write to, not -"),
         (["--scale", "-1", "in.png", "out.png"], "positive number"),
         (["--scale", "1e308", "in.png", "out.png"], "positive number"),
         (["--scale", "2", "in.png", "in.png"], "write to another file"),
         (["--scale", "2", ".", "../here"], "write to another folder"),
-        (["--scale", "2", "in.png", "text.png/out.png"], "is not a folder"),
+        (["--scale", "2", "in.png", "text.txt/out.png"], "is not a folder"),
+        (["--scale", "2", "in.png", "text.txt/"], "is not a folder"),
         (["--scale", "2", "--device", "tpu", "in.png", "out.png"], "device 'tpu' is not there"),
         (["--scale", "2", "--device", "meta", "in.png", "out.png"], "device 'meta' is not there"),
         (["--scale", "2", "--tile", "-1", "in.png", "out.png"], "use 0 or more"),
@@ -270,9 +286,13 @@ def test_mistakes_are_one_line(bundle, tmp_path, monkeypatch, capsys, arguments,
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     picture().save("in.png")
-    Path("text.png").write_text("text")
+    picture(seed=1).save("other.png")
+    Path("text.txt").write_text("text")
+    before = Path("in.png").read_bytes(), Path("other.png").read_bytes()
     assert _upscale(bundle, *arguments) == 2
     assert words in capsys.readouterr().err.strip().splitlines()[-1]
+    assert (Path("in.png").read_bytes(), Path("other.png").read_bytes()) == before
+    assert sorted(file.name for file in Path().iterdir()) == ["in.png", "other.png", "text.txt"]
 
 
 def test_noise_on_the_condition_from_the_command_line(tmp_path, capsys):

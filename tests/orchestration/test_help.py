@@ -1,0 +1,84 @@
+"""Help and argument mistakes come at once and without Python in them."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from orchestration.cli import VERBS
+
+PROGRAM = """
+import contextlib, io, json, sys
+from orchestration.cli import main
+answers = []
+for line in json.loads(sys.argv[1]):
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            status = main(line)
+        except SystemExit as end:
+            status = end.code
+    heavy = sorted({"torch", "diffusers", "ray", "mlflow"} & sys.modules.keys())
+    answers.append([status, out.getvalue(), err.getvalue(), heavy])
+print(json.dumps(answers))
+"""
+
+
+def answers(lines):
+    """(exit status, what was printed, what was said, heavy modules imported by then) of each command line."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, json.dumps(lines)], capture_output=True, text=True, check=True
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def helps():
+    lines = {verb: [verb, "--help"] for verb in VERBS}
+    lines |= {f"import {kind}": ["import", kind, "--help"] for kind in ("released", "ldm", "diffusers")}
+    lines["preprocess folder"] = ["preprocess", "folder", "--help"]
+    return dict(zip(lines, answers(list(lines.values()))))
+
+
+def test_no_help_imports_what_takes_seconds(helps):
+    for verb, (status, text, _, heavy) in helps.items():
+        assert status in (0, None) and not heavy and len(text) > 50, verb
+
+
+@pytest.mark.parametrize(
+    "word", ["None", "default: ''", "default: )", "PATH PATH", "{None}", "typing.", "STR", "FLOAT"]
+)
+def test_no_help_speaks_python(helps, word):
+    assert [verb for verb, (_, text, _, _) in helps.items() if word in text] == []
+
+
+@pytest.mark.parametrize("verb", ["upscale", "generate", "evaluate"])
+def test_help_says_where_a_model_comes_from(helps, verb):
+    text = " ".join(helps[verb][1].replace("│", " ").split())
+    assert "`latentzoom train`, `import` or `demo` made" in text and "models:/NAME@" in text
+
+
+def test_every_option_is_explained(helps):
+    for verb in ("upscale", "generate", "evaluate", "register", "promote"):
+        lines = [line.strip("│ ") for line in helps[verb][1].splitlines()]
+        for line, following in zip(lines, lines[1:]):
+            is_bare = line.startswith("--") and "  " not in line
+            assert not (is_bare and following.startswith(("--", "╰", "(default"))), f"{verb}: {line}"
+
+
+def test_argument_mistakes_come_before_what_takes_seconds(tmp_path):
+    mistakes = [
+        ["upscale"],
+        ["upscale", "--scale", "x", "a.png", "b.png"],
+        ["upscale", "--scale", "2", "no-such.png", "b.png"],
+        ["upscale", "--scale", "2", "--width", "3", "a.png", "b.png"],
+        ["upscale", "--nonsense"],
+        ["generate", "--model", "m", "--size", "axb"],
+        ["generate", "--model", "m", "--num", "0"],
+        ["evaluate", "--task", "nothing"],
+        ["nothing"],
+    ]
+    for line, (status, _, said, heavy) in zip(mistakes, answers(mistakes)):
+        assert status == 2 and said.strip() and not heavy and "Traceback" not in said, line
+        assert "<class" not in said and "NoneType" not in said, line

@@ -128,7 +128,9 @@ class DeepSpeedEngine:
         backend = "nccl" if world.device.type == "cuda" else "gloo"
         deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
         self._engine, *_ = deepspeed.initialize(
-            model=module, optimizer=self._optimizer, config=deepspeed_config(config, world, accumulation)
+            model=module,
+            optimizer=self._optimizer,
+            config=deepspeed_config(config, world, accumulation, sum(p.numel() for p in module.parameters())),
         )
         self.module = self._engine.module
         if not config.zero_stage and config.precision == "fp16":
@@ -319,13 +321,27 @@ def _import_deepspeed(device: torch.device) -> Any:
     return deepspeed
 
 
-def deepspeed_config(config: StageConfig, world: World, accumulation: int) -> dict[str, Any]:
+def bucket_size(num_parameters: int) -> int:
+    """Values that DeepSpeed reduces at once: an eighth of the network, so that reduction overlaps with the rest of the
+    backward pass, within limits that keep a network card busy and the buffers (two of them) below half a gigabyte."""
+    return max(1, min(num_parameters, 50_000_000, max(num_parameters // 8, 2_000_000)))
+
+
+def deepspeed_config(config: StageConfig, world: World, accumulation: int, num_parameters: int) -> dict[str, Any]:
+    """DeepSpeed's own settings for a network of so many parameters."""
+    bucket, zero = bucket_size(num_parameters), config.zero_stage
     return {
         "train_batch_size": config.global_batch,
         "train_micro_batch_size_per_gpu": config.global_batch // world.size // accumulation,
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": config.clip_norm,
-        "zero_optimization": {"stage": config.zero_stage, "overlap_comm": world.device.type == "cuda"},
+        "zero_optimization": {
+            "stage": zero,
+            "overlap_comm": world.device.type == "cuda",
+            "contiguous_gradients": True,
+            "reduce_bucket_size": bucket,
+            **({"stage3_prefetch_bucket_size": bucket} if zero == 3 else {"allgather_bucket_size": bucket}),
+        },
         # bf16 is autocast: weights, gradients and what the workers exchange stay float32, and so does what the networks
         # compute outside autocast (pipeline.precision). DeepSpeed's own bf16 would round every weight, codebooks too.
         "torch_autocast": {

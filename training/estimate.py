@@ -6,10 +6,12 @@ activations the backward pass keeps and how many multiplications it takes. Kerne
 
 from __future__ import annotations
 
+import functools
 import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,12 +23,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from pipeline.bundle import build_autoencoder, build_decoder, build_denoiser
 from pipeline.config import ModelConfig
 from pipeline.errors import UserError
+from pipeline.geometry import Size
 from pipeline.progress import format_seconds
 from training.config import AlignStage, AutoencoderStage, DecoderStage, Preset, StageConfig, is_joint
-from training.engine import accumulation_steps, enable_activation_checkpointing
+from training.engine import accumulation_steps, bucket_size, enable_activation_checkpointing
 from training.reconstruction import Reconstruction, joint_first_stage
-from training.targets import largest_target, render_target
-from training.zoom import largest_zoom
+from training.targets import draw_target, largest_target, render_target
+from training.zoom import draw_zoom, largest_zoom
 
 _PEAK_TFLOPS = {
     # dense, without sparsity: (bf16 or fp16, fp32)
@@ -41,8 +44,6 @@ _PEAK_TFLOPS = {
     "RTX 4090": (165.2, 82.6),
     "RTX 3090": (71.0, 35.6),
 }
-_BACKWARD = 3.0
-"""Forward and backward together cost about three forwards."""
 
 
 @dataclass(frozen=True)
@@ -64,33 +65,58 @@ def estimate(stage: str, config: StageConfig, model: ModelConfig, num_workers: i
     """Size up one stage. `UserError` when the workers cannot share the global batch."""
     accumulation = accumulation_steps(config, num_workers)
     micro = config.global_batch // num_workers // accumulation
-    with torch.device("meta"):
-        trained, frozen, forward = _case(stage, config, model, micro)
+    case = _meta_case(stage, config, model, micro)
     if config.activation_checkpointing:
-        enable_activation_checkpointing(trained)
-    num = sum(p.numel() for p in trained.parameters())
-    num_frozen = sum(p.numel() for p in frozen.parameters()) if frozen is not None else 0
-    saved = _SavedBytes()
-    counter = FlopCounterMode(display=False)
-    with counter, _FusedAttention(), torch.autograd.graph.saved_tensors_hooks(saved.pack, saved.unpack):
-        forward()
-    half = 2 if config.precision != "fp32" else 4
-    activations = saved.total * half // 4
-    flops = _BACKWARD * counter.get_total_flops() * config.global_batch / micro
+        enable_activation_checkpointing(case.trained)
+    num = sum(p.numel() for p in case.trained.parameters())
+    num_frozen = sum(p.numel() for p in case.frozen.parameters()) if case.frozen is not None else 0
+    saved, behind = _SavedBytes(), _SavedBytes()
+    with _FusedAttention():
+        with torch.autograd.graph.saved_tensors_hooks(saved.pack, saved.unpack):
+            made = case.forward(case.largest)
+        with torch.autograd.graph.saved_tensors_hooks(behind.pack, behind.unpack):
+            case.through(made, case.largest)
+    # The trained network computes in the stage's precision, the frozen one behind it in float32.
+    activations = saved.total * (4 if config.precision == "fp32" else 2) // 4 + behind.total
     state = _state_bytes(num, config, num_workers) + 4 * num_frozen
-    return Estimate(num, num_frozen, state, activations, flops)
+    if config.grid_every:
+        state += 4 * num  # the averaged network that the main worker draws its grids with
+    return Estimate(num, num_frozen, state, activations, _flops_per_sample(stage, config, model) * config.global_batch)
+
+
+_DRAWS = 6
+"""Steps whose drawn sizes stand for all."""
+
+
+@functools.lru_cache(maxsize=64)
+def _flops_per_sample(stage: str, config: StageConfig, model: ModelConfig) -> float:
+    """Floating-point operations for one sample of a step, the mean over drawn sizes: forward and twice that backward
+    for what is trained; forward and the gradient by the input for what is frozen behind it."""
+    case = _meta_case(stage, config, model, 1)
+    drawn = [case.draw(step) for step in range(1, _DRAWS + 1)]
+    targets = list(dict.fromkeys(drawn))  # one for all steps where nothing is drawn
+    total = 0.0
+    for target in targets:
+        with _FusedAttention(), FlopCounterMode(display=False) as forward:
+            made = case.forward(target)
+        with _FusedAttention(), FlopCounterMode(display=False) as behind:
+            case.through(made, target)
+        total += (3.0 * forward.get_total_flops() + 2.0 * behind.get_total_flops()) * drawn.count(target)
+    return total / len(drawn)
 
 
 def _state_bytes(num: int, config: StageConfig, num_workers: int) -> int:
-    """Weights, gradients, float32 masters, two Adam moments and averages, each split as its ZeRO stage says. "bf16" is
-    autocast: only "fp16" halves weights and gradients. ZeRO 3 of float32 weights needs no masters."""
+    """Weights, gradients, float32 masters, two Adam moments and averages, each split as its ZeRO stage says, and two
+    buckets that are filled and reduced in turn. "bf16" is autocast: only "fp16" halves weights and gradients. ZeRO 3 of
+    float32 weights needs no masters."""
     width = 2 if config.precision == "fp16" else 4
     split = num_workers
     weights = num * width // (split if config.zero_stage >= 3 else 1)
     gradients = num * width // (split if config.zero_stage >= 2 else 1)
     masters = 4 if config.precision == "fp16" or config.zero_stage in (1, 2) else 0
     optimizer = num * (masters + 8 + 4) // (split if config.zero_stage >= 1 else 1)
-    return weights + gradients + optimizer
+    buckets = 2 * bucket_size(num) * width if config.zero_stage and num_workers > 1 else 0
+    return weights + gradients + optimizer + buckets
 
 
 class _SavedBytes:
@@ -125,40 +151,83 @@ class _FusedAttention(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _case(
-    stage: str, config: StageConfig, model: ModelConfig, micro: int
-) -> tuple[nn.Module, nn.Module | None, Callable[[], object]]:
-    """The trained network, the frozen one, and a forward pass of one micro-batch. Called on the meta device."""
+@dataclass(frozen=True)
+class _Case:
+    """A stage on the meta device: the trained network and the frozen one behind it, a forward pass of a micro-batch
+    through each (`through` what `forward` made), the costliest target and the one that a step draws."""
+
+    trained: nn.Module
+    frozen: nn.Module | None
+    forward: Callable[[Any], Any]
+    through: Callable[[Any, Any], object]
+    largest: Any
+    draw: Callable[[int], Any]
+
+
+def _meta_case(stage: str, config: StageConfig, model: ModelConfig, micro: int) -> _Case:
+    with torch.device("meta"):
+        return _case(config, model, micro)
+
+
+def _case(config: StageConfig, model: ModelConfig, micro: int) -> _Case:
     channels, cells = model.autoencoder.latent_channels, model.latent_size
     latent = torch.empty(micro, channels, cells, cells)
+
+    def alone(trained: nn.Module, forward: Callable[[Any], Any], largest: Any = None, draw: Any = None) -> _Case:
+        return _Case(trained, None, forward, lambda made, target: None, largest, draw or (lambda step: largest))
+
     if isinstance(config, AutoencoderStage) and is_joint(config):
         first = joint_first_stage(model)
-        size, window = (target := largest_target(config, model)).size, target.window
         image = torch.empty(micro, 3, model.image_size, model.image_size)
-        return first, None, lambda: first(image, latent, size, window)
+        return alone(
+            first,
+            lambda target: first(image, latent, target.size, target.window),
+            largest_target(config, model),
+            partial(draw_target, config, model),
+        )
     if isinstance(config, AutoencoderStage):
         side = config.crop or model.image_size
         network = Reconstruction(build_autoencoder(model))
         factor = model.autoencoder.factor
         noise = torch.empty(micro, channels, side // factor, side // factor)
-        return network, None, lambda: network(torch.empty(micro, 3, side, side, device="meta"), noise)
+        return alone(network, lambda _: network(torch.empty(micro, 3, side, side, device="meta"), noise))
     if isinstance(config, DecoderStage):
         decoder = build_decoder(model)
         if model.task == "direct":
+
+            def enlarge(target: tuple[int, Size, Size]) -> Tensor:
+                cells, size, (height, width) = target
+                low = torch.empty(micro, channels, cells, cells, device="meta")
+                return decoder(low, size, (0, 0, height, width))
+
             cells, side, compared = largest_zoom(config, model.image_size)
-            low, window = torch.empty(micro, channels, cells, cells), (0, 0, compared, compared)
-            return decoder, None, lambda: decoder(low, (side, side), window)
-        target = largest_target(config, model)
-        return decoder, None, lambda: decoder(latent, target.size, target.window)
+            largest = cells, (side, side), (compared, compared)
+            return alone(decoder, enlarge, largest, partial(_drawn_zoom, config, model.image_size))
+        return alone(
+            decoder,
+            lambda target: decoder(latent, target.size, target.window),
+            largest_target(config, model),
+            partial(draw_target, config, model),
+        )
     denoiser = build_denoiser(model)
     t = torch.empty(micro, dtype=torch.int64)
     condition = latent if model.task == "sr" else None
     if not isinstance(config, AlignStage):
-        return denoiser, None, lambda: denoiser(latent, t, condition)
+        return alone(denoiser, lambda _: denoiser(latent, t, condition))
     frozen = build_decoder(model).requires_grad_(False)
-    target = largest_target(config, model)
-    scale, context = model.scale_factor, config.context_cells
-    return denoiser, frozen, lambda: render_target(frozen, denoiser(latent, t, condition) / scale, target, context)
+    return _Case(
+        denoiser,
+        frozen,
+        lambda _: denoiser(latent, t, condition) / model.scale_factor,
+        lambda made, target: render_target(frozen, made, target, config.context_cells),
+        largest_target(config, model),
+        partial(draw_target, config, model),
+    )
+
+
+def _drawn_zoom(config: DecoderStage, image_size: int, step: int) -> tuple[int, Size, Size]:
+    zoom = draw_zoom(config, image_size, step)
+    return zoom.cells, zoom.size, (len(zoom.rows), len(zoom.cols))
 
 
 def peak_flops(device: torch.device, precision: str) -> float | None:
@@ -173,14 +242,15 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
 
 
 def check_memory(stage: str, config: StageConfig, model: ModelConfig, num_workers: int, device: torch.device) -> None:
-    """`UserError` when a CUDA device is smaller than the estimate."""
+    """`UserError` when a CUDA device has less free memory than the estimate."""
     if device.type != "cuda":
         return
-    needed, there = estimate(stage, config, model, num_workers).total_bytes, torch.cuda.mem_get_info(device)[1]
-    if needed > there:
+    needed, (free, whole) = estimate(stage, config, model, num_workers).total_bytes, torch.cuda.mem_get_info(device)
+    free += torch.cuda.memory_reserved(device)  # by this process, for itself
+    if needed > free:
         raise UserError(
-            f"{stage} needs about {_size(needed)} on each GPU and this one has {_size(there)}; lower micro_batch, "
-            "raise zero_stage, or set activation_checkpointing"
+            f"{stage} needs about {_size(needed)} on each GPU and this one has {_size(free)} free of {_size(whole)}; "
+            "lower micro_batch, raise zero_stage, set activation_checkpointing, or stop what else runs there"
         )
 
 
@@ -197,6 +267,7 @@ def dry_run(stage: str, preset: Preset, num_workers: int, device: str | None = N
         ("frozen parameters", f"{result.frozen_parameters:,}"),
         ("workers", f"{num_workers} on {place.type}, ZeRO {config.zero_stage}, {config.precision}"),
         ("global batch", f"{config.global_batch}, {config.micro_batch or config.global_batch // num_workers} at once"),
+        ("buckets", f"{bucket_size(result.parameters) / 1e6:,.1f} million values reduced at once"),
         (
             "memory of a worker",
             f"{_size(result.total_bytes)}: state {_size(result.state_bytes)}, "

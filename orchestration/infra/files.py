@@ -7,7 +7,6 @@ from typing import Any
 
 import yaml
 
-from orchestration.infra.deepspeed import settings
 from orchestration.infra.images import dockerfile, dockerignore, tracking_dockerfile
 from orchestration.infra.kuberay import network_policy, ray_cluster, ray_job
 from orchestration.infra.monitoring import alerts, dashboard, prometheus
@@ -18,7 +17,7 @@ from orchestration.infra.values import HEADER, Values
 
 def generate(values: Values) -> dict[str, str]:
     """Every generated file: name below `infra/` → content."""
-    files = {
+    return {
         "Dockerfile": dockerfile(values),
         "Dockerfile.dockerignore": dockerignore(),
         "kuberay/raycluster.yaml": to_yaml(ray_cluster(values)),
@@ -33,7 +32,6 @@ def generate(values: Values) -> dict[str, str]:
         "monitoring/alerts.yaml": to_yaml(alerts(values)),
         "monitoring/dashboard.json": json.dumps(dashboard(), indent=1) + "\n",
     }
-    return files | {f"deepspeed/{name}.json": json.dumps(s, indent=1) + "\n" for name, s in settings().items()}
 
 
 class _Dumper(yaml.SafeDumper):

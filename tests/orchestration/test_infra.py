@@ -192,14 +192,6 @@ def test_no_file_holds_a_secret_value():
                 assert not found or found[2].startswith(("token", "false")), f"{path.name}: {line}"
 
 
-def test_deepspeed_settings_agree_with_themselves():
-    for path in (INFRA / "deepspeed").glob("*.json"):
-        config = json.loads(path.read_text())
-        size = int(re.search(r"-(\d+)gpu", path.name)[1])
-        micro, steps = config["train_micro_batch_size_per_gpu"], config["gradient_accumulation_steps"]
-        assert config["train_batch_size"] == micro * steps * size
-
-
 def test_alerts_and_dashboard_ask_for_metrics_that_are_exported():
     exported = {"images_per_s", "data_wait_percent", "loss", "encode_busy", "samples_per_s"}
     text = (INFRA / "monitoring/alerts.yaml").read_text() + (INFRA / "monitoring/dashboard.json").read_text()

@@ -1,4 +1,5 @@
 import dataclasses
+from functools import partial
 
 import pytest
 import torch
@@ -9,8 +10,8 @@ from pipeline.bundle import build_decoder, build_denoiser
 from pipeline.errors import UserError
 from training.cli import main
 from training.config import AlignStage, DecoderStage, StageConfig, override, preset_from_dict, preset_to_dict
-from training.engine import deepspeed_config
-from training.estimate import dry_run, estimate, peak_flops
+from training.engine import bucket_size, deepspeed_config
+from training.estimate import check_memory, dry_run, estimate, peak_flops
 from training.optim import lr_at
 from training.presets import PRESETS, debug, get_preset
 from training.targets import Target, draw_target, largest_target, render_target, window_side
@@ -118,23 +119,75 @@ def test_dry_run_prints_the_numbers_of_the_run() -> None:
     assert (rows["trained parameters"], rows["frozen parameters"]) == (f"{num:,}", f"{num_frozen:,}")
     assert rows["workers"] == "3 on cpu, ZeRO 2, fp32"
     assert rows["global batch"] == "6, 2 at once" and rows["steps"] == "1,200"
-    # A worker: whole weights and frozen ones; its third of gradients, masters, two moments and averages. In float32.
-    state = 4 * num + 4 * num // 3 + num * (4 + 8 + 4) // 3 + 4 * num_frozen
+    # A worker: whole weights and frozen ones; its third of gradients, masters, two moments and averages, in float32;
+    # and two buckets, of the whole network as it is small.
+    state = 4 * num + 4 * num // 3 + num * (4 + 8 + 4) // 3 + 2 * 4 * num + 4 * num_frozen
     assert f"state {state / 2**20:.1f} MiB" in rows["memory of a worker"]
-    with FlopCounterMode(display=False) as counter:  # forward of six samples; backward is twice that
-        frozen(trained(torch.randn(6, 3, 8, 8), torch.zeros(6, dtype=torch.int64)), (32, 32))
-    work = float(rows["work of a step"].split()[0])
-    assert work == pytest.approx(3 * counter.get_total_flops() / 1e9, abs=0.06)
+    # Six samples: forward and twice that backward; of the frozen decoder forward and the gradient by its input only, at
+    # the sizes that steps draw.
+    latent, t = torch.randn(6, 3, 8, 8), torch.zeros(6, dtype=torch.int64)
+    with FlopCounterMode(display=False) as counter:
+        trained(latent, t)
+    rendered = []
+    for step in range(1, 41):
+        target = draw_target(preset.align, preset.model, step)
+        with FlopCounterMode(display=False) as behind:
+            frozen(latent, target.size, target.window)
+        rendered.append(behind.get_total_flops())
+    work = estimate("align", preset.align, preset.model, 3).flops_per_step
+    assert len(set(rendered)) > 10
+    assert work == pytest.approx(3 * counter.get_total_flops() + 2 * sum(rendered) / 40, rel=0.15)
+    assert rows["work of a step"] == f"{work / 1e9:,.1f} GFLOP"
 
 
 def test_deepspeed_is_told_the_batch_the_precision_and_no_offload() -> None:
     world = World(0, 2, 0, torch.device("cpu"))
     config = dataclasses.replace(debug().denoiser, global_batch=12, precision="bf16", zero_stage=3, clip_norm=0.5)
-    told = deepspeed_config(config, world, 3)
+    told = deepspeed_config(config, world, 3, 300_000_000)
     sizes = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
     assert [told[name] for name in sizes] == [12, 2, 3]
-    assert told["zero_optimization"] == {"stage": 3, "overlap_comm": False}  # nothing is offloaded
+    assert told["zero_optimization"] == {  # nothing is offloaded
+        "stage": 3,
+        "overlap_comm": False,
+        "contiguous_gradients": True,
+        "reduce_bucket_size": 37_500_000,
+        "stage3_prefetch_bucket_size": 37_500_000,
+    }
     assert told["torch_autocast"]["enabled"] and not told["fp16"]["enabled"] and told["gradient_clipping"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("num", "expected"),
+    [(5_000, 5_000), (4_000_000, 2_000_000), (274_000_000, 34_250_000), (10**10, 50_000_000)],
+)
+def test_buckets_are_smaller_than_the_network_so_that_their_reduction_overlaps(num: int, expected: int) -> None:
+    assert bucket_size(num) == expected
+
+
+def test_a_grid_and_the_frozen_decoder_need_memory_too() -> None:
+    preset = override(debug(), ["align.grid_every=0", "align.precision=bf16"])
+    with_grids = override(preset, ["align.grid_every=5"])
+    num = estimate("align", preset.align, preset.model, 1).parameters
+    plain, drawn = (estimate("align", p.align, p.model, 1) for p in (preset, with_grids))
+    assert drawn.state_bytes - plain.state_bytes == 4 * num  # the averaged network
+    # Behind a denoiser of half precision the frozen decoder computes in float32.
+    exact = override(preset, ["align.precision=fp32"])
+    denoiser, both = (estimate(s, exact.stage(s), exact.model, 1).activation_bytes for s in ("denoiser", "align"))
+    behind = both - denoiser * exact.align.global_batch // exact.denoiser.global_batch
+    assert plain.activation_bytes == pytest.approx((both - behind) / 2 + behind, rel=0.02)
+
+
+def test_only_free_memory_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    needed = estimate("denoiser", debug().denoiser, debug().model, 1).total_bytes
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 0)
+    for free, fits in ((needed + 1, True), (needed - 1, False)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 80 << 30))
+        check = partial(check_memory, "denoiser", debug().denoiser, debug().model, 1, torch.device("cuda"))
+        if fits:
+            check()
+        else:
+            with pytest.raises(UserError, match="free of 80.00 GiB; lower micro_batch"):
+                check()
 
 
 def test_dry_run_refuses_what_the_run_would_refuse() -> None:
@@ -181,8 +234,10 @@ def test_zero_stages_and_precision_shrink_the_state() -> None:
 
     num = estimate("denoiser", debug().denoiser, debug().model, 2).parameters
     assert state(zero_stage=0) == num * (4 + 4 + 8 + 4)  # weights, gradients, two moments, averages
-    assert state(zero_stage=3, precision="fp16") == (2 + 2 + 4 + 8 + 4) * num // 2  # and masters, all split in two
-    assert state(zero_stage=3, precision="bf16") == (4 + 4 + 8 + 4) * num // 2  # autocast: the weights are the masters
+    # And masters, all split in two; two buckets of the whole network, as it is small.
+    assert state(zero_stage=3, precision="fp16") == (2 + 2 + 4 + 8 + 4) * num // 2 + 2 * 2 * num
+    # Autocast: the weights are the masters.
+    assert state(zero_stage=3, precision="bf16") == (4 + 4 + 8 + 4) * num // 2 + 2 * 4 * num
     assert state(zero_stage=1) > state(zero_stage=2) > state(zero_stage=3)
 
 

@@ -28,6 +28,7 @@ from training.engine_ddp import DdpEngine
 from training.older_checkpoints import readable
 from training.optim import make_optimizer, set_lr
 from training.plain_engine import PlainEngine, cast
+from training.tuning import compile_where_it_pays
 from training.world import World
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -72,8 +73,7 @@ def make_engine(module: nn.Module, config: StageConfig, world: World, *, deepspe
         module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if config.activation_checkpointing:
         enable_activation_checkpointing(module)
-    if config.compile:
-        module.compile()
+    compile_where_it_pays(module, config, world.device)
     if deepspeed:
         return DeepSpeedEngine(module, config, world, accumulation)
     if config.zero_stage > 1 and world.size > 1:

@@ -43,6 +43,7 @@ from training.reporter import Reporter
 from training.stages.parts import Trained
 from training.stopping import Stop
 from training.targets import size_range, window_side
+from training.tuning import tune
 from training.world import World, current_world
 from training.zoom import smallest_zoom
 
@@ -115,6 +116,7 @@ def _train(context: Context) -> TrainResult:
         return done
     if world.is_main:
         storage.write_json(storage.join(run_dir, "run.json"), _description(context))
+    tune(context.config, world.device)
     loop = importlib.import_module(f"training.stages.{context.stage}")
     outcome: Trained = loop.train(context)
     return world.broadcast(_finish(context, outcome, digest) if world.is_main else None)

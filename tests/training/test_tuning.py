@@ -1,0 +1,61 @@
+"""What is switched on for CUDA, and where: decided on any machine."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from training.config import StageConfig
+from training.presets import debug
+from training.tuning import compile_where_it_pays, tune
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.fixture
+def restored() -> Iterator[None]:
+    cudnn, dynamo = torch.backends.cudnn, torch._dynamo.config
+    before = torch.get_float32_matmul_precision(), cudnn.allow_tf32, cudnn.benchmark, dynamo.suppress_errors
+    yield
+    torch.set_float32_matmul_precision(before[0])
+    cudnn.allow_tf32, cudnn.benchmark, dynamo.suppress_errors = before[1:]
+
+
+@pytest.mark.parametrize(
+    ("stage", "tries"), [("autoencoder", True), ("decoder", False), ("denoiser", True), ("align", True)]
+)
+def test_cuda_is_tuned_and_a_cpu_left_as_it_is(restored: None, stage: str, tries: bool) -> None:
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.benchmark = False
+    tune(debug().stage(stage), CPU)
+    assert torch.get_float32_matmul_precision() == "highest" and not torch.backends.cudnn.benchmark
+    tune(debug().stage(stage), CUDA)
+    assert torch.get_float32_matmul_precision() == "high" and torch.backends.cudnn.benchmark == tries
+
+
+@pytest.mark.parametrize(
+    ("stage", "changes", "device", "expected"),
+    [
+        ("denoiser", {}, CUDA, True),
+        ("align", {}, CUDA, True),
+        ("decoder", {}, CUDA, False),  # a size of its own for every step
+        ("denoiser", {"zero_stage": 3}, CUDA, False),
+        ("denoiser", {}, CPU, False),
+        ("denoiser", {"compile": False}, CUDA, False),
+        ("decoder", {"compile": True}, CPU, True),
+    ],
+)
+def test_compiled_where_it_pays_or_as_asked(
+    restored: None, stage: str, changes: dict[str, Any], device: torch.device, expected: bool
+) -> None:
+    config: StageConfig = dataclasses.replace(debug().stage(stage), **changes)
+    module = nn.Linear(2, 2)
+    torch._dynamo.config.suppress_errors = False
+    assert compile_where_it_pays(module, config, device) == expected
+    assert (module._compiled_call_impl is not None) == expected
+    assert torch._dynamo.config.suppress_errors == (expected and config.compile is None)

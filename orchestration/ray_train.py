@@ -12,7 +12,7 @@ import logging
 import math
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, wait
 from typing import Any, TextIO, cast
 
@@ -87,6 +87,7 @@ def launch(
     max_failures: int = 3,
     resize_interval_s: float = 60.0,
     still_ours: Callable[[], None] = lambda: None,
+    places: Mapping[str, str] | None = None,
 ) -> TrainResult:
     """Train one stage on Ray workers with DeepSpeed and wait for it.
 
@@ -94,7 +95,8 @@ def launch(
     `orchestration.mlflow_reporter.MlflowReporter`, built on the main worker; None reports to the run folder only.
     max_failures: how often workers are started again after a crash; each time training continues from the newest
     checkpoint. resize_interval_s: how often an elastic run looks for machines that came (or came back).
-    still_ours: called twice a second; raises when the run folder was taken over, which ends the run.
+    still_ours: called twice a second; raises when the run folder was taken over, which ends the run. places: see
+    `training.run.train`; what it names must be seen by every machine.
     SIGTERM and Ctrl-C lead to a checkpoint and `Stopped`. Raises `UserError` for what the training code refuses.
     """
     import ray
@@ -118,6 +120,7 @@ def launch(
         "data": storage.absolute(data),
         "run_dir": run_dir,
         "bundle": storage.absolute(bundle) if bundle else None,
+        "places": dict(places or {}),
         "reporter_spec": reporter_spec,
         "threads": max(1, int(cpus)),
         "device": "cuda" if use_gpu else "cpu",
@@ -185,6 +188,7 @@ def _worker(arguments: dict[str, Any]) -> dict[str, Any]:
             device=arguments["device"],
             stop_requested=lambda: _question(stream),
             progress_stream=cast(TextIO, stream),
+            places=arguments["places"],
         )
     except Stopped as notice:
         return {"stopped": str(notice)}

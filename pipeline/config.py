@@ -180,14 +180,20 @@ class DenoiserConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
-    """Diffusion schedule: betas = linspace(sqrt(beta_start), sqrt(beta_end), num_steps)^2."""
+    """Diffusion schedule: betas = linspace(sqrt(beta_start), sqrt(beta_end), num_steps)^2.
+
+    distilled_steps: 0 for a denoiser that any sampler may drive; 1 for a distilled one, whose single evaluation at the
+        noisiest step gives the latent.
+    """
 
     num_steps: int = 1000
     beta_start: float = 0.0015
     beta_end: float = 0.0195
     prediction: Literal["eps", "x0", "v"] = "eps"
+    distilled_steps: int = 0
 
     def __post_init__(self) -> None:
+        require(self.distilled_steps in (0, 1), "schedule.distilled_steps", self.distilled_steps, "0 or 1")
         require(self.num_steps >= 1, "schedule.num_steps", self.num_steps, "at least 1")
         require(
             0 < self.beta_start <= self.beta_end < 1,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -84,12 +86,28 @@ class Grids:
         bundle = self.context.bundle
         assert bundle is not None
         model = LatentZoom(
-            Bundle(self.context.model, bundle.autoencoder, decoder or bundle.decoder, denoiser),
+            Bundle(self.context.model, bundle.autoencoder, copy.deepcopy(decoder or bundle.decoder), denoiser),
             self.context.world.device,
         )
         rows = self._upscaled(model) if self.context.model.task == "sr" else self._generated(model)
         if rows:
             session.reporter.images(session.step, "samples", tile(rows))
+
+    @torch.no_grad()
+    def distilled(
+        self, session: Session, student: Denoiser | None, decoder: ImplicitDecoder, teacher: Denoiser
+    ) -> None:
+        """Low-res | bicubic | teacher | one step | truth, from the same noise."""
+        bundle = self.context.bundle
+        if student is None or bundle is None:
+            return
+        made = []
+        for config, denoiser in ((bundle.config, teacher), (self.context.model, student)):
+            # Copies: a loaded model has its networks in another memory format, which changes the last bits.
+            parts = Bundle(config, bundle.autoencoder, copy.deepcopy(decoder), copy.deepcopy(denoiser))
+            made.append(self._upscaled(LatentZoom(parts, self.context.world.device)))
+        (low, bicubic, taught, truth), (_, _, ours, _) = made
+        session.reporter.images(session.step, "samples", tile([low, bicubic, taught, ours, truth]))
 
     def _generated(self, model: LatentZoom) -> list[Tensor]:
         latent = model.sample_latents(num=self.num, seed=0, sampler="dpm++", num_steps=self.sampler_steps)
@@ -105,7 +123,8 @@ class Grids:
         full = (config.image_size, config.image_size)
         low = resize(pixels, (config.lr_size, config.lr_size))
         condition = latent_of(stored, config.autoencoder) * config.scale_factor
-        latent = model.sample_latents(condition=condition, seed=0, sampler="dpm++", num_steps=self.sampler_steps)
+        num_steps = model.config.schedule.distilled_steps or self.sampler_steps
+        latent = model.sample_latents(condition=condition, seed=0, sampler="dpm++", num_steps=num_steps)
         ours = model.decode(latent, full) if model.decoder is not None else model.autoencoder.decode(latent)
         return [resize(low, full, "nearest"), resize(low, full), ours, pixels]
 

@@ -9,7 +9,7 @@ import dataclasses
 import importlib
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ from training.config import (
     AlignStage,
     AutoencoderStage,
     DecoderStage,
+    DistillStage,
     Preset,
     StageConfig,
     is_joint,
@@ -38,6 +39,7 @@ from training.engine import accumulation_steps
 from training.estimate import check_memory
 from training.reporter import Reporter
 from training.stages.parts import Trained
+from training.starts import with_starts
 from training.stopping import Stop
 from training.targets import size_range, window_side
 from training.world import World, current_world
@@ -48,6 +50,7 @@ _NEEDS = {
     "decoder": ("autoencoder",),
     "denoiser": ("autoencoder",),
     "align": ("autoencoder", "decoder", "denoiser"),
+    "distill": ("autoencoder", "decoder", "denoiser"),
 }
 
 
@@ -79,8 +82,11 @@ def train(
     device: str | None = None,
     stop_requested: Callable[[], Stop] = lambda: Stop.NO,
     progress_stream: TextIO | None = None,
+    places: Mapping[str, str] | None = None,
 ) -> TrainResult:
     """Train one stage on this worker; every worker of a world calls it with the same arguments.
+
+    places: address of a bundle to start from → where it lies, for addresses that are no paths or URLs (a registry's).
 
     A finished run returns its stored result at once; an interrupted one continues from its newest sound checkpoint.
     stop_requested: asked every few seconds, by all workers at the same step; the firmest answer counts.
@@ -98,6 +104,7 @@ def train(
         reporters=reporters or [],
         stop_requested=stop_requested,
         progress_stream=progress_stream,
+        places=places,
     )
     digest = config_digest(context)
     done = world.broadcast(stored_result(run_dir, digest) if world.is_main else None)
@@ -122,12 +129,18 @@ def make_context(
     reporters: list[Callable[[], Reporter]],
     stop_requested: Callable[[], Stop],
     progress_stream: TextIO | None,
+    places: Mapping[str, str] | None = None,
 ) -> Context:
     """Resolve and check everything a stage needs."""
     config = preset.stage(stage)
     manifest = load_manifest(data)
-    loaded = load_bundle(bundle) if bundle else None
+    given = load_bundle(bundle) if bundle else None
+    loaded, origins = with_starts(stage, config, preset.model, given, places or {})
     model = resolve_model(stage, preset.model, manifest, loaded)
+    if stage == "denoiser" and origins and loaded is not None:
+        model = with_scale_factor(model, loaded.config.scale_factor)  # which its weights were trained with
+    if stage == "distill":
+        model = student_model(model)
     context = Context(
         stage=stage,
         config=config,
@@ -142,9 +155,18 @@ def make_context(
         stop_requested=stop_requested,
         progress_stream=progress_stream,
         part_digests=_part_digests(loaded),
+        origins=origins,
     )
     check(context)
     return context
+
+
+def student_model(model: ModelConfig) -> ModelConfig:
+    """The model of a one-step student. It predicts z0 (or, as its teacher does, v): at the noisiest step a prediction
+    of eps says nothing about the latent (Salimans & Ho, "Progressive Distillation", ICLR 2022, section 4)."""
+    prediction = "x0" if model.schedule.prediction == "eps" else model.schedule.prediction
+    schedule = dataclasses.replace(model.schedule, prediction=prediction, distilled_steps=1)
+    return dataclasses.replace(model, schedule=schedule)
 
 
 def _part_digests(bundle: Bundle | None) -> dict[str, str]:
@@ -167,7 +189,12 @@ def resolve_model(stage: str, model: ModelConfig, manifest: Manifest, bundle: Bu
             raise UserError(
                 f"the bundle's {name} has other settings than the preset's; use the preset it was made with"
             )
-    if stage == "align" and bundle.config.schedule != model.schedule:
+    if bundle.config.schedule.distilled_steps and stage in ("align", "distill"):
+        raise UserError(
+            f"stage {stage}: the bundle's denoiser is a one-step student already; give its teacher's bundle, that of "
+            "the stage before"
+        )
+    if stage in ("align", "distill") and bundle.config.schedule != model.schedule:
         raise UserError("the bundle's diffusion schedule differs from the preset's; use the preset it was made with")
     return model
 
@@ -175,19 +202,17 @@ def resolve_model(stage: str, model: ModelConfig, manifest: Manifest, bundle: Bu
 def check(context: Context) -> None:
     """Everything that can be known before training starts; the first problem is a `UserError`."""
     stage, config, model, manifest = context.stage, context.config, context.model, context.manifest
+    if stage == "distill" and model.task != "sr":
+        raise UserError(
+            f"stage distill is for super-resolution by diffusion (task 'sr'), and this model's task is {model.task!r}"
+        )
     if model.task == "direct" and stage in ("denoiser", "align"):
         raise UserError(
             f"stage {stage}: a model for direct super-resolution has no denoiser; it is ready after `decoder`"
         )
     if model.autoencoder.kind == "identity" and stage == "autoencoder":
         raise UserError("stage autoencoder: the kind 'identity' has no weights to train; begin with `decoder`")
-    if isinstance(config, DecoderStage) and config.start == "bundle":
-        start = require_parts(context.bundle, stage, "decoder").config.decoder
-        if dataclasses.replace(start, inputs=model.decoder.inputs) != model.decoder:
-            raise UserError(
-                "the bundle's decoder has other settings than the preset's; use the preset it was made with"
-            )
-    elif not (stage == "decoder" and model.autoencoder.kind == "identity" and context.bundle is None):
+    if not (stage == "decoder" and model.autoencoder.kind == "identity" and context.bundle is None):
         require_parts(context.bundle, stage, *_NEEDS[stage]) if _NEEDS[stage] else None
     accumulation_steps(config, context.world.size)
     if manifest.size != model.image_size:
@@ -200,7 +225,7 @@ def check(context: Context) -> None:
     is_drawn = model.task == "direct" and isinstance(config, DecoderStage) and config.conditions == "drawn"
     if stage != "autoencoder" and not is_drawn:
         _check_latents(context)
-    if isinstance(config, (DecoderStage, AlignStage)) and not is_drawn:
+    if isinstance(config, (DecoderStage, AlignStage, DistillStage)) and not is_drawn:
         size_range(config, model, max(_own_sizes(context), default=0))
     if isinstance(config, DecoderStage) and config.perceptual_weight:
         _check_windows(context, config, is_drawn)
@@ -311,7 +336,7 @@ def _finish(context: Context, outcome: Trained, digest: str) -> TrainResult:
     """Save the bundle: the incoming parts and, in place of the trained one, its averaged weights."""
     assert outcome.weights is not None
     model, incoming = context.model, context.bundle
-    part = "denoiser" if context.stage == "align" else context.stage
+    part = context.stage if context.stage in ("autoencoder", "decoder") else "denoiser"
     weights = {part: outcome.weights}
     if is_joint(context.config):
         names = ("autoencoder", "decoder")
@@ -339,8 +364,11 @@ def _finish(context: Context, outcome: Trained, digest: str) -> TrainResult:
         "steps": outcome.steps,
         "data": context.manifest.digest,
         "settings": to_dict(context.config),
+        **({"started_from": started} if (started := context.started_from()) else {}),
     }
     meta = {"weights": "ema", "stages": stages}
+    if incoming and "imported_from" in incoming.meta:  # its parts are at work here, or began this
+        meta["imported_from"] = incoming.meta["imported_from"]
     url = storage.join(context.run_dir, "bundle")
     source = f"{context.manifest.num_images} images of a {context.manifest.source.get('kind', 'folder')} source"
     save_bundle(url, Bundle(model, **parts, meta=meta, card=model_card(model, meta, data=source)))
@@ -365,6 +393,7 @@ def _description(context: Context) -> dict[str, Any]:
     return {
         "stage": context.stage,
         "settings": to_dict(config),
+        "started_from": context.started_from(),
         "model": to_dict(context.model),
         "data": context.data,
         "manifest": context.manifest.digest,

@@ -23,13 +23,14 @@ def with_speed(
     settings = [(scale_name(s), (round(side * s),) * 2) for s in spec.scales]
     settings += [(size_name((s, s)), (s, s)) for s in spec.sizes]
     is_sr = not model.renders_condition(spec.num_steps)
-    what = f"sampling with {spec.sampler_text()} and decoding" if is_sr else "decoding alone"
+    what = f"sampling with {report.sampler} and decoding" if is_sr else "decoding alone"
     protocol = f"batch 1, {what}, {device}, median of {num} runs after one"
 
     def run(size: tuple[int, int]) -> None:
         z = latent
         if is_sr:
-            z = model.sample_latents(condition=latent, sampler=spec.sampler, num_steps=spec.num_steps, eta=spec.eta)
+            num_steps = model.evaluations(spec.num_steps)
+            z = model.sample_latents(condition=latent, sampler=spec.sampler, num_steps=num_steps, eta=spec.eta)
         model.decode(z, size)
 
     figures = list(report.figures)

@@ -31,8 +31,8 @@ def parser() -> argparse.ArgumentParser:
 
     parser = argparse.ArgumentParser(
         prog="latentzoom pipeline",
-        description="Images → shards → autoencoder → latents → decoder → denoiser → align → evaluate → register → "
-        "promote, as one job. Finished steps are skipped; run it again after any interruption.",
+        description="Images → shards → autoencoder → latents → decoder → denoiser → align (→ distill) → evaluate → "
+        "register → promote, as one job. Finished steps are skipped; run it again after any interruption.",
     )
     add = parser.add_argument
     add("--preset", required=True, help=f"one of {', '.join(PRESETS)}")
@@ -41,6 +41,20 @@ def parser() -> argparse.ArgumentParser:
     add("--workdir", required=True, metavar="URL", help="folder for everything the job writes")
     add("--name", help="registered model; default: the preset's")
     add("--autoencoder", default="", metavar="URL", help="bundle with an autoencoder: skips training one")
+    add(
+        "--init",
+        action="append",
+        default=[],
+        metavar="[PART=]START",
+        help="fine-tune: begin with the parts of this bundle (address, models:/NAME@champion), whose autoencoder is "
+        "taken as it is. PART=START for one part, as in decoder=autoencoder",
+    )
+    add(
+        "--stages",
+        default="",
+        metavar="NAMES",
+        help="train these only, as in decoder,align; the other parts must come from --init or --autoencoder",
+    )
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the preset: align.lr=1e-6")
     add("--preprocess", action="append", default=[], metavar="NAME=VALUE", help="a setting of preprocess: val_list=URL")
     add("--evaluate", action="append", default=[], metavar="NAME=VALUE", help="a setting of evaluate: num=5000")
@@ -97,6 +111,8 @@ def make_job(arguments: argparse.Namespace) -> Job:
 
     preset = override(get_preset(arguments.preset), arguments.set)
     work = storage.absolute(arguments.workdir)
+    store = tracking.tracking_uri(arguments.tracking_uri or None, folder=work if storage.is_local(work) else None)
+    preset, autoencoder = _beginnings(arguments, preset, work, store)
     low, high = parse_workers(arguments.workers)
     is_local = storage.is_local(work)
     if not (arguments.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or is_local):
@@ -107,14 +123,35 @@ def make_job(arguments: argparse.Namespace) -> Job:
         preset=preset,
         preprocess=_preprocess_config(arguments, preset),
         evaluation=override(_evaluation(preset), arguments.evaluate),
-        tracking_uri=tracking.tracking_uri(arguments.tracking_uri or None, folder=work if is_local else None),
-        autoencoder=storage.absolute(arguments.autoencoder) if arguments.autoencoder else "",
+        tracking_uri=store,
+        autoencoder=autoencoder,
+        stages=tuple(name.strip() for name in arguments.stages.split(",") if name.strip()),
         local=arguments.local,
         workers=low if low == high else (low, high),
         gpus_per_worker=arguments.gpus_per_worker,
         evaluate_workers=arguments.evaluate_workers,
         device=arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"),
     )
+
+
+def _beginnings(arguments: argparse.Namespace, preset: Preset, work: str, store: str) -> tuple[Preset, str]:
+    """The preset with what --init says, and the bundle that takes the place of stage 0."""
+    from orchestration.starts import pinned, pinned_uri, place
+    from training.starts import with_init, with_whole
+
+    autoencoder = arguments.autoencoder
+    for init in arguments.init:
+        part, sign, start = init.partition("=")
+        if sign and part.isalpha():
+            preset = with_init(preset, "denoiser" if part == "denoiser" else "decoder", [init])
+            continue
+        uri = pinned_uri(init, store)
+        autoencoder = autoencoder or uri
+        preset = with_whole(preset, uri, place(uri, work, store, local=arguments.local or arguments.dry_run))
+    if autoencoder:
+        autoencoder = place(pinned_uri(autoencoder, store), work, store, local=arguments.local or arguments.dry_run)
+    preset = pinned(preset, preset.stages, store)
+    return preset, storage.absolute(autoencoder) if autoencoder else ""
 
 
 def _preprocess_config(arguments: argparse.Namespace, preset: Preset) -> Any:
@@ -153,7 +190,8 @@ def _evaluation(preset: Preset) -> EvaluationSpec:
     model = preset.model
     if model.task == "sr":
         factor = model.image_size / model.lr_size
-        return EvaluationSpec(task="sr", scales=(round(factor * 2 / 3, 3), factor), num_steps=50)
+        num_steps = None if preset.one_step else 50
+        return EvaluationSpec(task="sr", scales=(round(factor * 2 / 3, 3), factor), num_steps=num_steps)
     if model.task == "direct":
         return EvaluationSpec(task="sr", scales=(2.0, 3.0, 4.0), protocols=("rgb", "benchmark"))
     size = model.image_size
@@ -164,9 +202,10 @@ def _run(chain: Chain, arguments: argparse.Namespace, steps: list) -> dict[str, 
     from orchestration import tracking
     from orchestration.chain.job import parent_run
     from orchestration.chain.steps import run_steps, statuses
+    from training.config import STAGES
 
     job, start = chain.job, time.monotonic()
-    trains = {"autoencoder", "decoder", "denoiser", "align"}
+    trains = set(STAGES)
     open_steps = [s.name for s in statuses(job.work, steps) if s.state != "done"]
     needs_ray = not job.local and (bool(trains & set(open_steps)) or job.preprocess.workers or job.evaluate_workers)
     started = False

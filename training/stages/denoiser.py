@@ -27,9 +27,12 @@ def train(context: Context) -> Trained:
     """min over eps_theta of | eps - eps_theta(z_t, t) |^2, eq. (4); SR models also see the condition latent."""
     config, model = context.config, context.model
     assert isinstance(config, DenoiserStage)
-    require_parts(context.bundle, "denoiser", "autoencoder")
+    bundle = require_parts(context.bundle, "denoiser", "autoencoder")
     torch.manual_seed(config.seed)
     denoiser = build_denoiser(model)
+    if config.start != "random":
+        assert bundle.denoiser is not None
+        denoiser.load_state_dict(bundle.denoiser.state_dict(), strict=True)
     schedule = Schedule(model.schedule)
     engine = make_engine(denoiser, config, context.world, deepspeed=context.use_deepspeed)
     session = Session(context, engine, context.loader(pixels=False, latents=True))

@@ -1,4 +1,4 @@
-"""Presets: a model and the settings of its four stages, as functions. The command line overrides single fields.
+"""Presets: a model and the settings of its stages, as functions. The command line overrides single fields.
 
 The paper's presets carry its sizes, learning rates and size ranges; batch sizes and steps are for eight GPUs and yours
 to change. `demo` learns something visible in minutes on two CPU cores; `debug` only proves that everything runs.
@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.config import AutoencoderConfig, DecoderConfig, DenoiserConfig, ModelConfig, ScheduleConfig
 from pipeline.errors import UserError
-from training.config import AlignStage, AutoencoderStage, DecoderStage, DenoiserStage, Preset
+from training.config import AlignStage, AutoencoderStage, DecoderStage, DenoiserStage, DistillStage, Preset
 
 _VQ_F4 = AutoencoderConfig(kind="vq", latent_channels=3, base_width=128, width_mult=(1, 2, 4), num_embeddings=8192)
 _KL_F8 = AutoencoderConfig(kind="kl", latent_channels=4, base_width=128, width_mult=(1, 2, 4, 4))
@@ -213,6 +213,7 @@ def debug() -> Preset:
         decoder=DecoderStage(**common),
         denoiser=DenoiserStage(**common),
         align=AlignStage(**common),
+        distill=DistillStage(**common),
     )
 
 
@@ -319,6 +320,17 @@ def _paper(model: ModelConfig, *, denoiser_lr: float) -> Preset:
             steps=50_000,
             global_batch=32,
             lr=1e-6,
+            min_size=low,
+            max_size=high,
+            crop_cells=12,
+            context_cells=4,
+            **common,
+        ),
+        distill=DistillStage(
+            steps=30_000,
+            global_batch=32,
+            lr=5e-5,
+            warmup_steps=1_000,
             min_size=low,
             max_size=high,
             crop_cells=12,

@@ -189,11 +189,6 @@ def resolve_model(stage: str, model: ModelConfig, manifest: Manifest, bundle: Bu
             raise UserError(
                 f"the bundle's {name} has other settings than the preset's; use the preset it was made with"
             )
-    if bundle.config.schedule.distilled_steps and stage in ("align", "distill"):
-        raise UserError(
-            f"stage {stage}: the bundle's denoiser is a one-step student already; give its teacher's bundle, that of "
-            "the stage before"
-        )
     if stage in ("align", "distill") and bundle.config.schedule != model.schedule:
         raise UserError("the bundle's diffusion schedule differs from the preset's; use the preset it was made with")
     return model

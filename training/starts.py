@@ -61,12 +61,20 @@ def with_init(preset: Preset, stage: str, inits: Sequence[str] = ()) -> Preset:
             part, start = trained[0], init
         if part not in trained:
             raise UserError(f"--init {init}: stage {stage} does not train the {part}; it trains {', '.join(trained)}")
+        start = address(start) if start not in ("random", "linear", "bundle", "autoencoder") else start
         name = "decoder_start" if (stage, part) == ("autoencoder", "decoder") else "start"
         preset = with_start(preset, stage, name, start)
     for name in ("start", "decoder_start"):
         if start := vars(preset.stage(stage)).get(name):
             preset = with_start(preset, stage, name, start)
     return preset
+
+
+def address(bundle: str) -> str:
+    """A bundle's address as every worker understands it: local paths made absolute, "starter" with its look."""
+    if bundle == "starter":
+        return "starter:faithful"
+    return bundle if bundle.startswith(("starter:", "models:/")) else storage.absolute(bundle)
 
 
 def with_whole(preset: Preset, start: str, place: str) -> Preset:
@@ -83,10 +91,7 @@ def with_whole(preset: Preset, start: str, place: str) -> Preset:
 
 def with_start(preset: Preset, stage: str, name: str, start: str) -> Preset:
     """The preset with the field `name` ("start" or "decoder_start") of a stage set."""
-    if start == "starter":
-        start = "starter:faithful"
-    if is_address(start) and not start.startswith(("starter:", "models:/")):
-        start = storage.absolute(start)
+    start = address(start) if is_address(start) else start
     field: dict[str, Any] = {name: start}
     changed: dict[str, Any] = {stage: dataclasses.replace(preset.stage(stage), **field)}
     return dataclasses.replace(preset, **changed)
@@ -110,6 +115,11 @@ def with_starts(
             raise UserError(
                 f"stage {stage} needs a bundle with the {source}, and {where} has none; train stage {source} first "
                 "(--bundle), or start from something else (--init)"
+            )
+        if part == "denoiser" and other.config.schedule.distilled_steps:
+            raise UserError(
+                f"stage {stage}: the denoiser of {where} is a one-step student already; give its teacher's bundle, that "
+                "of the stage before"
             )
         _check_fits(stage, part, start, where, model, other)
         if part == "autoencoder" and not is_joint(config) and not other.autoencoder.has_decoder:

@@ -137,7 +137,7 @@ def make_job(arguments: argparse.Namespace) -> Job:
 def _beginnings(arguments: argparse.Namespace, preset: Preset, work: str, store: str) -> tuple[Preset, str]:
     """The preset with what --init says, and the bundle that takes the place of stage 0."""
     from orchestration.starts import pinned, pinned_uri, place
-    from training.starts import with_init, with_whole
+    from training.starts import address, with_init, with_whole
 
     autoencoder = arguments.autoencoder
     for init in arguments.init:
@@ -145,7 +145,7 @@ def _beginnings(arguments: argparse.Namespace, preset: Preset, work: str, store:
         if sign and part.isalpha():
             preset = with_init(preset, "denoiser" if part == "denoiser" else "decoder", [init])
             continue
-        uri = pinned_uri(init, store)
+        uri = pinned_uri(address(init), store)
         autoencoder = autoencoder or uri
         preset = with_whole(preset, uri, place(uri, work, store, local=arguments.local or arguments.dry_run))
     if autoencoder:

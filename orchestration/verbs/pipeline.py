@@ -79,7 +79,7 @@ def main(argv: list[str]) -> int:
     from orchestration.chain.redo import Redo
     from orchestration.chain.steps import statuses
 
-    job = make_job(arguments)
+    job = begun(make_job(arguments), arguments.init, local=arguments.local or arguments.dry_run)
     redo = Redo.load(job.work)
     Chain(job).require(arguments.from_step)
     asked = redo.ask(arguments.from_step)
@@ -108,11 +108,10 @@ def make_job(arguments: argparse.Namespace) -> Job:
     from training.cli import parse_workers
     from training.config import override
     from training.presets import get_preset
+    from training.starts import address
 
     preset = override(get_preset(arguments.preset), arguments.set)
     work = storage.absolute(arguments.workdir)
-    store = tracking.tracking_uri(arguments.tracking_uri or None, folder=work if storage.is_local(work) else None)
-    preset, autoencoder = _beginnings(arguments, preset, work, store)
     low, high = parse_workers(arguments.workers)
     is_local = storage.is_local(work)
     if not (arguments.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or is_local):
@@ -123,8 +122,8 @@ def make_job(arguments: argparse.Namespace) -> Job:
         preset=preset,
         preprocess=_preprocess_config(arguments, preset),
         evaluation=override(_evaluation(preset), arguments.evaluate),
-        tracking_uri=store,
-        autoencoder=autoencoder,
+        tracking_uri=tracking.tracking_uri(arguments.tracking_uri or None, folder=work if is_local else None),
+        autoencoder=address(arguments.autoencoder) if arguments.autoencoder else "",
         stages=tuple(name.strip() for name in arguments.stages.split(",") if name.strip()),
         local=arguments.local,
         workers=low if low == high else (low, high),
@@ -134,24 +133,25 @@ def make_job(arguments: argparse.Namespace) -> Job:
     )
 
 
-def _beginnings(arguments: argparse.Namespace, preset: Preset, work: str, store: str) -> tuple[Preset, str]:
-    """The preset with what --init says, and the bundle that takes the place of stage 0."""
+def begun(job: Job, inits: list[str], *, local: bool) -> Job:
+    """The job with what its stages start from: --init for each part, models:/ addresses pinned and fetched, or where
+    not `local` put under the working folder. Raises `UserError`."""
     from orchestration.starts import pinned, pinned_uri, place
     from training.starts import address, with_init, with_whole
 
-    autoencoder = arguments.autoencoder
-    for init in arguments.init:
-        part, sign, start = init.partition("=")
-        if sign and part.isalpha():
-            preset = with_init(preset, "denoiser" if part == "denoiser" else "decoder", [init])
-            continue
-        uri = pinned_uri(address(init), store)
-        autoencoder = autoencoder or uri
-        preset = with_whole(preset, uri, place(uri, work, store, local=arguments.local or arguments.dry_run))
-    if autoencoder:
-        autoencoder = place(pinned_uri(autoencoder, store), work, store, local=arguments.local or arguments.dry_run)
-    preset = pinned(preset, preset.stages, store)
-    return preset, storage.absolute(autoencoder) if autoencoder else ""
+    def found(uri: str) -> str:
+        return place(pinned_uri(uri, job.tracking_uri), job.work, job.tracking_uri, local=local)
+
+    preset, autoencoder = job.preset, job.autoencoder
+    parts = [init for init in inits if init.partition("=")[0].isalpha() and "=" in init]
+    for init in (init for init in inits if init not in parts):
+        uri = pinned_uri(address(init), job.tracking_uri)
+        preset, autoencoder = with_whole(preset, uri, found(uri)), autoencoder or uri
+    for init in parts:
+        part = init.partition("=")[0]
+        preset = with_init(preset, part if part in ("autoencoder", "denoiser") else "decoder", [init])
+    preset = pinned(preset, preset.stages, job.tracking_uri)
+    return dataclasses.replace(job, preset=preset, autoencoder=found(autoencoder) if autoencoder else "")
 
 
 def _preprocess_config(arguments: argparse.Namespace, preset: Preset) -> Any:

@@ -98,9 +98,9 @@ class Context:
         if not self.world.is_main:
             return NullReporter()
         reporter = BackgroundReporter([FolderReporter(self.run_dir, resume_step), *(make() for make in self.reporters)])
-        reporter.params({"stage": self.stage, **to_dict(self.config), "model": to_dict(self.model), "data": self.data})
-        if started := self.started_from():
-            reporter.params({"started_from": started})
+        settings = {"stage": self.stage, **to_dict(self.config), "model": to_dict(self.model), "data": self.data}
+        started = self.started_from()
+        reporter.params({**settings, "started_from": started} if started else settings)
         return reporter
 
     def started_from(self) -> dict[str, dict[str, str]]:

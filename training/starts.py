@@ -118,8 +118,8 @@ def with_starts(
             )
         if part == "denoiser" and other.config.schedule.distilled_steps:
             raise UserError(
-                f"stage {stage}: the denoiser of {where} is a one-step student already; give its teacher's bundle, that "
-                "of the stage before"
+                f"stage {stage}: the denoiser of {where} is a one-step student already; give its teacher's bundle, "
+                "that of the stage before"
             )
         _check_fits(stage, part, start, where, model, other)
         if part == "autoencoder" and not is_joint(config) and not other.autoencoder.has_decoder:

@@ -133,7 +133,8 @@ def with_starts(
 def _with_part(part: str, other: Bundle, bundle: Bundle | None, stage: str) -> Bundle:
     """`bundle` with one part of `other` and what belongs to it; where nothing else was given, all of `other`."""
     if bundle is None:
-        return other if stage != "autoencoder" else Bundle(other.config, other.autoencoder)
+        imported = {name: other.meta[name] for name in ("imported_from",) if name in other.meta}
+        return other if stage != "autoencoder" else Bundle(other.config, other.autoencoder, meta=imported)
     names = (part, "schedule", "scale_factor") if part == "denoiser" else (part,)
     config = dataclasses.replace(bundle.config, **{name: getattr(other.config, name) for name in names})
     return dataclasses.replace(bundle, config=config, **{part: getattr(other, part)})

@@ -64,6 +64,8 @@ def test_a_stage_begins_with_the_weights_of_another_bundle_and_says_so(
     ) == 64
     assert storage.read_json(str(tmp_path / stage / "run.json"))["started_from"][part] == started
     assert f"started from the {part} of {other} (theirs" in model_card(made.config, made.meta)
+    if stage == "autoencoder":
+        assert made.meta["imported_from"]["file"] == "model.ckpt"
     if stage == "denoiser":  # its weights were trained with this scale, whatever the data's is
         assert made.config.scale_factor == 0.37
 

@@ -308,7 +308,7 @@ class Preset:
         """The stages that lead to the whole model, in order. A first stage trained with the implicit decoder needs no
         `decoder` stage, direct super-resolution no denoiser, and the autoencoder "identity" no training."""
         names = STAGES[1:] if self.model.autoencoder.kind == "identity" else STAGES
-        left_out = ("denoiser", "align") if self.model.task == "direct" else ()
+        left_out: tuple[str, ...] = ("denoiser", "align") if self.model.task == "direct" else ()
         left_out += () if self.one_step else ("distill",)
         return tuple(n for n in names if n not in left_out and not (n == "decoder" and is_joint(self.autoencoder)))
 

@@ -65,8 +65,8 @@ def with_init(preset: Preset, stage: str, inits: Sequence[str] = ()) -> Preset:
         name = "decoder_start" if (stage, part) == ("autoencoder", "decoder") else "start"
         preset = with_start(preset, stage, name, start)
     for name in ("start", "decoder_start"):
-        if start := vars(preset.stage(stage)).get(name):
-            preset = with_start(preset, stage, name, start)
+        if set_to := vars(preset.stage(stage)).get(name):
+            preset = with_start(preset, stage, name, str(set_to))
     return preset
 
 

@@ -1,4 +1,4 @@
-"""A super-resolution model trained from nothing at the tests' size, and its one-step student: what the step costs."""
+"""A small super-resolution model trained from nothing on photographs, and its one-step student: what the step costs."""
 
 from __future__ import annotations
 
@@ -13,55 +13,68 @@ from orchestration.evaluation.spec import ONE_STEP, EvaluationSpec
 from preprocess.config import PreprocessConfig
 from preprocess.run import preprocess
 from training.config import override
-from training.presets import debug
+from training.presets import demo
 from training.run import train
 
 LEARNS = {
-    "autoencoder": ["steps=200", "lr=2e-3", "start=linear"],
-    "decoder": ["steps=200", "lr=2e-3", "start=linear", "min_size=16"],
-    "denoiser": ["steps=1200", "lr=3e-3"],
-    "align": ["steps=20", "lr=1e-4"],
-    "distill": ["steps=500", "lr=3e-3", "teacher_steps=8"],
+    "autoencoder": ["steps=300", "lr=5e-4"],
+    "decoder": ["steps=400", "lr=1e-3", "min_size=16", "crop=24"],
+    "denoiser": ["steps=1200", "lr=2e-3"],
+    "align": ["steps=40", "lr=1e-4", "min_size=16", "crop=24"],
+    "distill": ["steps=800", "lr=1e-3", "min_size=16", "crop=24", "teacher_steps=8"],
 }
-COMMON = ["global_batch=8", "warmup_steps=20", "schedule=cosine", "ema_decay=0.99", "log_every=50"]
-MODEL = ["task=sr", "lr_size=8", "autoencoder.norm_groups=1", "decoder.norm_groups=1"]
+COMMON = ["global_batch=16", "warmup_steps=20", "schedule=cosine", "beta2=0.99", "ema_decay=0.99", "grid_every=0"]
+MODEL = ["task=sr", "image_size=32", "lr_size=8", "schedule.prediction=eps"]
+"""Eps is the harder case: the student of such a teacher must learn another prediction."""
 
 
 @pytest.mark.slow
 def test_one_step_costs_at_most_three_tenths_of_a_decibel(tmp_path: Path) -> None:
-    """Against the teacher's twenty steps, on pictures that neither has seen, from the same inputs and noise."""
-    for number in range(160):
-        coarse = np.random.default_rng(number).integers(0, 256, (9, 9, 3), dtype=np.uint8)
-        folder = tmp_path / "pictures" / ("val" if number < 32 else "")
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(coarse).resize((32, 32), Image.Resampling.BICUBIC).save(folder / f"{number:03d}.png")
+    """Against the teacher's twenty steps, on crops that neither has seen, from the same inputs and noise."""
+    lay_out(tmp_path / "pictures")
     settings = [f"model.{setting}" for setting in MODEL] + ["one_step=true"]
     for stage, own in LEARNS.items():
-        settings += [f"{stage}.{setting}" for setting in [*COMMON, *own]]
-        settings.append(f"{stage}.checkpoint_every=1000")
-    preset = override(debug(), settings)
-    assert preset.model.schedule.prediction == "eps"  # the harder case: its student must learn another prediction
+        settings += [f"{stage}.{setting}" for setting in [*COMMON, *own, "checkpoint_every=200", "log_every=50"]]
+    preset = override(demo(), settings)
     source = {"source_url": str(tmp_path / "pictures"), "size": 32, "val_folder": "val", "encode_threads": 1}
-    data, bundles = str(tmp_path / "pixels"), {"": ""}
+    data, bundle, bundles = str(tmp_path / "pixels"), None, {}
     preprocess(PreprocessConfig(dest=data, **source))
-    last = ""
     for stage in preset.stages:
-        result = train(
-            stage, preset, data=data, run_dir=str(tmp_path / stage), bundle=bundles[last] or None, device="cpu"
-        )
-        bundles[stage], last = result.bundle, stage
+        bundle = train(stage, preset, data=data, run_dir=str(tmp_path / stage), bundle=bundle, device="cpu").bundle
+        bundles[stage] = bundle
         if stage == "autoencoder":
             data = str(tmp_path / "latents")
-            preprocess(PreprocessConfig(dest=data, autoencoder=result.bundle, lr_sizes=(8,), **source))
-    spec = EvaluationSpec(task="sr", scales=(2.5, 4.0), num=32, teacher=bundles["align"], chunk_size=32, batch_size=32)
+            preprocess(PreprocessConfig(dest=data, autoencoder=bundle, lr_sizes=(8,), **source))
+    options = {"num": 32, "chunk_size": 32, "batch_size": 32}
+    spec = EvaluationSpec(task="sr", scales=(2.5, 4.0), teacher=bundles["align"], **options)
     report, _ = evaluate(bundles["distill"], data, spec, progress=False)
     assert report.sampler == ONE_STEP
     for scale in ("x2.5", "x4"):
-        values = {}
-        for method in ("ours", "teacher", "bicubic", "nearest"):
-            figure = report.get("psnr_rgb", scale, method)
-            assert figure is not None
-            values[method] = figure.value
+        figures = {
+            method: report.get("psnr_rgb", scale, method) for method in ("ours", "teacher", "nearest", "bicubic")
+        }
+        values = {method: figure.value for method, figure in figures.items() if figure is not None}
         print(scale, values)
-        assert values["ours"] > values["teacher"] - 0.3
         assert values["teacher"] > values["nearest"]  # a teacher that has learnt something
+        assert values["ours"] > values["teacher"] - 0.3
+
+
+def lay_out(folder: Path) -> None:
+    """Crops of four photographs; those of the left quarter are held out."""
+    from skimage import data
+
+    rng, side = np.random.default_rng(0), 96
+    for name in ("astronaut", "chelsea", "coffee", "rocket"):
+        photo = Image.fromarray(getattr(data, name)())
+        border = photo.width // 4
+        for number in range(100):
+            is_held_out = number < 20
+            left, right = (0, border - side) if is_held_out else (border, photo.width - side)
+            x, y = (
+                int(rng.integers(min(left, max(right, 0)), max(right, 0) + 1)),
+                int(rng.integers(photo.height - side)),
+            )
+            target = folder / ("val" if is_held_out else "") / f"{name}-{number}.png"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            crop = photo.crop((x, y, x + side, y + side))
+            crop.resize((32, 32), Image.Resampling.BICUBIC).save(target)

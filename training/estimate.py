@@ -22,7 +22,7 @@ from pipeline.bundle import build_autoencoder, build_decoder, build_denoiser
 from pipeline.config import ModelConfig
 from pipeline.errors import UserError
 from pipeline.progress import format_seconds
-from training.config import AlignStage, AutoencoderStage, DecoderStage, Preset, StageConfig, is_joint
+from training.config import AlignStage, AutoencoderStage, DecoderStage, DistillStage, Preset, StageConfig, is_joint
 from training.engine import accumulation_steps, enable_activation_checkpointing
 from training.reconstruction import Reconstruction, joint_first_stage
 from training.targets import largest_target, render_target
@@ -77,6 +77,9 @@ def estimate(stage: str, config: StageConfig, model: ModelConfig, num_workers: i
     half = 2 if config.precision != "fp32" else 4
     activations = saved.total * half // 4
     flops = _BACKWARD * counter.get_total_flops() * config.global_batch / micro
+    if isinstance(config, DistillStage):
+        num_frozen += num  # the teacher
+        flops += _teacher_flops(config, model) * config.global_batch
     state = _state_bytes(num, config, num_workers) + 4 * num_frozen
     return Estimate(num, num_frozen, state, activations, flops)
 
@@ -91,6 +94,19 @@ def _state_bytes(num: int, config: StageConfig, num_workers: int) -> int:
     masters = 4 if config.precision == "fp16" or config.zero_stage in (1, 2) else 0
     optimizer = num * (masters + 8 + 4) // (split if config.zero_stage >= 1 else 1)
     return weights + gradients + optimizer
+
+
+def _teacher_flops(config: DistillStage, model: ModelConfig) -> float:
+    """Of the teacher's trajectory for one sample, and the rendering of where it ends: forward only."""
+    with torch.device("meta"), torch.no_grad():
+        _, decoder, _ = _case("distill", config, model, 1)
+        latent = torch.empty(1, model.autoencoder.latent_channels, model.latent_size, model.latent_size)
+        denoiser, t = build_denoiser(model), torch.empty(1, dtype=torch.int64)
+        with FlopCounterMode(display=False) as drawing, _FusedAttention():
+            denoiser(latent, t, latent if model.task == "sr" else None)
+        with FlopCounterMode(display=False) as rendering, _FusedAttention():
+            render_target(decoder, latent, largest_target(config, model), config.context_cells)  # type: ignore[arg-type]
+    return config.teacher_steps * drawing.get_total_flops() + rendering.get_total_flops()
 
 
 class _SavedBytes:
@@ -153,7 +169,7 @@ def _case(
     denoiser = build_denoiser(model)
     t = torch.empty(micro, dtype=torch.int64)
     condition = latent if model.task == "sr" else None
-    if not isinstance(config, AlignStage):
+    if not isinstance(config, (AlignStage, DistillStage)):
         return denoiser, None, lambda: denoiser(latent, t, condition)
     frozen = build_decoder(model).requires_grad_(False)
     target = largest_target(config, model)

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from training.config import STAGES
 from training.engine import accumulation_steps, deepspeed_config
 from training.presets import get_preset
 from training.world import World
@@ -24,7 +23,7 @@ def settings() -> dict[str, dict[str, Any]]:
     found = {}
     for name in PRESETS:
         preset = get_preset(name)
-        for stage in STAGES:
+        for stage in preset.stages:
             for size in SIZES:
                 world = World(0, size, 0, torch.device("cuda"))
                 config = preset.stage(stage)

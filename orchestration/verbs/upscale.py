@@ -56,10 +56,11 @@ class Arguments:
     """Height x width instead of a factor."""
     seed: int = 0
     sampler: Literal["dpm++", "ddim"] = "dpm++"
-    steps: int = 20
-    """Evaluations of the denoiser (super-resolution models). 0 renders the input directly, which is fast and closest to
-    the truth pixel by pixel; any other number adds plausible detail by diffusion, which looks better at large factors.
-    Models without a denoiser, such as the starter, always do the former."""
+    steps: int | None = None
+    """Evaluations of the denoiser (super-resolution models); unless given 20, or 1 of a distilled one. 0 renders the
+    input directly, which is fast and closest to the truth pixel by pixel; any other number adds plausible detail by
+    diffusion, which looks better at large factors. Models without a denoiser, such as the starter, always do the
+    former."""
     eta: float = 0.0
     condition_noise: float = 0.0
     """Noise on the condition, 0 to what the model was trained with (super-resolution models with

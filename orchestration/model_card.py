@@ -7,6 +7,7 @@ from typing import Any
 
 from pipeline.bundle import Bundle
 from pipeline.card import model_card as pipeline_card
+from pipeline.card import started_from
 
 
 def model_card(
@@ -43,7 +44,7 @@ def stage_line(stage: str, facts: Any) -> str:
     """One stage in words: "decoder: 900 steps on data 053bc4825ce4"."""
     if not isinstance(facts, Mapping):
         return f"{stage}: {facts}"
-    return f"{stage}: {facts.get('steps', '?')} steps on data {str(facts.get('data', '?'))[:12]}"
+    return f"{stage}: {facts.get('steps', '?')} steps on data {str(facts.get('data', '?'))[:12]}{started_from(facts)}"
 
 
 _PROVENANCE = (

@@ -76,7 +76,7 @@ def size_up(data: DataSet, preset: Preset, rates: Rates, *, gpus: int, evaluated
     rows = [*_preprocessing(data, preset.model, rates)]
     for stage in preset.stages:
         rows.append(_stage(stage, preset, rates, gpus, data.images * data.crops))
-    rows.append(_evaluation(preset.model, rates, evaluated, steps))
+    rows.append(_evaluation(preset.model, rates, evaluated, 1 if preset.one_step else steps))
     rows += _storage(data, preset, rates, gpus)
     return [*rows, *_totals(rows, rates, gpus)]
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from orchestration.evaluation.spec import ONE_STEP
 from pipeline.errors import UserError
 
 # Which figures a rule may weigh first (lower is better), by task; the first one that both reports have is used.
@@ -87,6 +88,8 @@ def check_comparable(champion: Mapping[str, Any], candidate: Mapping[str, Any]) 
         ("sampler", "sampler settings"),
     ):
         left, right = champion.get(key), candidate.get(key)
+        if key == "sampler" and ONE_STEP in (left, right):
+            continue  # a distilled model samples in its own way, and is weighed so
         if left != right:
             raise UserError(
                 f"the figures are not comparable: {words} is {left!r} for the champion and {right!r} for the "

@@ -11,7 +11,7 @@ import dataclasses
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, wait
 from typing import Any, Literal, TextIO, cast
 
@@ -87,6 +87,7 @@ def launch(
     max_failures: int = 3,
     resize_interval_s: float = 60.0,
     still_ours: Callable[[], None] = lambda: None,
+    places: Mapping[str, str] | None = None,
 ) -> TrainResult:
     """Train one stage on Ray workers, with DeepSpeed or distributed data parallel, and wait for it.
 
@@ -96,7 +97,8 @@ def launch(
     to the run folder only.
     max_failures: how often workers are started again after a crash; each time training continues from the newest
     checkpoint. resize_interval_s: how often an elastic run looks for machines that came (or came back).
-    still_ours: called twice a second; raises when the run folder was taken over, which ends the run.
+    still_ours: called twice a second; raises when the run folder was taken over, which ends the run. places: see
+    `training.run.train`; what it names must be seen by every machine.
     SIGTERM and Ctrl-C lead to a checkpoint and `Stopped`. Raises `UserError` for what the training code refuses.
     """
     import ray
@@ -122,6 +124,7 @@ def launch(
         "data": storage.absolute(data),
         "run_dir": run_dir,
         "bundle": storage.absolute(bundle) if bundle else None,
+        "places": dict(places or {}),
         "reporter_spec": reporter_spec,
         "engine": engine,
         "threads": max(1, int(cpus)),
@@ -190,6 +193,7 @@ def _worker(arguments: dict[str, Any]) -> dict[str, Any]:
             device=arguments["device"],
             stop_requested=lambda: _question(stream),
             progress_stream=cast(TextIO, stream),
+            places=arguments["places"],
         )
     except Stopped as notice:
         return {"stopped": str(notice)}

@@ -23,6 +23,7 @@ _WORDS: dict[str, str] = {
     "decoder": "Alignment stage 1: the implicit neural decoder renders the autoencoder's latents at any size.",
     "denoiser": "The latent diffusion model, before alignment.",
     "align": "Alignment stage 2: the denoiser, through the frozen implicit decoder.",
+    "distill": "One-step super-resolution: a student learns the aligned denoiser's trajectories.",
 }
 
 

@@ -44,6 +44,11 @@ class Upscaler:
     def is_diffused(self) -> bool:
         return not self.model.renders_condition(self.arguments.steps)
 
+    @property
+    def num_steps(self) -> int:
+        """Evaluations of the denoiser for each picture."""
+        return self.model.evaluations(self.arguments.steps) if self.is_diffused else 0
+
     def text(self, data: bytes, source: Size, target: str) -> dict[str, str]:
         """What the result says of itself: all that its pixels depend on. data: the input file."""
         a, size = self.arguments, self.arguments.wanted.of(source)
@@ -55,7 +60,7 @@ class Upscaler:
         }
         if self.is_diffused:
             eta = f", eta {a.eta:g}" if a.sampler == "ddim" else ""
-            facts |= {"seed": a.seed, "sampler": f"{a.sampler}, {a.steps} steps{eta}"}
+            facts |= {"seed": a.seed, "sampler": f"{a.sampler}, {self.num_steps} steps{eta}"}
         if a.condition_noise:
             facts["condition_noise"] = f"{a.condition_noise:g}"
         decoder = self.model.decoder
@@ -196,7 +201,7 @@ def _drawing(upscaler: Upscaler, task: Task, picture: Picture, size: Size, keep:
         0 if task.target == PIPE or "://" in task.target else a.preview,
         is_shown,
         encodes=True,
-        num_steps=a.steps if upscaler.is_diffused else 0,
+        num_steps=upscaler.num_steps,
     )
     with previews:
         latent = model.latent_of(

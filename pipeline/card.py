@@ -18,7 +18,8 @@ def model_card(config: ModelConfig, meta: Mapping[str, Any], *, data: str = "", 
     schedule = (
         f"{config.schedule.prediction} prediction{', zero terminal SNR' if config.schedule.zero_terminal_snr else ''}"
     )
-    diffusion = "" if config.task == "direct" else f"latent diffusion model ({schedule}), "
+    kind = "one-step denoiser, distilled" if config.schedule.distilled_steps else "latent diffusion model"
+    diffusion = "" if config.task == "direct" else f"{kind} ({schedule}), "
     ae, decoder = config.autoencoder, config.decoder
     lines = [
         f"# {config.name}",
@@ -37,8 +38,10 @@ def model_card(config: ModelConfig, meta: Mapping[str, Any], *, data: str = "", 
             settings = stage.get("settings", {})
             lines.append(
                 f"- {name}: {stage.get('steps')} steps of {settings.get('global_batch')} samples, learning rate "
-                f"{settings.get('lr')}, shard set {str(stage.get('data', ''))[:12]}"
+                f"{settings.get('lr')}, shard set {str(stage.get('data', ''))[:12]}{started_from(stage)}"
             )
+    if imported := meta.get("imported_from"):
+        lines.append(f"- imported from: {imported_text(imported)}")
     lines += [
         "",
         "## Use",
@@ -64,3 +67,19 @@ def model_card(config: ModelConfig, meta: Mapping[str, Any], *, data: str = "", 
 def _strengths(config: ModelConfig) -> list[str]:
     most = config.denoiser.condition_noise
     return ["", f"`condition_noise` of 0 to {most:g} (`--condition-noise`) may be added to the input."] if most else []
+
+
+def started_from(stage: Mapping[str, Any]) -> str:
+    """What a stage's weights began as, in words, with a comma before; nothing for new weights."""
+    origins = stage.get("started_from", {})
+    words = [
+        f"the {o.get('part')} of {o.get('of')} ({o.get('model')}, weights {str(o.get('sha256', ''))[:12]})"
+        for o in origins.values()
+    ]
+    return f", started from {' and '.join(words)}" if words else ""
+
+
+def imported_text(imported: Mapping[str, Any]) -> str:
+    """Format and source of imported weights."""
+    facts = {name: value for name, value in imported.items() if value and isinstance(value, (str, int))}
+    return ", ".join(f"{name} {value}" for name, value in facts.items())

@@ -192,6 +192,8 @@ class ScheduleConfig:
     zero_terminal_snr: sqrt(abar) is shifted and scaled so that the last step is noise alone, abar = 0, and sampling
     begins there (Lin et al., "Common Diffusion Noise Schedules and Sample Steps are Flawed", WACV 2024, algorithm 1),
     with prediction "v" or "x0": from noise alone, "eps" tells nothing of the picture.
+    distilled_steps: 0 for a denoiser that any sampler may drive; 1 for a distilled one, whose single evaluation at the
+        noisiest step gives the latent.
     """
 
     num_steps: int = 1000
@@ -199,8 +201,10 @@ class ScheduleConfig:
     beta_end: float = 0.0195
     prediction: Literal["eps", "x0", "v"] = "eps"
     zero_terminal_snr: bool = False
+    distilled_steps: int = 0
 
     def __post_init__(self) -> None:
+        require(self.distilled_steps in (0, 1), "schedule.distilled_steps", self.distilled_steps, "0 or 1")
         require(self.num_steps >= 1, "schedule.num_steps", self.num_steps, "at least 1")
         require(
             0 < self.beta_start <= self.beta_end < 1,

@@ -32,7 +32,7 @@ from pipeline.images import finite, to_pictures
 from pipeline.kept import Keep, keep_nothing
 from pipeline.plain_trunk import PlainFeatureDecoder
 from pipeline.reading import Picture, PictureSource, read_picture
-from pipeline.sampling import OnStep, Sampler, SeededNoise, ddim, dpm_solver
+from pipeline.sampling import OnStep, Sampler, SeededNoise, ddim, dpm_solver, one_step
 from pipeline.starter import Look, starter_path
 from pipeline.tiling import Tiling, blend_tiles, tiled_prediction, whole
 from pipeline.views import view_of
@@ -211,7 +211,7 @@ class LatentZoom:
         *,
         num: int = 1,
         sampler: Sampler = "ddim",
-        num_steps: int = 50,
+        num_steps: int | None = None,
         eta: float = 0.0,
         seed: int | Sequence[int] = 0,
         latent_size: Size | None = None,
@@ -221,10 +221,11 @@ class LatentZoom:
         keep: Keep = keep_nothing,
     ) -> Tensor:
         """Unscaled latents (B,C,h,w). `noise` is z at the noisiest step (drawn when None: image i from seed + i, or
-        from seeds[i]); `condition` (scaled) decides B and (h, w) for SR models. The denoiser runs `num_steps` times;
-        with a tiling, each time on overlapping tiles of the latent, whose predictions are blended. condition_noise:
-        strength of the noise added to the condition, at most the model's `denoiser.condition_noise`. keep: see
-        `pipeline.kept`."""
+        from seeds[i]); `condition` (scaled) decides B and (h, w) for SR models. The denoiser runs `num_steps` times (50
+        unless given; a distilled one once, whatever the sampler); with a tiling, each time on overlapping tiles of the
+        latent, whose predictions are blended. condition_noise: strength of the noise added to the condition, at most
+        the model's `denoiser.condition_noise`. keep: see `pipeline.kept`."""
+        num_steps = self.evaluations(num_steps, 50)
         self._check_condition_noise(condition_noise)
         if self._is_sr() and condition is None:
             raise UserError("this is a super-resolution model: sampling needs a condition; use upscale")
@@ -256,7 +257,9 @@ class LatentZoom:
         def predict(z_t: Tensor, t: Tensor) -> Tensor:
             return tiled(z_t, t).to(exact)
 
-        if sampler == "ddim":
+        if self.config.schedule.distilled_steps:
+            z = one_step(predict, self.schedule, z, on_step=on_step)
+        elif sampler == "ddim":
             z = ddim(predict, self.schedule, z, num_steps=num_steps, eta=eta, noise=noises, on_step=on_step)
         elif sampler == "dpm++":
             z = dpm_solver(predict, self.schedule, z, num_steps=num_steps, on_step=on_step)
@@ -273,7 +276,7 @@ class LatentZoom:
         seed: int | None = 0,
         *,
         sampler: Sampler = "dpm++",
-        num_steps: int = 20,
+        num_steps: int | None = None,
         eta: float = 0.0,
         latent_size: Size | None = None,
         batch_size: int = 8,
@@ -295,7 +298,7 @@ class LatentZoom:
                 num=len(seeds),
                 seed=seeds,
                 sampler=sampler,
-                num_steps=num_steps,
+                num_steps=self.evaluations(num_steps),
                 eta=eta,
                 latent_size=latent_size,
                 on_step=on_step,
@@ -314,7 +317,7 @@ class LatentZoom:
         size: Size | None = None,
         seed: int | None = 0,
         sampler: Sampler = "dpm++",
-        num_steps: int = 20,
+        num_steps: int | None = None,
         eta: float = 0.0,
         tile: int = 0,
         condition_noise: float = 0.0,
@@ -322,6 +325,7 @@ class LatentZoom:
     ) -> Image.Image:
         """One picture (a Pillow image, a file, its bytes or an array) enlarged by a real factor or to `size` (H, W).
         Grey stays grey, alpha, colour profile and EXIF are kept. Without a seed (None) one is drawn and said.
+        num_steps: evaluations of the denoiser; as the model has them when None: 20, or 1 of a distilled one.
 
         SR models draw the latent by diffusion from the condition, or with num_steps = 0 render the condition itself
         where their decoder was trained for it (`UserError` where it was not): that is one pass and closest to the
@@ -355,7 +359,7 @@ class LatentZoom:
         *,
         seed: int = 0,
         sampler: Sampler = "dpm++",
-        num_steps: int = 20,
+        num_steps: int | None = None,
         eta: float = 0.0,
         tile: int = 0,
         condition_noise: float = 0.0,
@@ -379,7 +383,7 @@ class LatentZoom:
             condition=condition,
             seed=seed,
             sampler=sampler,
-            num_steps=num_steps,
+            num_steps=self.evaluations(num_steps),
             eta=eta,
             tiling=tiling,
             condition_noise=condition_noise,
@@ -387,10 +391,21 @@ class LatentZoom:
             keep=keep,
         )
 
-    def renders_condition(self, num_steps: int) -> bool:
+    def evaluations(self, num_steps: int | None, default: int = 20) -> int:
+        """Evaluations of the denoiser for one picture: those asked for, by default those that it was distilled to, or
+        `default`. `UserError` where a distilled one is asked for another number."""
+        own = self.config.schedule.distilled_steps
+        if own and num_steps not in (None, own):
+            raise UserError(
+                f"num_steps = {num_steps} is not allowed: this model was distilled to {own} step; give {own}, or leave "
+                "it out"
+            )
+        return own or (default if num_steps is None else num_steps)
+
+    def renders_condition(self, num_steps: int | None) -> bool:
         """Whether an enlargement renders its condition, without diffusion: all models but those for super-resolution
         do, and these with num_steps = 0. `UserError` where the decoder was not trained for that."""
-        if not self._is_sr() or num_steps:
+        if not self._is_sr() or num_steps != 0:
             return not self._is_sr()
         if self.config.decoder.inputs == "latent":
             raise UserError(
@@ -427,9 +442,9 @@ class LatentZoom:
         if size[0] * size[1] > MAX_PIXELS:
             raise UserError(f"an image of {size[0]}x{size[1]} pixels does not fit at once; decode it in windows")
 
-    def _check_condition_noise(self, strength: float, num_steps: int = 1) -> None:
+    def _check_condition_noise(self, strength: float, num_steps: int | None = None) -> None:
         most = self.config.denoiser.condition_noise
-        if strength == 0 or (0 < strength <= most and num_steps):
+        if strength == 0 or (0 < strength <= most and num_steps != 0):
             return
         why = f"this model was trained with {'up to ' if most else ''}{most:g}"
         if most and num_steps == 0:

@@ -91,6 +91,15 @@ def _final_abar(schedule: Schedule, first_step: int) -> float:
     return float(schedule.abar[0]) if first_step > 0 else 1.0
 
 
+def one_step(predict: Predict, schedule: Schedule, z: Tensor, *, on_step: OnStep | None = None) -> Tensor:
+    """A distilled denoiser's only evaluation: z at the noisiest step (B,C,h,w) → the clean latent that it predicts."""
+    t = torch.full((z.shape[0],), schedule.config.num_steps - 1, dtype=torch.int64, device=z.device)
+    x0_pred = schedule.to_x0(z, predict(z, t), t)
+    if on_step is not None:
+        on_step(1, 1, x0_pred)
+    return x0_pred
+
+
 def dpm_timesteps(num_steps: int, schedule: Schedule) -> list[int]:
     """`num_steps` distinct time steps, descending from T-1 (to 0 when there is more than one), evenly spaced in
     log-SNR, the variable that the solver is a polynomial in. A schedule that ends in noise alone has no finite log-SNR

@@ -35,18 +35,18 @@ class Generate:
     num: int
     size: Size
     seed: int
-    steps: int
+    steps: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Upscale:
-    """image: a picture file. Either scale or size is given."""
+    """image: a picture file. Either scale or size is given. steps: None is as the model has them."""
 
     image: bytes
     scale: float | None
     size: Size | None
     seed: int
-    steps: int
+    steps: int | None
 
 
 def parse_row(row: Mapping[Any, Any], default_side: int) -> Generate | Upscale:
@@ -60,7 +60,8 @@ def parse_row(row: Mapping[Any, Any], default_side: int) -> Generate | Upscale:
     for name in given:
         if name not in COLUMNS[task]:
             raise UserError(f"the column `{_short(name, 40)}` is unknown to {task}; known: {', '.join(COLUMNS[task])}")
-    seed, steps = _whole(given, "seed", 0, 0, MAX_SEED), _whole(given, "steps", 20, 0, MAX_STEPS)
+    seed = _whole(given, "seed", 0, 0, MAX_SEED)
+    steps = _whole(given, "steps", 0, 0, MAX_STEPS) if "steps" in given else None
     if task == "generate":
         num = _whole(given, "num", 1, 1, MAX_PICTURES)
         size = _size(given) or (default_side, default_side)

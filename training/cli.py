@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from pipeline.errors import UserError, exit_status
@@ -29,6 +29,14 @@ def parser(prog: str = "latentzoom train") -> argparse.ArgumentParser:
     parser.add_argument("--data", required=True, metavar="URL", help="folder of shards made by latentzoom preprocess")
     parser.add_argument("--run-dir", required=True, metavar="URL", help="checkpoints, figures and the bundle go here")
     parser.add_argument("--bundle", metavar="URL", help="parts from earlier stages (a run's bundle folder)")
+    parser.add_argument(
+        "--init",
+        action="append",
+        default=[],
+        metavar="[PART=]START",
+        help="fine-tune: what is trained starts from the weights of --bundle (bundle), of another bundle (its address, "
+        "models:/NAME@champion, starter:faithful), or D_phi from the autoencoder's own decoder (autoencoder)",
+    )
     parser.add_argument(
         "--set",
         action="append",
@@ -82,7 +90,9 @@ def main(argv: Sequence[str] | None = None, *, run: Run | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace, run: Run) -> int:
-    preset = override(get_preset(arguments.preset), arguments.set)
+    from training.starts import with_init
+
+    preset = with_init(override(get_preset(arguments.preset), arguments.set), arguments.stage, arguments.init)
     arguments.local = arguments.local or arguments.engine == "local"
     if arguments.dry_run:
         from training.estimate import dry_run
@@ -108,6 +118,7 @@ def train_here(
     preset: Preset,
     reporters: list[Callable[[], Reporter]] | None = None,
     still_ours: Callable[[], None] = lambda: None,
+    places: Mapping[str, str] | None = None,
 ) -> TrainResult:
     """Train in this process; SIGTERM and Ctrl-C lead to a checkpoint at the next report, a second one stops at once."""
     import torch
@@ -127,6 +138,7 @@ def train_here(
             use_deepspeed=arguments.engine == "deepspeed",
             device=arguments.device,
             stop_requested=stop_requested,
+            places=places,
         )
 
 

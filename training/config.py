@@ -14,8 +14,8 @@ from typing import Any, Literal, TypeVar
 from pipeline.config import ModelConfig, from_dict, to_dict
 from pipeline.errors import UserError, require
 
-STAGES = ("autoencoder", "decoder", "denoiser", "align")
-StageName = Literal["autoencoder", "decoder", "denoiser", "align"]
+STAGES = ("autoencoder", "decoder", "denoiser", "align", "distill")
+StageName = Literal["autoencoder", "decoder", "denoiser", "align", "distill"]
 Precision = Literal["fp32", "bf16", "fp16"]
 D = TypeVar("D")
 
@@ -85,7 +85,9 @@ class AutoencoderStage(StageConfig):
     min_size, max_size: with the implicit decoder, range of the target size; 0 is the latent's and the image's own size.
     crop: side of the random training crop in pixels, a multiple of f; 0 is the whole image. With the implicit decoder:
         side of the random window of the target that a step renders; 0 is the whole target.
-    start: "random" weights, or "linear": the network begins as a linear resampler (pipeline.initialise).
+    start: "random" weights, "linear": the network begins as a linear resampler (pipeline.initialise), "bundle": the
+        autoencoder of --bundle goes on, or the address of a bundle whose autoencoder does.
+    decoder_start: the same for the implicit decoder where this stage trains it; "" is as `start` says.
     kl_weight: in LDM's unit, whose loss sums over the values of an image and then takes the mean over the batch: its
         1e-6 is 1e-6 here. Errors being means here, the KL sum is weighed by kl_weight / (3 · side²), side in pixels of
         the crop ("implicit": of the whole image).
@@ -102,7 +104,8 @@ class AutoencoderStage(StageConfig):
     min_size: int = 0
     max_size: int = 0
     crop: int = 0
-    start: Literal["random", "linear"] = "random"
+    start: str = "random"
+    decoder_start: str = ""
     kl_weight: float = 1e-6
     codebook_weight: float = 1.0
     perceptual_weight: float = 0.0
@@ -121,6 +124,8 @@ class AutoencoderStage(StageConfig):
         _check_sizes(self.min_size, self.max_size, self.crop, self.max_aspect)
         balance = self.adversarial_balance
         require(balance in ("adaptive", "fixed"), "adversarial_balance", balance, "'adaptive' or 'fixed'")
+        check_start("start", self.start, ("random", "linear", "bundle"))
+        check_start("decoder_start", self.decoder_start, ("", "random", "linear", "bundle", "autoencoder"))
         for name in ("perceptual_weight", "adversarial_weight"):
             value = getattr(self, name)
             require(
@@ -136,8 +141,9 @@ class DecoderStage(StageConfig):
     max_aspect: largest ratio of a target's sides (1: squares, as released), so that the decoder meets pixels that are
         not square; see `training.targets`. With drawn conditions: of the enlargements of height and width.
     crop: side of the random window of the target that a step renders; 0 is the whole target.
-    start: "random" weights, "linear": the decoder begins as a linear resampler (pipeline.initialise), or "bundle": the
-        decoder of the bundle goes on.
+    start: "random" weights, "linear": the decoder begins as a linear resampler (pipeline.initialise), "bundle": the
+        decoder of --bundle goes on, the address of a bundle whose decoder does, or "autoencoder": D_phi begins as the
+        autoencoder's own decoder without its up-sampling layers, the head at random.
     latent_noise: standard deviation of Gaussian noise added to latents, in units of the latents' own deviation.
     perceptual_weight: weight of an LPIPS term beside the loss; it needs windows (scattered = false).
     lpips_weights, lpips_heads: as in AutoencoderStage.
@@ -157,7 +163,7 @@ class DecoderStage(StageConfig):
     min_size: int = 0
     max_size: int = 0
     crop: int = 0
-    start: Literal["random", "linear", "bundle"] = "random"
+    start: str = "random"
     latent_noise: float = 0.0
     perceptual_weight: float = 0.0
     lpips_weights: str = ""
@@ -173,6 +179,7 @@ class DecoderStage(StageConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_sizes(self.min_size, self.max_size, self.crop, self.max_aspect)
+        check_start("start", self.start, ("random", "linear", "bundle", "autoencoder"))
         require(self.latent_noise >= 0, "latent_noise", self.latent_noise, "a number of at least 0")
         require(self.min_scale >= 1, "min_scale", self.min_scale, "a number of at least 1")
         require(self.max_scale >= self.min_scale, "max_scale", self.max_scale, f"at least min_scale = {self.min_scale}")
@@ -194,16 +201,19 @@ class DenoiserStage(StageConfig):
     sample_latents: draw KL latents, SR conditions included, instead of taking their mean.
     min_snr_gamma: bound of the signal-to-noise ratio that weighs the steps (Hang et al., "Efficient Diffusion Training
         via Min-SNR Weighting Strategy", ICCV 2023, which takes 5); 0 weighs all steps alike, as released.
+    start: "random" weights, "bundle": the denoiser of --bundle goes on, or the address of a bundle whose denoiser does.
     """
 
     loss: Literal["l1", "l2"] = "l2"
     sample_latents: bool = False
     min_snr_gamma: float = 0.0
+    start: str = "random"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.loss in ("l1", "l2"), "loss", self.loss, "'l1' or 'l2'")
         require(self.min_snr_gamma >= 0, "min_snr_gamma", self.min_snr_gamma, "a number of at least 0")
+        check_start("start", self.start, ("random", "bundle"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,6 +227,7 @@ class AlignStage(StageConfig):
         normalisation and attention, which then see the neighbourhood only, and more cells hardly help.
     max_aspect: as in DecoderStage.
     weight_clip: upper bound of w(t) = abar/(1-abar), which reaches 1e4 at t = 0 (as min-SNR does); 0 is no bound.
+    start: "bundle", the denoiser of --bundle, or the address of another bundle whose denoiser is aligned.
     """
 
     lr: float = 1e-6
@@ -231,12 +242,63 @@ class AlignStage(StageConfig):
     context_cells: int = 0
     sample_latents: bool = False
     max_aspect: float = 1.0
+    start: str = "bundle"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_sizes(self.min_size, self.max_size, self.crop, self.max_aspect)
+        check_start("start", self.start, ("bundle",))
         for name in ("lambda_dm", "lambda_recon", "weight_clip", "crop_cells", "context_cells"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "a number of at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillStage(StageConfig):
+    """One-step super-resolution: a student makes in one evaluation what the teacher, the bundle's aligned denoiser,
+    makes in `teacher_steps`. Trajectory distillation: both ends of the teacher's deterministic trajectory are the pair
+    that the student learns (Luhman & Luhman, "Knowledge Distillation in Iterative Generative Models", 2021; for
+    super-resolution Wang et al., "SinSR", CVPR 2024, whose term on the truth is `lambda_truth`).
+
+    lambda_latent, lambda_image, lambda_truth: weights of the distances latent to teacher's latent, rendering to the
+        teacher's rendering, and rendering to the picture itself.
+    teacher_steps: evaluations of the teacher's solver, DPM-Solver++(2M).
+    min_size, max_size, crop, crop_cells, context_cells, max_aspect: as in AlignStage.
+    start: "bundle": the student begins as its teacher.
+    """
+
+    lr: float = 1e-4
+    loss: Literal["l1", "l2"] = "l2"
+    lambda_latent: float = 1.0
+    lambda_image: float = 1.0
+    lambda_truth: float = 0.0
+    teacher_steps: int = 20
+    min_size: int = 0
+    max_size: int = 0
+    crop: int = 0
+    crop_cells: int = 0
+    context_cells: int = 0
+    max_aspect: float = 1.0
+    start: Literal["bundle"] = "bundle"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_sizes(self.min_size, self.max_size, self.crop, self.max_aspect)
+        require(self.start == "bundle", "start", self.start, "'bundle': a student begins as its teacher")
+        require(self.teacher_steps >= 1, "teacher_steps", self.teacher_steps, "a whole number of at least 1")
+        for name in ("lambda_latent", "lambda_image", "lambda_truth", "crop_cells", "context_cells"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), "a number of at least 0")
+        total = self.lambda_latent + self.lambda_image + self.lambda_truth
+        require(total > 0, "lambda_latent, lambda_image, lambda_truth", (0.0, 0.0, 0.0), "a positive one among them")
+
+
+def is_address(start: str) -> bool:
+    """Whether a stage's `start` is where a bundle lies, and not one of the words for other beginnings."""
+    return "/" in start or ":" in start
+
+
+def check_start(name: str, start: str, words: tuple[str, ...]) -> None:
+    allowed = ", ".join(map(repr, words))
+    require(start in words or is_address(start), name, start, f"{allowed} or the address of a bundle (with a '/')")
 
 
 def _check_perceptual(weight: float, weights: str) -> None:
@@ -254,7 +316,7 @@ def _check_sizes(min_size: int, max_size: int, crop: int, max_aspect: float) -> 
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """A model and how its four stages are trained."""
+    """A model and how its stages are trained. one_step: whether a super-resolution model is distilled in the end."""
 
     name: str
     model: ModelConfig
@@ -262,13 +324,20 @@ class Preset:
     decoder: DecoderStage = field(default_factory=DecoderStage)
     denoiser: DenoiserStage = field(default_factory=DenoiserStage)
     align: AlignStage = field(default_factory=AlignStage)
+    distill: DistillStage = field(default_factory=DistillStage)
+    one_step: bool = False
+
+    def __post_init__(self) -> None:
+        allowed = "false for every task but 'sr': what is distilled is super-resolution by diffusion"
+        require(not self.one_step or self.model.task == "sr", "one_step", self.one_step, allowed)
 
     @property
     def stages(self) -> tuple[str, ...]:
         """The stages that lead to the whole model, in order. A first stage trained with the implicit decoder needs no
         `decoder` stage, direct super-resolution no denoiser, and the autoencoder "identity" no training."""
         names = STAGES[1:] if self.model.autoencoder.kind == "identity" else STAGES
-        left_out = ("denoiser", "align") if self.model.task == "direct" else ()
+        left_out: tuple[str, ...] = ("denoiser", "align") if self.model.task == "direct" else ()
+        left_out += () if self.one_step else ("distill",)
         return tuple(n for n in names if n not in left_out and not (n == "decoder" and is_joint(self.autoencoder)))
 
     @property

@@ -14,8 +14,9 @@ from pipeline.config import ModelConfig, to_dict
 from pipeline.errors import UserError
 from preprocess.loader import ShardLoader
 from preprocess.manifest import Manifest
-from training.config import StageConfig, is_joint, model_settings, older_first_stage
+from training.config import StageConfig, is_address, is_joint, model_settings, older_first_stage
 from training.reporter import BackgroundReporter, FolderReporter, NullReporter, Reporter
+from training.starts import Origin, sources
 from training.stopping import Stop
 from training.world import World
 
@@ -39,7 +40,8 @@ _FREE = {
 @dataclass(frozen=True, kw_only=True)
 class Context:
     """Everything a stage needs to know. `reporters` are built on the main worker only, when training starts.
-    part_digests: hash of the weights of each part of the bundle."""
+    part_digests: hash of the weights of each part of the bundle. origins: parts of the bundle that training starts
+    from, and where they come from."""
 
     stage: str
     config: StageConfig
@@ -54,6 +56,7 @@ class Context:
     stop_requested: Callable[[], Stop] = lambda: Stop.NO
     progress_stream: TextIO | None = None
     part_digests: Mapping[str, str] = field(default_factory=dict)
+    origins: Mapping[str, Origin] = field(default_factory=dict)
 
     @property
     def checkpoint_url(self) -> str:
@@ -95,22 +98,29 @@ class Context:
         if not self.world.is_main:
             return NullReporter()
         reporter = BackgroundReporter([FolderReporter(self.run_dir, resume_step), *(make() for make in self.reporters)])
-        reporter.params({"stage": self.stage, **to_dict(self.config), "model": to_dict(self.model), "data": self.data})
+        settings = {"stage": self.stage, **to_dict(self.config), "model": to_dict(self.model), "data": self.data}
+        started = self.started_from()
+        reporter.params({**settings, "started_from": started} if started else settings)
         return reporter
+
+    def started_from(self) -> dict[str, dict[str, str]]:
+        """Part that is trained → whose weights it began with: part, of, model, sha256. Empty for new weights."""
+        return {part: {**o, "sha256": self.part_digests[o["part"]]} for part, o in self.origins.items()}
 
     def fingerprint(self) -> dict[str, Any]:
         """What must not change between two parts of one run. Of the model that is what the stage trains: the decoder
         may still be chosen while the autoencoder is being trained."""
         config = {name: value for name, value in to_dict(self.config).items() if name not in _FREE}
+        for name in ("start", "decoder_start"):  # the weights themselves count, not where they lie
+            config |= {name: "bundle"} if is_address(config.get(name, "")) else {}
         model = model_settings(self.stage, self.model, joint=is_joint(self.config))
         fixed = {"stage": self.stage, "model": model, "data": self.manifest.digest, "settings": config}
-        # Alignment stage 2 starts from the denoiser and renders with the decoder; other stages see latents only.
-        names: tuple[str, ...] = ("decoder", "denoiser") if self.stage == "align" else ()
-        if getattr(self.config, "start", "") == "bundle":  # a stage that goes on from the bundle's weights
-            names = (self.stage,)
+        # Alignment stage 2 and distillation render with the decoder; other stages see latents only.
+        names: tuple[str, ...] = ("decoder", "denoiser") if self.stage in ("align", "distill") else ()
+        names = names or sources(self.stage, self.config)  # of a stage that goes on from the bundle's weights
         is_drawn = self.model.task == "direct" and getattr(self.config, "conditions", "") == "drawn"
-        if is_drawn and self.model.autoencoder.kind != "identity":  # it encodes what a step draws
-            names += ("autoencoder",)
+        if is_drawn and self.model.autoencoder.kind != "identity" and "autoencoder" not in names:
+            names += ("autoencoder",)  # it encodes what a step draws
         used = [self.part_digests[name] for name in names if name in self.part_digests]
         return {**fixed, "bundle": storage.sha256_bytes(" ".join(used).encode())} if used else fixed
 

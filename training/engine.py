@@ -84,6 +84,11 @@ def make_engine(module: nn.Module, config: StageConfig, world: World, *, deepspe
     return (DdpEngine if world.size > 1 else PlainEngine)(module, config, world, accumulation)
 
 
+def autocast(config: StageConfig, device: torch.device) -> torch.autocast:
+    """The stage's precision for a frozen network outside the engine."""
+    return torch.autocast(device.type, _DTYPES[config.precision], enabled=config.precision != "fp32")
+
+
 def accumulation_steps(config: StageConfig, num_workers: int) -> int:
     """Micro-batches per optimizer step; `UserError` when the workers cannot share the global batch evenly."""
     if config.global_batch % num_workers:

@@ -25,7 +25,7 @@ from pipeline.config import ModelConfig
 from pipeline.errors import UserError
 from pipeline.geometry import Size
 from pipeline.progress import format_seconds
-from training.config import AlignStage, AutoencoderStage, DecoderStage, Preset, StageConfig, is_joint
+from training.config import AlignStage, AutoencoderStage, DecoderStage, DistillStage, Preset, StageConfig, is_joint
 from training.engine import accumulation_steps, bucket_size, enable_activation_checkpointing
 from training.reconstruction import Reconstruction, joint_first_stage
 from training.targets import draw_target, largest_target, render_target
@@ -78,10 +78,14 @@ def estimate(stage: str, config: StageConfig, model: ModelConfig, num_workers: i
             case.through(made, case.largest)
     # The trained network computes in the stage's precision, the frozen one behind it in float32.
     activations = saved.total * (4 if config.precision == "fp32" else 2) // 4 + behind.total
+    flops = _flops_per_sample(stage, config, model)
+    if isinstance(config, DistillStage):
+        num_frozen += num  # the teacher
+        flops += _teacher_flops(config, model)
     state = _state_bytes(num, config, num_workers) + 4 * num_frozen
     if config.grid_every:
         state += 4 * num  # the averaged network that the main worker draws its grids with
-    return Estimate(num, num_frozen, state, activations, _flops_per_sample(stage, config, model) * config.global_batch)
+    return Estimate(num, num_frozen, state, activations, flops * config.global_batch)
 
 
 _DRAWS = 6
@@ -117,6 +121,18 @@ def _state_bytes(num: int, config: StageConfig, num_workers: int) -> int:
     optimizer = num * (masters + 8 + 4) // (split if config.zero_stage >= 1 else 1)
     buckets = 2 * bucket_size(num) * width if config.zero_stage and num_workers > 1 else 0
     return weights + gradients + optimizer + buckets
+
+
+@functools.lru_cache(maxsize=64)
+def _teacher_flops(config: DistillStage, model: ModelConfig) -> float:
+    """Of the teacher's trajectory for one sample, and the rendering of where it ends: forward only."""
+    case = _meta_case("distill", config, model, 1)
+    with torch.no_grad(), _FusedAttention():
+        with FlopCounterMode(display=False) as drawing:
+            made = case.forward(case.largest)
+        with FlopCounterMode(display=False) as rendering:
+            case.through(made, case.largest)
+    return float(config.teacher_steps * drawing.get_total_flops() + rendering.get_total_flops())
 
 
 class _SavedBytes:
@@ -212,7 +228,7 @@ def _case(config: StageConfig, model: ModelConfig, micro: int) -> _Case:
     denoiser = build_denoiser(model)
     t = torch.empty(micro, dtype=torch.int64)
     condition = latent if model.task == "sr" else None
-    if not isinstance(config, AlignStage):
+    if not isinstance(config, (AlignStage, DistillStage)):
         return alone(denoiser, lambda _: denoiser(latent, t, condition))
     frozen = build_decoder(model).requires_grad_(False)
     return _Case(

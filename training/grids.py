@@ -91,6 +91,21 @@ class Grids:
         if rows:
             session.reporter.images(session.step, "samples", tile(rows))
 
+    @torch.no_grad()
+    def distilled(
+        self, session: Session, student: Denoiser | None, decoder: ImplicitDecoder, teacher: Denoiser
+    ) -> None:
+        """Low-res | bicubic | teacher | one step | truth, from the same noise."""
+        bundle = self.context.bundle
+        if student is None or bundle is None:
+            return
+        made = []
+        for config, denoiser in ((bundle.config, teacher), (self.context.model, student)):
+            parts = Bundle(config, bundle.autoencoder, decoder, denoiser)
+            made.append(self._upscaled(LatentZoom(parts, self.context.world.device)))
+        (low, bicubic, taught, truth), (_, _, ours, _) = made
+        session.reporter.images(session.step, "samples", tile([low, bicubic, taught, ours, truth]))
+
     def _generated(self, model: LatentZoom) -> list[Tensor]:
         latent = model.sample_latents(num=self.num, seed=0, sampler="dpm++", num_steps=self.sampler_steps)
         if model.decoder is None:
@@ -105,7 +120,8 @@ class Grids:
         full = (config.image_size, config.image_size)
         low = resize(pixels, (config.lr_size, config.lr_size))
         condition = latent_of(stored, config.autoencoder) * config.scale_factor
-        latent = model.sample_latents(condition=condition, seed=0, sampler="dpm++", num_steps=self.sampler_steps)
+        num_steps = model.config.schedule.distilled_steps or self.sampler_steps
+        latent = model.sample_latents(condition=condition, seed=0, sampler="dpm++", num_steps=num_steps)
         ours = model.decode(latent, full) if model.decoder is not None else model.autoencoder.decode(latent)
         return [resize(low, full, "nearest"), resize(low, full), ours, pixels]
 

@@ -1,4 +1,4 @@
-"""Losses of the four stages as plain functions.
+"""Losses of the stages as plain functions.
 
 Legend: B batch, C channels, H/W pixels, h/w latent cells. Every "per sample" value has shape (B,): weights multiply
 sample by sample before the mean over the batch is taken.

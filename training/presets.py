@@ -1,4 +1,4 @@
-"""Presets: a model and the settings of its four stages, as functions. The command line overrides single fields.
+"""Presets: a model and the settings of its stages, as functions. The command line overrides single fields.
 
 The paper's are in `training.paper_presets`. `demo` learns something visible in minutes on two CPU cores; `starter`
 makes the model that ships; `debug` only proves that everything runs.
@@ -12,7 +12,7 @@ from typing import Any
 from pipeline.config import AutoencoderConfig, DecoderConfig, DenoiserConfig, ModelConfig, ScheduleConfig
 from pipeline.errors import UserError
 from training import paper_presets as paper
-from training.config import AlignStage, AutoencoderStage, DecoderStage, DenoiserStage, Preset
+from training.config import AlignStage, AutoencoderStage, DecoderStage, DenoiserStage, DistillStage, Preset
 
 
 def demo(minutes: float = 10.0) -> Preset:
@@ -206,6 +206,7 @@ def debug() -> Preset:
         decoder=DecoderStage(**common),
         denoiser=DenoiserStage(**common),
         align=AlignStage(**common),
+        distill=DistillStage(**common),
     )
 
 

@@ -9,7 +9,7 @@ import dataclasses
 import importlib
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from pipeline.card import model_card
 from pipeline.config import ModelConfig, to_dict
 from pipeline.errors import UserError
 from preprocess.manifest import Manifest, load_manifest
-from training.agreement import MENDED, check_use, disagreement, take_over
+from training.agreement import check_use, take_over
 from training.alarm import shared_alarm
 from training.checkpoint import free_space_error
 from training.config import (
@@ -31,6 +31,7 @@ from training.config import (
     AutoencoderStage,
     DecoderStage,
     DenoiserStage,
+    DistillStage,
     Preset,
     StageConfig,
     is_joint,
@@ -41,6 +42,7 @@ from training.engine import accumulation_steps
 from training.estimate import check_memory
 from training.reporter import Reporter
 from training.stages.parts import Trained
+from training.starts import with_starts
 from training.stopping import Stop
 from training.targets import size_range, window_side
 from training.tuning import tune
@@ -52,6 +54,7 @@ _NEEDS = {
     "decoder": ("autoencoder",),
     "denoiser": ("autoencoder",),
     "align": ("autoencoder", "decoder", "denoiser"),
+    "distill": ("autoencoder", "decoder", "denoiser"),
 }
 
 
@@ -83,10 +86,13 @@ def train(
     device: str | None = None,
     stop_requested: Callable[[], Stop] = lambda: Stop.NO,
     progress_stream: TextIO | None = None,
+    places: Mapping[str, str] | None = None,
 ) -> TrainResult:
     """Train one stage on this worker; every worker of a world calls it with the same arguments.
 
     use_deepspeed: else distributed data parallel, or one process. An error on one worker soon ends the others too.
+    places: address of a bundle to start from → where it lies, for addresses that are no paths or URLs (a registry's).
+
     A finished run returns its stored result at once; an interrupted one continues from its newest sound checkpoint.
     stop_requested: asked every few seconds, by all workers at the same step; the firmest answer counts.
     Raises `UserError` for what can be mended, before training starts where it can be known then, and `Stopped`.
@@ -104,6 +110,7 @@ def train(
             reporters=reporters or [],
             stop_requested=stop_requested,
             progress_stream=progress_stream,
+            places=places,
         )
         return _train(context)
 
@@ -134,12 +141,16 @@ def make_context(
     reporters: list[Callable[[], Reporter]],
     stop_requested: Callable[[], Stop],
     progress_stream: TextIO | None,
+    places: Mapping[str, str] | None = None,
 ) -> Context:
     """Resolve and check everything a stage needs."""
     config = preset.stage(stage)
     manifest = load_manifest(data)
-    loaded = load_bundle(bundle) if bundle else None
-    model = resolve_model(stage, preset.model, manifest, loaded)
+    given = load_bundle(bundle) if bundle else None
+    loaded, origins = with_starts(stage, config, preset.model, given, places or {})
+    model = resolve_model(stage, preset.model, manifest, loaded, origins)
+    if stage == "distill":
+        model = student_model(model)
     context = Context(
         stage=stage,
         config=config,
@@ -154,9 +165,18 @@ def make_context(
         stop_requested=stop_requested,
         progress_stream=progress_stream,
         part_digests=_part_digests(loaded),
+        origins=origins,
     )
     check(context)
     return context
+
+
+def student_model(model: ModelConfig) -> ModelConfig:
+    """The model of a one-step student. It predicts z0 (or, as its teacher does, v): at the noisiest step a prediction
+    of eps says nothing about the latent (Salimans & Ho, "Progressive Distillation", ICLR 2022, section 4)."""
+    prediction = "x0" if model.schedule.prediction == "eps" else model.schedule.prediction
+    schedule = dataclasses.replace(model.schedule, prediction=prediction, distilled_steps=1)
+    return dataclasses.replace(model, schedule=schedule)
 
 
 def _part_digests(bundle: Bundle | None) -> dict[str, str]:
@@ -164,30 +184,33 @@ def _part_digests(bundle: Bundle | None) -> dict[str, str]:
     return {name: _weights_digest(part) for name, part in parts.items() if part is not None}
 
 
-def resolve_model(stage: str, model: ModelConfig, manifest: Manifest, bundle: Bundle | None) -> ModelConfig:
+def resolve_model(
+    stage: str, model: ModelConfig, manifest: Manifest, bundle: Bundle | None, goes_on: Collection[str] = ()
+) -> ModelConfig:
     """The preset's model in agreement with the bundle: its parts keep their settings, its denoiser the scale factor and
-    the schedule that it was trained with (`take_over`). Without a denoiser the scale factor is the measured one."""
+    the schedule that it was trained with (`take_over`). Without a denoiser, or where one is trained anew, the scale
+    factor is the measured one. goes_on: parts that the stage trains from the bundle's weights."""
     if stage == "autoencoder":
         return model
     if model.task != "direct":  # its decoder sees unscaled latents, and there is no other part
         model = with_scale_factor(model, manifest.scale_factor)
-    return model if bundle is None else take_over(stage, model, bundle)
+    return model if bundle is None else take_over(stage, model, bundle, goes_on)
 
 
 def check(context: Context) -> None:
     """Everything that can be known before training starts; the first problem is a `UserError`."""
     stage, config, model, manifest = context.stage, context.config, context.model, context.manifest
+    if stage == "distill" and model.task != "sr":
+        raise UserError(
+            f"stage distill is for super-resolution by diffusion (task 'sr'), and this model's task is {model.task!r}"
+        )
     if model.task == "direct" and stage in ("denoiser", "align"):
         raise UserError(
             f"stage {stage}: a model for direct super-resolution has no denoiser; it is ready after `decoder`"
         )
     if model.autoencoder.kind == "identity" and stage == "autoencoder":
         raise UserError("stage autoencoder: the kind 'identity' has no weights to train; begin with `decoder`")
-    if isinstance(config, DecoderStage) and config.start == "bundle":
-        start = require_parts(context.bundle, stage, "decoder").config.decoder
-        if differs := disagreement("decoder", dataclasses.replace(start, inputs=model.decoder.inputs), model.decoder):
-            raise UserError(f"{differs}; {MENDED}")
-    elif not (stage == "decoder" and model.autoencoder.kind == "identity" and context.bundle is None):
+    if not (stage == "decoder" and model.autoencoder.kind == "identity" and context.bundle is None):
         require_parts(context.bundle, stage, *_NEEDS[stage]) if _NEEDS[stage] else None
     accumulation_steps(config, context.world.size)
     if manifest.size != model.image_size:
@@ -202,7 +225,7 @@ def check(context: Context) -> None:
         _check_latents(context)
     if stage != "autoencoder":
         check_use(stage, model, context.bundle)
-    if isinstance(config, (DecoderStage, AlignStage)) and not is_drawn:
+    if isinstance(config, (DecoderStage, AlignStage, DistillStage)) and not is_drawn:
         size_range(config, model, max(_own_sizes(context), default=0))
     if isinstance(config, DecoderStage) and config.perceptual_weight:
         _check_windows(context, config, is_drawn)
@@ -318,7 +341,7 @@ def _finish(context: Context, outcome: Trained, digest: str) -> TrainResult:
     """Save the bundle: the incoming parts and, in place of the trained one, its averaged weights."""
     assert outcome.weights is not None
     model, incoming = context.model, context.bundle
-    part = "denoiser" if context.stage == "align" else context.stage
+    part = context.stage if context.stage in ("autoencoder", "decoder") else "denoiser"
     weights = {part: outcome.weights}
     if is_joint(context.config):
         names = ("autoencoder", "decoder")
@@ -346,8 +369,11 @@ def _finish(context: Context, outcome: Trained, digest: str) -> TrainResult:
         "steps": outcome.steps,
         "data": context.manifest.digest,
         "settings": to_dict(context.config),
+        **({"started_from": started} if (started := context.started_from()) else {}),
     }
     meta = {"weights": "ema", "stages": stages}
+    if incoming and "imported_from" in incoming.meta:  # its parts are at work here, or began this
+        meta["imported_from"] = incoming.meta["imported_from"]
     url = storage.join(context.run_dir, "bundle")
     source = f"{context.manifest.num_images} images of a {context.manifest.source.get('kind', 'folder')} source"
     save_bundle(url, Bundle(model, **parts, meta=meta, card=model_card(model, meta, data=source)))
@@ -372,6 +398,7 @@ def _description(context: Context) -> dict[str, Any]:
     return {
         "stage": context.stage,
         "settings": to_dict(config),
+        "started_from": context.started_from(),
         "model": to_dict(context.model),
         "data": context.data,
         "manifest": context.manifest.digest,

@@ -17,7 +17,7 @@ from pipeline.config import ModelConfig
 from pipeline.decoder import ImplicitDecoder
 from pipeline.errors import UserError
 from pipeline.resize import resize
-from training.config import AlignStage, AutoencoderStage, DecoderStage
+from training.config import AlignStage, AutoencoderStage, DecoderStage, DistillStage
 from training.optim import generator_for
 
 
@@ -58,7 +58,7 @@ def _cells(start: int, stop: int, num_pixels: int, num_cells: int, context: int)
     return max(0, first), min(num_cells, last)
 
 
-Stage = AutoencoderStage | DecoderStage | AlignStage
+Stage = AutoencoderStage | DecoderStage | AlignStage | DistillStage
 """Stages that render targets; stage 0 does with the implicit decoder."""
 
 
@@ -75,7 +75,7 @@ def window_side(config: Stage, model: ModelConfig, side: int) -> int:
     bounds = [side]
     if config.crop:
         bounds.append(config.crop)
-    if isinstance(config, AlignStage) and config.crop_cells:
+    if isinstance(config, (AlignStage, DistillStage)) and config.crop_cells:
         bounds.append(max(1, config.crop_cells * side // model.latent_size))
     return min(bounds)
 

@@ -4,6 +4,7 @@
     (with a bundle that holds an autoencoder:  latents → decoder → ...)
     (a first stage trained with the implicit decoder:  autoencoder → latents → denoiser → ...)
     (direct super-resolution:  pixels → decoder → evaluate → ...)
+    (one-step super-resolution:  ... → align → distill → evaluate, beside the teacher → ...)
 
 Every step writes to a folder named after its key, WORKDIR/NAME/KEY: changed settings never meet old results, and a
 step that was killed finds its own checkpoint again.
@@ -23,14 +24,17 @@ from orchestration.evaluation.spec import EvaluationSpec, spec_to_dict
 from orchestration.ray_metrics import PreprocessingMetrics
 from orchestration.redact import plain_without_secrets
 from orchestration.stage_run import stage_run
+from orchestration.starts import place, places
 from pipeline import storage
 from pipeline.config import to_dict
 from pipeline.errors import UserError
+from pipeline.starter import starter_or
 from preprocess.config import PreprocessConfig
 from preprocess.manifest import load_manifest
 from preprocess.sources import open_source
-from training.config import Preset, is_joint, model_settings, preset_to_dict
+from training.config import Preset, is_address, is_joint, model_settings, preset_to_dict
 from training.run import TrainResult
+from training.starts import given_starts
 
 _NOT_IN_KEY = (
     "dest",
@@ -52,7 +56,8 @@ _NOT_IN_KEY = (
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """One pipeline. preprocess: source and crops; `dest` and `autoencoder` are set by the chain. autoencoder: bundle
-    that stage 0 is replaced by. redo: how often `--from` asked for a step anew. local: no Ray, no DeepSpeed."""
+    that stage 0 is replaced by. stages: those to train, all of the preset's when empty. redo: how often `--from` asked
+    for a step anew. local: no Ray, no DeepSpeed."""
 
     work: str
     model_name: str
@@ -61,6 +66,7 @@ class Job:
     evaluation: EvaluationSpec
     tracking_uri: str
     autoencoder: str = ""
+    stages: tuple[str, ...] = ()
     local: bool = False
     workers: int | tuple[int, int] = 1
     gpus_per_worker: float | None = None
@@ -111,9 +117,12 @@ def _steps(chain: Chain, job: Job) -> list[Step]:
         # Bundles on the way hold the model as it was then; every later stage writes the preset's, and align's key has
         # all of it: the last bundle is always the newest model.
         joint = is_joint(job.preset.stage(name))
-        return {name: preset[name], "model": model_settings(name, job.preset.model, joint=joint)}
+        found = {name: preset[name], "model": model_settings(name, job.preset.model, joint=joint)}
+        starts = given_starts(name, job.preset.stage(name)).items()
+        weights = {part: _start_digest(job, start) for part, start in starts if is_address(start)}
+        return {**found, "starts": weights} if weights else found
 
-    stages = [name for name in job.preset.stages if name != "autoencoder" or not job.autoencoder]
+    stages = _stages(job)
     data = "latents" if job.preset.uses_latents else "pixels"
     bundle: Address = lambda done: job.autoencoder or None  # noqa: E731
     before = ""
@@ -135,13 +144,28 @@ def _steps(chain: Chain, job: Job) -> list[Step]:
     add(
         "evaluate",
         spec_to_dict(dataclasses.replace(job.evaluation, batch_size=1)),
-        lambda done: _evaluate(chain, done, before, data),
+        lambda done: _evaluate(chain, done, before, data, stages),
         before,
     )
     target = {"model_name": job.model_name, "tracking_uri": job.tracking_uri}
     add("register", target, lambda done: _register(chain, done, before, data), "evaluate")
     add("promote", {}, lambda done: _promote(chain, done), "register")
     return steps
+
+
+def _stages(job: Job) -> list[str]:
+    """The stages to train, in order. `UserError` for one that the preset has not, or whose beginning is missing."""
+    known = [name for name in job.preset.stages if name != "autoencoder" or not job.autoencoder]
+    if unknown := [name for name in job.stages if name not in known]:
+        raise UserError(f"--stages: there is no stage {unknown[0]!r} to train here; there are {', '.join(known)}")
+    chosen = [name for name in known if not job.stages or name in job.stages]
+    if "autoencoder" in known and "autoencoder" not in chosen:
+        raise UserError("--stages leaves the autoencoder out; give a bundle that has one, with --init or --autoencoder")
+    return chosen
+
+
+def _start_digest(job: Job, start: str) -> str:
+    return _bundle_digest(starter_or(place(start, job.work, job.tracking_uri, local=True)))
 
 
 Address = Callable[[dict[str, Result]], str | None]
@@ -204,10 +228,11 @@ def _shards(chain: Chain, name: str, bundle: str | None) -> Result:
 def _train(chain: Chain, stage: str, data: str, bundle: str | None) -> Result:
     job, run_dir = chain.job, chain.folder(stage)
     shards = chain.folder(data)
-    places = {"data": shards, "run_dir": run_dir, "bundle": bundle}
+    found = places(job.preset, stage, job.work, job.tracking_uri, local=job.local)
+    where = {"data": shards, "run_dir": run_dir, "bundle": bundle, "places": found}
     parent = parent_run(chain)
     with stage_run(job.tracking_uri, stage, job.preset, data=shards, run_dir=run_dir, parent=parent) as spec:
-        result = (_train_here if job.local else _train_on_ray)(chain, stage, places, spec)
+        result = (_train_here if job.local else _train_on_ray)(chain, stage, where, spec)
     metric = f"{result.steps} steps, loss {result.first_loss:.4g} → {result.last_loss:.4g}"
     if "psnr" in result.metrics:
         metric += f", {result.metrics['psnr']:.2f} dB"
@@ -219,7 +244,7 @@ def _train(chain: Chain, stage: str, data: str, bundle: str | None) -> Result:
     }
 
 
-def _train_on_ray(chain: Chain, stage: str, places: dict[str, Any], spec: dict[str, Any]) -> TrainResult:
+def _train_on_ray(chain: Chain, stage: str, where: dict[str, Any], spec: dict[str, Any]) -> TrainResult:
     from orchestration.ray_train import launch
 
     job = chain.job
@@ -230,11 +255,11 @@ def _train_on_ray(chain: Chain, stage: str, places: dict[str, Any], spec: dict[s
         gpus_per_worker=job.gpus_per_worker,
         reporter_spec=spec,
         still_ours=chain.still_ours,
-        **places,
+        **where,
     )
 
 
-def _train_here(chain: Chain, stage: str, places: dict[str, Any], spec: dict[str, Any]) -> TrainResult:
+def _train_here(chain: Chain, stage: str, where: dict[str, Any], spec: dict[str, Any]) -> TrainResult:
     from orchestration.mlflow_reporter import MlflowReporter
     from training.run import train
     from training.stopping import stop_on_signals
@@ -247,7 +272,7 @@ def _train_here(chain: Chain, stage: str, places: dict[str, Any], spec: dict[str
             reporters=[lambda: MlflowReporter(**spec)],
             device=job.device,
             stop_requested=stop_requested,
-            **places,
+            **where,
         )
 
 
@@ -259,15 +284,19 @@ def parent_run(chain: Chain) -> str:
     return tracking.find_run(job.tracking_uri, name) or tracking.start_run(job.tracking_uri, name, params=params)
 
 
-def _evaluate(chain: Chain, done: dict[str, Result], last: str, data: str) -> Result:
+def _evaluate(chain: Chain, done: dict[str, Result], last: str, data: str, stages: list[str]) -> Result:
     from orchestration.evaluation.evaluate import evaluate
     from orchestration.evaluation.report_files import log_report, write_report
 
     job, out = chain.job, chain.folder("evaluate")
+    spec = job.evaluation
+    if last == "distill":  # beside the model that it learnt from
+        teacher = done[stages[-2]]["bundle"] if len(stages) > 1 else job.autoencoder
+        spec = dataclasses.replace(spec, teacher=teacher, teacher_steps=job.preset.distill.teacher_steps)
     report, pictures = evaluate(
         done[last]["bundle"],
         chain.folder(data),
-        job.evaluation,
+        spec,
         tracking_uri=job.tracking_uri,
         work_dir=out,
         num_workers=0 if job.local else job.evaluate_workers,

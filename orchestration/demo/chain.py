@@ -32,7 +32,7 @@ from pipeline.model import LatentZoom
 from pipeline.starter import starter_path
 from preprocess.config import PreprocessConfig
 from preprocess.run import preprocess
-from training.config import STAGES, Preset, preset_to_dict
+from training.config import Preset, preset_to_dict
 from training.presets import demo as demo_preset
 
 NUM_WORKERS = 2
@@ -92,7 +92,7 @@ def act_two(demo: Demo) -> list[Step]:
     """The chain from a picture to the sheet. Keys hold the settings, so another --minutes trains anew and reuses the
     shards."""
     preset = preset_to_dict(demo.preset)
-    stage = {name: [preset[name], preset["model"]] for name in STAGES}
+    stage = {name: [preset[name], preset["model"]] for name in demo.preset.stages}
     crops = [CROPS, CROP_PIXELS, demo.preset.model.image_size]
     (enlarged,) = act_one(demo)
     return [
@@ -272,7 +272,7 @@ def _promote(demo: Demo, done: dict[str, Result]) -> Result:
 
 def _use(demo: Demo, done: dict[str, Result]) -> Result:
     model = registry.load(f"models:/{photos.MODEL_NAME}@champion", tracking_uri=demo.tracking_uri)
-    minutes = sum(done[name]["seconds"] for name in STAGES) / 60
+    minutes = sum(done[name]["seconds"] for name in demo.preset.stages) / 60
     trained = f"{minutes:.1f} minutes of training on {os.cpu_count()} CPU cores"
     with Image.open(demo.enlarged) as enlarged:
         sheet = contact_sheet(enlarged.convert("RGB"), fields.panel(model, trained))

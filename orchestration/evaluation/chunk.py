@@ -29,9 +29,12 @@ Arrays = dict[str, np.ndarray]
 class ChunkWorker:
     """A loaded model with its metric networks; computes chunks. One lives in each worker process."""
 
-    def __init__(self, spec: EvaluationSpec, bundle: str, pictures: Pictures, device: str = "cpu") -> None:
+    def __init__(
+        self, spec: EvaluationSpec, bundle: str, pictures: Pictures, device: str = "cpu", teacher: str = ""
+    ) -> None:
         self.spec, self.pictures, self.device = spec, pictures, device
         self.model = LatentZoom.load(bundle, device=device)
+        self.teacher = LatentZoom.load(teacher, device=device) if teacher else None
         self.networks: Networks = build_networks(spec, device)
 
     @torch.no_grad()
@@ -76,6 +79,7 @@ class ChunkWorker:
         images = stack([square(p, min(p.shape[-2:])) for p in pictures]) if _same(pictures) else None
         low = stack([square(p, lr) for p in pictures])
         features = self.model.features(self._sr_latent(low, first))
+        taught = self.teacher.features(self._teacher_latent(low, first)) if self.teacher else None
         result: dict[str, Tensor] = {}
         for scale in self.spec.scales:
             side = round(lr * scale)
@@ -90,7 +94,10 @@ class ChunkWorker:
                 else stack([square(p, side) for p in pictures])
             )
             ours = to_uint8(self.model.render(features, (side, side)))
-            self._compare(result, scale_name(scale), ours, truth, low, first, scale=scale)
+            teachers = (
+                to_uint8(self.teacher.render(taught, (side, side))) if self.teacher and taught is not None else None
+            )
+            self._compare(result, scale_name(scale), ours, truth, low, first, scale=scale, teachers=teachers)
         return result
 
     def _sr_fixed_truth(self, picture: Tensor, index: int) -> dict[str, Tensor]:
@@ -104,7 +111,10 @@ class ChunkWorker:
             truth = picture[..., top : top + size[0], left : left + size[1]]
             low = resize_pictures(truth, low_size)
             ours = to_uint8(self.model.decode(self._sr_latent(low, index), size))
-            self._compare(result, scale_name(scale), ours, truth, low, index, scale=scale)
+            teachers = None
+            if self.teacher is not None:
+                teachers = to_uint8(self.teacher.decode(self._teacher_latent(low, index), size))
+            self._compare(result, scale_name(scale), ours, truth, low, index, scale=scale, teachers=teachers)
         return result
 
     def _generation(self, first: int, last: int) -> Iterator[dict[str, Tensor]]:
@@ -114,7 +124,7 @@ class ChunkWorker:
             num=last - first,
             seed=[self.spec.seed + i for i in range(first, last)],
             sampler=self.spec.sampler,
-            num_steps=self.spec.num_steps,
+            num_steps=self.model.evaluations(self.spec.num_steps),
             eta=self.spec.eta,
         )
         features = self.model.features(latent)
@@ -142,14 +152,22 @@ class ChunkWorker:
 
     def _sr_latent(self, low: Tensor, first: int) -> Tensor:
         """uint8 LR pictures → unscaled latents, as `LatentZoom.upscale` makes them, with one seed a sample."""
-        condition = self.model.condition(from_uint8(low))
-        if self.model.renders_condition(self.spec.num_steps):
-            return condition / self.model.config.scale_factor
-        return self.model.sample_latents(
+        return self._upscaled_latent(self.model, low, first, self.spec.num_steps)
+
+    def _teacher_latent(self, low: Tensor, first: int) -> Tensor:
+        """As `_sr_latent`, by the teacher."""
+        assert self.teacher is not None
+        return self._upscaled_latent(self.teacher, low, first, self.spec.teacher_steps)
+
+    def _upscaled_latent(self, model: LatentZoom, low: Tensor, first: int, num_steps: int | None) -> Tensor:
+        condition = model.condition(from_uint8(low))
+        if model.renders_condition(num_steps):
+            return condition / model.config.scale_factor
+        return model.sample_latents(
             condition=condition,
             seed=[self.spec.seed + first + i for i in range(len(low))],
             sampler=self.spec.sampler,
-            num_steps=self.spec.num_steps,
+            num_steps=model.evaluations(num_steps),
             eta=self.spec.eta,
             condition_noise=self.spec.condition_noise,
         )
@@ -163,12 +181,14 @@ class ChunkWorker:
         low: Tensor,
         first: int,
         scale: float,
+        teachers: Tensor | None = None,
     ) -> None:
-        """Per-picture figures of our pictures and of the usual enlargements of `low`."""
+        """Per-picture figures of our pictures, of the teacher's and of the usual enlargements of `low`."""
         size: Size = (int(truth.shape[-2]), int(truth.shape[-1]))
         nearest = to_uint8(resize(from_uint8(low), size, mode="nearest"))
         others = (("nearest", nearest), ("bicubic", resize_pictures(low, size)), ("lanczos", _lanczos(low, size)))
-        for method, images in (("ours", ours.cpu()), *others):
+        taught = () if teachers is None else (("teacher", teachers.cpu()),)
+        for method, images in (("ours", ours.cpu()), *taught, *others):
             for protocol in self.spec.protocols:
                 result[f"value|psnr_{protocol}|{method}|{setting}"] = psnr(images, truth, protocol, scale)
             if min(size) >= WINDOW:

@@ -14,7 +14,7 @@ from orchestration.evaluation.chunk import Arrays, ChunkWorker
 from orchestration.evaluation.data import Pictures, check_encoder, open_pictures
 from orchestration.evaluation.networks import FEATURE_FIGURES, with_found_lpips
 from orchestration.evaluation.report import Figure, Report
-from orchestration.evaluation.spec import EvaluationSpec, ModelReference, spec_to_dict
+from orchestration.evaluation.spec import EvaluationSpec, ModelReference, distilled_steps, spec_to_dict
 from orchestration.evaluation.store import ChunkStore
 from pipeline import storage
 from pipeline.errors import UserError
@@ -60,26 +60,40 @@ def evaluate(
         fixed_input = bool(pictures.split) and config["model"].get("task") != "direct"  # which has no size of its own
         spec = dataclasses.replace(spec, sr_mode="fixed-input" if fixed_input else "fixed-truth")
     spec = with_found_lpips(spec)
+    asked, own = spec.num_steps, distilled_steps(config)
+    if own and asked not in (None, 0, own):
+        raise UserError(f"num_steps = {asked} is not allowed: {model} was distilled to {own} step; leave it out")
+    spec = dataclasses.replace(spec, num_steps=(own or 20) if asked is None else asked)
+    teacher = None
+    if spec.teacher:
+        teacher = registry.resolve(spec.teacher, tracking_uri=tracking_uri)
+        teacher_config = registry.verify_bundle(teacher)
+        if teacher_config["model"].get("lr_size") != config["model"].get("lr_size"):
+            raise UserError(f"the teacher {spec.teacher} is for other inputs than {model}; give the one it learnt from")
     digest = registry.bundle_digest(bundle)
     reference = ModelReference(
-        uri=model if model.startswith("models:/") or starter_or(model) != model else storage.absolute(model),
+        uri=_everywhere(model),
         tracking_uri=tracking.tracking_uri(tracking_uri),
         digest=digest,
     )
     num = min(spec.num, pictures.num)
     chunks = [(start, min(start + spec.chunk_size, num)) for start in range(0, num, spec.chunk_size)]
     with tempfile.TemporaryDirectory(prefix="latentzoom-evaluate-") as scratch:
-        folder = storage.join(work_dir or scratch, "chunks", spec.fingerprint(digest, pictures.digest)[:16])
+        fingerprint = spec.fingerprint(digest, pictures.digest, registry.bundle_digest(teacher) if teacher else "")
+        folder = storage.join(work_dir or scratch, "chunks", fingerprint[:16])
         store = ChunkStore(folder, chunks, storage.join(scratch, "copies"))
         todo = store.missing()
         done = num - sum(stop - start for start, stop in todo)
         with Progress(f"evaluate {spec.task}", num, "samples", initial=done) if progress else _Silent() as bar:
-            for chunk, arrays in _compute(spec, reference, str(bundle), pictures, todo, num_workers, device):
+            here = dataclasses.replace(spec, teacher=_everywhere(spec.teacher))
+            for chunk, arrays in _compute(here, reference, str(bundle), pictures, todo, num_workers, device):
                 store.write(chunk, arrays)
                 bar.update(chunk[1] - chunk[0])
         store.open()
         figures, notes = reduce(spec, store)
         strips = {key: store[key] for key in store if key.startswith("picture|")}
+    if spec.teacher:
+        notes.append(f"Teacher: {spec.teacher}, {spec.teacher_steps} steps, on the same inputs and noise.")
     if num < spec.num:
         notes.append(f"{spec.num} samples were asked for; the data has {pictures.num}.")
     report = Report(
@@ -95,14 +109,19 @@ def evaluate(
         lr_size=int(config["model"].get("lr_size", 0)),
         num=num,
         seed=spec.seed,
-        sampler=spec.sampler_text(),
+        sampler=spec.sampler_text(is_distilled=own > 0),
         figures=tuple(figures),
         notes=tuple(notes),
         versions=tracking.versions(),
         seconds=round(time.monotonic() - started, 1),
-        spec=spec_to_dict(spec),
+        spec=spec_to_dict(dataclasses.replace(spec, num_steps=asked)),
     )
     return report, strips
+
+
+def _everywhere(model: str) -> str:
+    """A model's address as workers with another working folder find it."""
+    return model if not model or model.startswith("models:/") or starter_or(model) != model else storage.absolute(model)
 
 
 def reduce(spec: EvaluationSpec, arrays: Mapping[str, np.ndarray]) -> tuple[list[Figure], list[str]]:
@@ -207,7 +226,8 @@ def _compute(
 
         yield from compute_on_ray(spec, model, pictures, todo, num_workers, device)
         return
-    worker = ChunkWorker(spec, bundle, pictures, device)
+    teacher = str(registry.resolve(spec.teacher, tracking_uri=model.tracking_uri)) if spec.teacher else ""
+    worker = ChunkWorker(spec, bundle, pictures, device, teacher)
     for chunk in todo:
         yield chunk, worker.run(*chunk)
 

@@ -71,7 +71,8 @@ class _Worker:
         bundle = registry.resolve(model.uri, tracking_uri=model.tracking_uri)
         if registry.bundle_digest(bundle) != model.digest:
             raise UserError(f"{model.uri} changed while it was being evaluated; run the same command again")
-        self.worker = ChunkWorker(spec, str(bundle), pictures, device)
+        teacher = str(registry.resolve(spec.teacher, tracking_uri=model.tracking_uri)) if spec.teacher else ""
+        self.worker = ChunkWorker(spec, str(bundle), pictures, device, teacher)
 
     def run(self, chunk: Chunk) -> Arrays:
         return self.worker.run(*chunk)

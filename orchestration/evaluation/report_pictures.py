@@ -11,7 +11,7 @@ from orchestration.evaluation.chunk import Arrays
 from orchestration.evaluation.report import Figure, Report
 
 _TILE, _GAP, _TEXT = 192, 6, 16
-_COLUMNS = ("low", "nearest", "bicubic", "lanczos", "ours", "truth")
+_COLUMNS = ("low", "nearest", "bicubic", "lanczos", "teacher", "ours", "truth")
 
 
 def strips(pictures: Arrays) -> dict[str, bytes]:

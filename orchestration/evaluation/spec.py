@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,13 +19,16 @@ Task = Literal["reconstruction", "generation", "sr"]
 BASELINES = ("nearest", "bicubic", "lanczos")
 """Enlargements that ours are measured beside."""
 SrMode = Literal["auto", "fixed-input", "fixed-truth"]
+ONE_STEP = "one step, as it was distilled"
+"""What reports call the sampling of a distilled model."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSpec:
     """sizes: output heights = widths ("reconstruction", "generation"). scales: SR factors. num: samples (fewer when the
-    data has fewer). seed: sample i uses seed + i. num_steps, eta: of the sampler. condition_noise:
-    strength of the noise on SR conditions. protocols: PSNR protocols.
+    data has fewer). seed: sample i uses seed + i. num_steps, eta: of the sampler; None: the model's own, 20 or, of a
+    distilled one, 1. condition_noise: strength of the noise on SR conditions. teacher: bundle that is measured beside
+    the model on the same inputs and noise, in teacher_steps. protocols: PSNR protocols.
     sr_mode: "fixed-input" resizes each picture to the model's lr_size and the truth to lr_size × scale (faces);
     "fixed-truth" crops the picture and shrinks it by the scale (DIV2K); "auto" takes the first for shard sets,
     but not for direct super-resolution.
@@ -37,9 +41,11 @@ class EvaluationSpec:
     num: int = 50_000
     seed: int = 0
     sampler: Literal["ddim", "dpm++"] = "dpm++"
-    num_steps: int = 20
+    num_steps: int | None = None
     eta: float = 0.0
     condition_noise: float = 0.0
+    teacher: str = ""
+    teacher_steps: int = 20
     protocols: tuple[Protocol, ...] = ("rgb",)
     sr_mode: SrMode = "auto"
     split: str = "val"
@@ -54,12 +60,14 @@ class EvaluationSpec:
     def __post_init__(self) -> None:
         if self.task not in ("reconstruction", "generation", "sr"):
             raise UserError(f"task = {self.task!r} is not allowed; use reconstruction, generation or sr")
-        for name in ("num", "num_steps", "chunk_size", "batch_size"):
+        for name in ("num", "num_steps", "teacher_steps", "chunk_size", "batch_size"):
             lowest = 0 if name == "num_steps" and self.task == "sr" else 1  # 0: the condition itself is rendered
-            if getattr(self, name) < lowest:
+            if getattr(self, name) is not None and getattr(self, name) < lowest:
                 raise UserError(f"{name} = {getattr(self, name)} is not allowed; use at least {lowest}")
         if self.condition_noise and (self.task != "sr" or not 0 < self.condition_noise < 1):
             raise UserError(f"condition_noise = {self.condition_noise:g} is not allowed; use 0, or with sr less than 1")
+        if self.teacher and self.task != "sr":
+            raise UserError(f"a teacher is measured beside a model for task sr only, not {self.task}")
         if self.task == "sr" and not self.scales:
             raise UserError("task sr needs --scales, for example --scales 5.3,7,10,10.7,12")
         if any(not math.isfinite(s) or s <= 0 for s in self.scales):
@@ -70,22 +78,29 @@ class EvaluationSpec:
             if protocol not in PROTOCOLS:
                 raise UserError(f"protocol {protocol!r} is not known; use one of {', '.join(PROTOCOLS)}")
 
-    def fingerprint(self, bundle_digest: str, data_digest: str) -> str:
+    def fingerprint(self, bundle_digest: str, data_digest: str, teacher_digest: str = "") -> str:
         """Hash of all that decides a chunk's numbers, except how many chunks there are and how they are batched."""
         values = dataclasses.asdict(self)
-        for name in ("num", "batch_size"):
+        for name in ("num", "batch_size", "teacher", *(() if teacher_digest else ("teacher_steps",))):
             del values[name]
         if not self.condition_noise:  # as before there was such a setting: what is half done goes on
             del values["condition_noise"]
+        values |= {"teacher": teacher_digest} if teacher_digest else {}
         values["baselines"] = BASELINES
         values |= {"bundle": bundle_digest, "data": data_digest, "protocol_version": PROTOCOL_VERSION}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
-    def sampler_text(self) -> str:
+    def sampler_text(self, *, is_distilled: bool = False) -> str:
         if self.num_steps == 0:
             return "rendered directly, without diffusion"
         noise = f", condition noise {self.condition_noise:g}" if self.condition_noise else ""
-        return f"{self.sampler}, {self.num_steps} steps, eta {self.eta:g}{noise}"
+        steps = 20 if self.num_steps is None else self.num_steps
+        return f"{ONE_STEP if is_distilled else f'{self.sampler}, {steps} steps, eta {self.eta:g}'}{noise}"
+
+
+def distilled_steps(config: Mapping[str, Any]) -> int:
+    """Evaluations that the model of a bundle's config.json was distilled to; 0 where it was not."""
+    return int(config["model"].get("schedule", {}).get("distilled_steps", 0))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,7 @@ def with_speed(
     settings = [(scale_name(s), (round(side * s),) * 2) for s in spec.scales]
     settings += [(size_name((s, s)), (s, s)) for s in spec.sizes]
     is_sr = not model.renders_condition(spec.num_steps)
-    what = f"sampling with {spec.sampler_text()} and decoding" if is_sr else "decoding alone"
+    what = f"sampling with {report.sampler} and decoding" if is_sr else "decoding alone"
     protocol = f"batch 1, {what}, {device}, median of {num} runs after one"
 
     def run(size: tuple[int, int]) -> None:
@@ -32,7 +32,7 @@ def with_speed(
             z = model.sample_latents(
                 condition=latent,
                 sampler=spec.sampler,
-                num_steps=spec.num_steps,
+                num_steps=model.evaluations(spec.num_steps),
                 eta=spec.eta,
                 condition_noise=spec.condition_noise,
             )

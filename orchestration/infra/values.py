@@ -151,11 +151,11 @@ def load_values(path: Path) -> Values:
 
 def check_batches(values: Values) -> None:
     """Every worker count of the elastic range must divide every stage's global batch."""
-    from training.config import STAGES, override
+    from training.config import override
     from training.presets import get_preset
 
     preset = override(get_preset(values.job.preset), list(values.job.settings))
-    for stage in STAGES:
+    for stage in preset.stages:
         batch = preset.stage(stage).global_batch
         for num in range(values.gpu_workers.min, values.gpu_workers.max + 1):
             if batch % num:

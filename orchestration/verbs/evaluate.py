@@ -42,12 +42,17 @@ class Arguments:
     """Sample i uses seed + i, however many workers there are."""
     sampler: Literal["ddim", "dpm++"] = "dpm++"
     """Of the diffusion."""
-    steps: int = 20
-    """Of the sampler; 0 (sr): the condition is rendered directly, as `upscale --steps 0` does."""
+    steps: int | None = None
+    """Of the sampler; default 20, or what a distilled model was made for; 0 (sr): the condition is rendered directly,
+    as `upscale --steps 0` does."""
     eta: float = 0.0
     """Noise added by DDIM, 0 to 1."""
     condition_noise: float = 0.0
     """Of sr, as for `upscale`: strength of the noise on the condition."""
+    teacher: str = ""
+    """Of a distilled model (sr): the model that it learnt from is measured beside it, on the same inputs and noise."""
+    teacher_steps: int = 20
+    """Of the teacher's sampler."""
     protocols: str = "rgb"
     """PSNR protocols: rgb, benchmark, div2k (several with commas)."""
     sr_mode: SrMode = "auto"
@@ -88,6 +93,8 @@ def main(argv: list[str]) -> int:
         num_steps=arguments.steps,
         eta=arguments.eta,
         condition_noise=arguments.condition_noise,
+        teacher=arguments.teacher,
+        teacher_steps=arguments.teacher_steps,
         protocols=tuple(arguments.protocols.split(",")),  # type: ignore[arg-type]
         sr_mode=arguments.sr_mode,
         split=arguments.split,

@@ -31,8 +31,8 @@ def parser() -> argparse.ArgumentParser:
 
     parser = argparse.ArgumentParser(
         prog="latentzoom pipeline",
-        description="Images → shards → autoencoder → latents → decoder → denoiser → align → evaluate → register → "
-        "promote, as one job. Finished steps are skipped; run it again after any interruption.",
+        description="Images → shards → autoencoder → latents → decoder → denoiser → align (→ distill) → evaluate → "
+        "register → promote, as one job. Finished steps are skipped; run it again after any interruption.",
     )
     add = parser.add_argument
     add("--preset", required=True, help=f"one of {', '.join(PRESETS)}")
@@ -41,6 +41,20 @@ def parser() -> argparse.ArgumentParser:
     add("--workdir", required=True, metavar="URL", help="folder for everything the job writes")
     add("--name", help="registered model; default: the preset's")
     add("--autoencoder", default="", metavar="URL", help="bundle with an autoencoder: skips training one")
+    add(
+        "--init",
+        action="append",
+        default=[],
+        metavar="[PART=]START",
+        help="fine-tune: begin with the parts of this bundle (address, models:/NAME@champion), whose autoencoder is "
+        "taken as it is. PART=START for one part, as in decoder=autoencoder",
+    )
+    add(
+        "--stages",
+        default="",
+        metavar="NAMES",
+        help="train these only, as in decoder,align; the other parts must come from --init or --autoencoder",
+    )
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the preset: align.lr=1e-6")
     add("--preprocess", action="append", default=[], metavar="NAME=VALUE", help="a setting of preprocess: val_list=URL")
     add("--evaluate", action="append", default=[], metavar="NAME=VALUE", help="a setting of evaluate: num=5000")
@@ -65,7 +79,7 @@ def main(argv: list[str]) -> int:
     from orchestration.chain.redo import Redo
     from orchestration.chain.steps import statuses
 
-    job = make_job(arguments)
+    job = begun(make_job(arguments), arguments.init, local=arguments.local or arguments.dry_run)
     redo = Redo.load(job.work)
     Chain(job).require(arguments.from_step)
     asked = redo.ask(arguments.from_step)
@@ -94,6 +108,7 @@ def make_job(arguments: argparse.Namespace) -> Job:
     from training.cli import parse_workers
     from training.config import override
     from training.presets import get_preset
+    from training.starts import address
 
     preset = override(get_preset(arguments.preset), arguments.set)
     work = storage.absolute(arguments.workdir)
@@ -108,13 +123,35 @@ def make_job(arguments: argparse.Namespace) -> Job:
         preprocess=_preprocess_config(arguments, preset),
         evaluation=override(_evaluation(preset), arguments.evaluate),
         tracking_uri=tracking.tracking_uri(arguments.tracking_uri or None, folder=work if is_local else None),
-        autoencoder=storage.absolute(arguments.autoencoder) if arguments.autoencoder else "",
+        autoencoder=address(arguments.autoencoder) if arguments.autoencoder else "",
+        stages=tuple(name.strip() for name in arguments.stages.split(",") if name.strip()),
         local=arguments.local,
         workers=low if low == high else (low, high),
         gpus_per_worker=arguments.gpus_per_worker,
         evaluate_workers=arguments.evaluate_workers,
         device=arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"),
     )
+
+
+def begun(job: Job, inits: list[str], *, local: bool) -> Job:
+    """The job with what its stages start from: --init for each part, models:/ addresses pinned and fetched, or where
+    not `local` put under the working folder. Raises `UserError`."""
+    from orchestration.starts import pinned, pinned_uri, place
+    from training.starts import address, with_init, with_whole
+
+    def found(uri: str) -> str:
+        return place(pinned_uri(uri, job.tracking_uri), job.work, job.tracking_uri, local=local)
+
+    preset, autoencoder = job.preset, job.autoencoder
+    parts = [init for init in inits if init.partition("=")[0].isalpha() and "=" in init]
+    for init in (init for init in inits if init not in parts):
+        uri = pinned_uri(address(init), job.tracking_uri)
+        preset, autoencoder = with_whole(preset, uri, found(uri)), autoencoder or uri
+    for init in parts:
+        part = init.partition("=")[0]
+        preset = with_init(preset, part if part in ("autoencoder", "denoiser") else "decoder", [init])
+    preset = pinned(preset, preset.stages, job.tracking_uri)
+    return dataclasses.replace(job, preset=preset, autoencoder=found(autoencoder) if autoencoder else "")
 
 
 def _preprocess_config(arguments: argparse.Namespace, preset: Preset) -> Any:
@@ -153,7 +190,8 @@ def _evaluation(preset: Preset) -> EvaluationSpec:
     model = preset.model
     if model.task == "sr":
         factor = model.image_size / model.lr_size
-        return EvaluationSpec(task="sr", scales=(round(factor * 2 / 3, 3), factor), num_steps=50)
+        num_steps = None if preset.one_step else 50
+        return EvaluationSpec(task="sr", scales=(round(factor * 2 / 3, 3), factor), num_steps=num_steps)
     if model.task == "direct":
         return EvaluationSpec(task="sr", scales=(2.0, 3.0, 4.0), protocols=("rgb", "benchmark"))
     size = model.image_size
@@ -164,9 +202,10 @@ def _run(chain: Chain, arguments: argparse.Namespace, steps: list) -> dict[str, 
     from orchestration import tracking
     from orchestration.chain.job import parent_run
     from orchestration.chain.steps import run_steps, statuses
+    from training.config import STAGES
 
     job, start = chain.job, time.monotonic()
-    trains = {"autoencoder", "decoder", "denoiser", "align"}
+    trains = set(STAGES)
     open_steps = [s.name for s in statuses(job.work, steps) if s.state != "done"]
     needs_ray = not job.local and (bool(trains & set(open_steps)) or job.preprocess.workers or job.evaluate_workers)
     started = False

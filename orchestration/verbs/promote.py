@@ -99,11 +99,15 @@ def _stored(version: Version, uri: str) -> dict[str, Any] | None:
 
 
 def _evaluate(model: str, data: str, spec: dict[str, Any], arguments: Arguments, uri: str) -> dict[str, Any]:
+    from orchestration import registry
     from orchestration.evaluation.evaluate import evaluate
-    from orchestration.evaluation.spec import EvaluationSpec
+    from orchestration.evaluation.spec import EvaluationSpec, distilled_steps
     from pipeline.config import from_dict
 
     known = {f.name for f in dataclasses.fields(EvaluationSpec)}
     options = from_dict(EvaluationSpec, {k: v for k, v in spec.items() if k in known}, "report")
+    bundle = registry.verify_bundle(registry.resolve(model, tracking_uri=uri))
+    if distilled_steps(bundle) and options.num_steps:
+        options = dataclasses.replace(options, num_steps=None)  # a distilled model has one number of steps
     report, _ = evaluate(model, data, options, tracking_uri=uri, num_workers=arguments.workers)
     return report.to_dict()

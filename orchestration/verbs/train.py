@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from pipeline.errors import UserError
 from training import cli
 from training.config import Preset
+from training.reporter import Reporter
 
 if TYPE_CHECKING:
     from orchestration.stage_run import Spec
@@ -25,6 +26,7 @@ def main(argv: list[str]) -> int:
 def run(arguments: argparse.Namespace, preset: Preset) -> TrainResult:
     """Train as the arguments ask, with an MLflow run."""
     from orchestration.chain.lease import sole_job
+    from orchestration.starts import pinned, pinned_uri, place, places
     from pipeline import storage
 
     gpus = arguments.gpus_per_worker
@@ -32,14 +34,21 @@ def run(arguments: argparse.Namespace, preset: Preset) -> TrainResult:
         if gpus is not None and (gpus > 0) != (arguments.device == "cuda"):
             raise UserError(f"--device {arguments.device} and --gpus-per-worker {gpus:g} contradict; leave one out")
         gpus = 1.0 if arguments.device == "cuda" and gpus is None else gpus or 0.0
+    store = arguments.tracking_uri
+    preset = pinned(preset, [arguments.stage], store)
     with (
         sole_job(storage.absolute(arguments.run_dir), "training", "--run-dir") as still_ours,
         _tracked(arguments, preset) as spec,
     ):
+        run_dir = storage.absolute(arguments.run_dir)
+        found = places(preset, arguments.stage, run_dir, store, local=arguments.local)
+        if arguments.bundle:
+            arguments.bundle = place(pinned_uri(arguments.bundle, store), run_dir, store, local=arguments.local)
         if arguments.local:
             from orchestration.mlflow_reporter import MlflowReporter
 
-            return cli.train_here(arguments, preset, [lambda: MlflowReporter(**spec)] if spec else [], still_ours)
+            reporters: list[Callable[[], Reporter]] = [lambda: MlflowReporter(**spec)] if spec else []
+            return cli.train_here(arguments, preset, reporters, still_ours, found)
         from orchestration.ray_train import launch
 
         low, high = cli.parse_workers(arguments.workers)
@@ -55,6 +64,7 @@ def run(arguments: argparse.Namespace, preset: Preset) -> TrainResult:
             max_failures=arguments.max_failures,
             reporter_spec=spec,
             still_ours=still_ours,
+            places=found,
         )
 
 

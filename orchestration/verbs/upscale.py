@@ -59,10 +59,11 @@ class Arguments:
     """Of the diffusion (super-resolution models)."""
     sampler: Literal["dpm++", "ddim"] = "dpm++"
     """Of the diffusion."""
-    steps: int = 20
-    """Evaluations of the denoiser (super-resolution models). 0 renders the input directly, which is fast and closest to
-    the truth pixel by pixel; any other number adds plausible detail by diffusion, which looks better at large factors.
-    Models without a denoiser, such as the starter, always do the former."""
+    steps: int | None = None
+    """Evaluations of the denoiser (super-resolution models); unless given 20, or 1 of a distilled one. 0 renders the
+    input directly, which is fast and closest to the truth pixel by pixel; any other number adds plausible detail by
+    diffusion, which looks better at large factors. Models without a denoiser, such as the starter, always do the
+    former."""
     eta: float = 0.0
     """Noise added by DDIM, 0 to 1."""
     condition_noise: float = 0.0

@@ -10,7 +10,7 @@ from tiny_bundle import make_bundle, tiny_config
 
 from orchestration.evaluation.evaluate import evaluate
 from orchestration.evaluation.report import Report
-from orchestration.evaluation.spec import EvaluationSpec
+from orchestration.evaluation.spec import ONE_STEP, EvaluationSpec
 from orchestration.evaluation.store import ChunkStore
 from pipeline.errors import UserError
 from pipeline.images import from_uint8, to_uint8
@@ -70,6 +70,25 @@ def test_batch_size_and_chunks_do_not_change_figures(data, bundles, task):
     for key, value in values(first).items():
         assert values(second)[key] == pytest.approx(value, rel=1e-3, abs=1e-3), key
     assert first.num == 5 and any("50000 samples were asked for" in note for note in first.notes)
+
+
+def test_a_distilled_model_takes_its_own_step_and_stands_beside_its_teacher(data, bundles, tmp_path):
+    student = make_bundle(tmp_path / "student", task="sr", distilled_steps=1)
+    options = {"task": "sr", "scales": (2.0,), "num": 3, "sr_mode": "fixed-input"}
+    spec = EvaluationSpec(**options, teacher=bundles["sr"], teacher_steps=2)
+    report, pictures = evaluate(student, data, spec, progress=False)
+    assert report.sampler == ONE_STEP and report.spec["num_steps"] is None
+    assert {f.method for f in report.figures} == {"ours", "teacher", "nearest", "bicubic", "lanczos"}
+    alone, _ = evaluate(bundles["sr"], data, EvaluationSpec(**options, num_steps=2), progress=False)
+    assert report.get("psnr_rgb", "x2", "teacher").value == alone.get("psnr_rgb", "x2").value
+    one, _ = evaluate(student, data, EvaluationSpec(**options, num_steps=1), progress=False)
+    assert one.get("psnr_rgb", "x2").value == report.get("psnr_rgb", "x2").value
+    assert pictures["picture|teacher|x2|0"].shape == (16, 16, 3)
+    assert any("Teacher: " in note and "2 steps" in note for note in report.notes)
+    with pytest.raises(UserError, match="was distilled to 1 step; leave it out"):
+        evaluate(student, data, EvaluationSpec(**options, num_steps=20), progress=False)
+    with pytest.raises(UserError, match="for task sr only"):
+        EvaluationSpec(task="generation", teacher=student)
 
 
 def test_generation_without_weights_never_uses_the_standard_names(data, bundles):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from small_pictures import make_pictures
+from tiny_bundle import make_bundle
 
 from orchestration import registry
 from orchestration.cli import main
@@ -52,6 +53,22 @@ def test_the_dry_run_names_every_step_and_writes_nothing(images, tmp_path, capsy
     assert list(states(capsys.readouterr().out))[-1] == "decoder"
 
 
+def test_the_dry_run_knows_fine_tuning_and_distillation(images, tmp_path, capsys):
+    theirs = make_bundle(tmp_path / "theirs")
+    plan = command(images, tmp_path / "work", "--dry-run", "--init", theirs, "--stages", "decoder,align")
+    assert main(plan) == 0
+    text = capsys.readouterr().out
+    assert list(states(text)) == ["latents", "decoder", "align", "evaluate", "register", "promote"]
+    folders = text.split()
+    make_bundle(tmp_path / "theirs", seed=1)  # other weights at the same place: nothing of before is taken for it
+    assert main(plan) == 0
+    assert not {word for word in folders if word.startswith("decoder/")} & set(capsys.readouterr().out.split())
+    distil = ["--set=model.task=sr", "--set=model.lr_size=8", "--set=one_step=true", "--evaluate=scales=[2]"]
+    small = [word for word in command(images, tmp_path / "work", "--dry-run", *distil) if "sizes" not in word]
+    assert main(small) == 0
+    assert list(states(capsys.readouterr().out))[5:8] == ["align", "distill", "evaluate"]
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
@@ -61,6 +78,10 @@ def test_the_dry_run_names_every_step_and_writes_nothing(images, tmp_path, capsy
         (["--preprocess=colour=x"], "no setting 'colour'"),
         (["--set=align.speed=9"], "no setting 'align.speed'"),
         (["--autoencoder", "nowhere"], "no bundle"),
+        (["--init", "nowhere"], "no bundle"),
+        (["--init", "align=bundle"], "does not train the align"),
+        (["--stages", "decoder,distill"], "no stage 'distill' to train here; there are autoencoder, decoder"),
+        (["--stages", "decoder"], "leaves the autoencoder out"),
         (["--workdir", "memory://work"], "name the tracking server"),
     ],
 )

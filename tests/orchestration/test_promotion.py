@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestration.evaluation.spec import ONE_STEP
 from orchestration.promotion import Rule, decide
 from pipeline.errors import UserError
 
@@ -118,3 +119,11 @@ def test_baselines_do_not_count():
 def test_two_models_never_both_beat_each_other(first, second):
     one, two = report(tuple(first)), report(tuple(second[: len(first)]))
     assert not (decide(one, two).promote and decide(two, one).promote)
+
+
+def test_a_distilled_candidate_is_weighed_against_a_champion_that_takes_many_steps():
+    student = report((0.4, 0.5), sampler=ONE_STEP)
+    assert decide(report((0.5, 0.6)), student).promote
+    assert not decide(report((0.3, 0.4)), student).promote
+    with pytest.raises(UserError, match="sampler settings"):
+        decide(report((0.5, 0.6)), report((0.4, 0.5), sampler="dpm++, 9 steps, eta 0"))

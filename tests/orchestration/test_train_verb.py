@@ -10,11 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from orchestration import tracking
+from orchestration import registry, tracking
 from orchestration.cli import main
+from orchestration.lineage import lineage
 from orchestration.stage_run import stage_run
+from pipeline.bundle import load_bundle
 from pipeline.errors import STOPPED, Stopped
 from preprocess.config import PreprocessConfig
 from preprocess.manifest import load_manifest
@@ -62,6 +65,30 @@ def test_a_stage_has_one_run_with_parameters_data_figures_and_pictures(shards, t
     assert train(shards) == 0  # finished before: nothing is trained, and no other run is begun
     experiment = tracking.experiment_id(uri, tracking.EXPERIMENT)
     assert [r.info.run_id for r in tracking.client(uri).search_runs([experiment])] == [run_id]
+
+
+def test_a_stage_starts_from_a_registered_model_and_lineage_says_so(shards, tmp_path, capsys):
+    still = ["--set", "autoencoder.lr=1e-12"]
+    assert train(shards, *still) == 0
+    first = registry.register("run/bundle", "first")
+    words = ["--run-dir", "tuned", "--init", "models:/first@candidate", *still]
+    assert train(shards, *words) == 0
+    made, before = load_bundle("tuned/bundle"), load_bundle("run/bundle")
+    started = made.meta["stages"]["autoencoder"]["started_from"]["autoencoder"]
+    assert started["of"] == first.uri == "models:/first/1"  # the alias is pinned
+    for name, tensor in before.autoencoder.state_dict().items():
+        assert torch.allclose(made.autoencoder.state_dict()[name], tensor, atol=1e-6)
+    uri = tracking.tracking_uri()
+    run_id = tracking.find_run(uri, "autoencoder", tag=("latentzoom.run_dir", str(tmp_path / "tuned")))
+    settings = json.loads(
+        Path(tracking.client(uri).download_artifacts(run_id, "settings.json", str(tmp_path))).read_text()
+    )
+    assert settings["started_from.autoencoder.sha256"] == started["sha256"] and settings["start"] == first.uri
+    registry.register("tuned/bundle", "second")
+    assert "started from the autoencoder of models:/first/1" in lineage("models:/second/1")["stages"]
+    capsys.readouterr()
+    assert train(shards, "--run-dir", "other", "--init", "models:/nobody@champion") == 2
+    assert "'nobody'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("error", "status"), [(Stopped("notice"), "KILLED"), (RuntimeError(), "FAILED")])

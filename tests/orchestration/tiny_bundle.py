@@ -1,5 +1,7 @@
 """Tiny bundles with random weights for the orchestration tests."""
 
+from dataclasses import replace
+
 import torch
 
 from pipeline.bundle import Bundle, build_autoencoder, build_decoder, build_denoiser, save_bundle
@@ -24,9 +26,12 @@ def tiny_config(task="generation"):
     )
 
 
-def make_bundle(url, seed=0, task="generation", config=None):
+def make_bundle(url, seed=0, task="generation", config=None, distilled_steps=0):
     torch.manual_seed(seed)
     config = config or tiny_config(task)
+    if distilled_steps:
+        schedule = replace(config.schedule, prediction="x0", distilled_steps=distilled_steps)
+        config = replace(config, schedule=schedule)
     bundle = Bundle(
         config=config,
         autoencoder=build_autoencoder(config),

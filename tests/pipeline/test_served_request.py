@@ -66,12 +66,12 @@ def test_what_is_no_file_is_named(value, words):
 def test_rows_that_are_right():
     nan = float("nan")
     row = {"task": "generate", "num": 2.0, "height": "20", "width": np.int64(33), "seed": MAX_SEED, "image": None}
-    assert parse_row({**row, "scale": nan}, 64) == Generate(num=2, size=(20, 33), seed=MAX_SEED, steps=20)
-    assert parse_row({"task": "generate"}, 64) == Generate(num=1, size=(64, 64), seed=0, steps=20)
+    assert parse_row({**row, "scale": nan}, 64) == Generate(num=2, size=(20, 33), seed=MAX_SEED, steps=None)
+    assert parse_row({"task": "generate"}, 64) == Generate(num=1, size=(64, 64), seed=0, steps=None)
     row = {"task": "upscale", "image": PLAIN, "scale": np.float32(2.5), "num": nan, "steps": 0}
     assert parse_row(row, 64) == Upscale(image=DATA, scale=2.5, size=None, seed=0, steps=0)
     row = {"task": "upscale", "image": PLAIN, "height": 20.0, "width": 30.0}
-    assert parse_row(row, 64) == Upscale(image=DATA, scale=None, size=(20, 30), seed=0, steps=20)
+    assert parse_row(row, 64) == Upscale(image=DATA, scale=None, size=(20, 30), seed=0, steps=None)
 
 
 GENERATE, UPSCALE = {"task": "generate"}, {"task": "upscale", "image": PLAIN, "scale": 2.0}

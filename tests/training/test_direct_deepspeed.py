@@ -1,4 +1,5 @@
-"""Direct and joint training under DeepSpeed (one process, gloo): as under the plain engine, and exact after a kill."""
+"""Direct and joint training and distillation under DeepSpeed (one process, gloo): as under the plain engine, and
+exact after a kill."""
 
 from __future__ import annotations
 
@@ -22,6 +23,7 @@ from training.presets import debug
 from training.run import train
 
 _STEPS = 30
+DISTILL = ["model.task=sr", "model.lr_size=8", "one_step=true", "distill.teacher_steps=2", "distill.crop_cells=5"]
 JOINT = ["model.task=sr", "model.lr_size=8", "autoencoder.decoder=implicit", "autoencoder.crop=14"]
 
 
@@ -44,13 +46,23 @@ def start(stage: str, data: str, bundle: str, run_dir: Path, settings: list[str]
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "zero_stage", "precision"),
-    [("drawn", 3, "bf16"), ("cached", 1, "fp32"), ("joint", 1, "fp32"), ("joint", 3, "fp32")],
+    [
+        ("drawn", 3, "bf16"),
+        ("cached", 1, "fp32"),
+        ("joint", 1, "fp32"),
+        ("joint", 3, "fp32"),
+        ("distill", 1, "fp32"),
+        ("distill", 3, "fp32"),
+    ],
 )
 def test_it_trains_as_the_plain_engine_does_and_a_killed_run_ends_like_an_uninterrupted_one(
-    kind: str, zero_stage: int, precision: str, shop: Shop, tmp_path: Path
+    kind: str, zero_stage: int, precision: str, shop: Shop, sr_shop: Shop, tmp_path: Path
 ) -> None:
-    stage, data, bundle = ("autoencoder" if kind == "joint" else "decoder"), shop.pixels, ""
-    settings = {"drawn": DIRECT, "cached": [*WITH_ENCODER, "decoder.conditions=cached"], "joint": JOINT}[kind]
+    stage, data, bundle = {"joint": "autoencoder", "distill": "distill"}.get(kind, "decoder"), shop.pixels, ""
+    cached = [*WITH_ENCODER, "decoder.conditions=cached"]
+    settings = {"drawn": DIRECT, "cached": cached, "joint": JOINT, "distill": DISTILL}[kind]
+    if kind == "distill":
+        data, bundle = sr_shop.data, sr_shop.bundle
     if kind == "cached":
         bundle = save_first_stage(str(tmp_path / "first"), override(debug(), settings).model)
         data = with_conditions(Path(shop.pixels).parent / "pictures", tmp_path / "data", bundle, 9, 16)
@@ -67,7 +79,7 @@ def test_it_trains_as_the_plain_engine_does_and_a_killed_run_ends_like_an_uninte
     (newest, *_) = sorted((tmp_path / "killed/checkpoints").glob("step-*/manifest.json"), reverse=True)
     assert json.loads(newest.read_text())["engine"] == "deepspeed"
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
-    for part in ("autoencoder", "decoder") if kind == "joint" else ("decoder",):
+    for part in {"joint": ("autoencoder", "decoder"), "distill": ("denoiser",)}.get(kind, ("decoder",)):
         digests = {storage.sha256_file(f"{result['bundle']}/{part}.safetensors") for result in (whole, again)}
         assert len(digests) == 1
 

@@ -45,6 +45,7 @@ _UNET: dict[str, Any] = {
     "num_heads": 0,
     "scale_shift": False,
     "resample": "conv",
+    "condition_noise": 0.0,  # this project's
 }
 # [L] ffhq-ldm-vq-4, lsun_bedrooms-ldm-vq-4
 LDM_F4 = {**_UNET, "base_width": 224, "width_mult": [1, 2, 3, 4], "attention_factors": [2, 4, 8]}
@@ -160,6 +161,8 @@ def test_a_preset_is_its_row_of_the_released_configurations(name: str) -> None:
             "beta_start": row["betas"][0],
             "beta_end": row["betas"][1],
             "prediction": "eps",
+            "zero_terminal_snr": False,  # as the next, this project's
+            "distilled_steps": 0,
         },
     }
     assert (model.autoencoder.factor, model.latent_size) == (factor, latent)

@@ -11,7 +11,6 @@ from torch import Tensor
 from pipeline.autoencoder import Autoencoder
 from pipeline.bundle import build_autoencoder
 from pipeline.config import ModelConfig
-from pipeline.initialise import initialise_autoencoder
 from training.adversary import Adversary
 from training.config import AutoencoderStage, first_stage_unit
 from training.context import Context
@@ -24,6 +23,7 @@ from training.reconstruction import Reconstruction
 from training.session import Session
 from training.stages import joint
 from training.stages.parts import Trained, psnr, trained
+from training.starts import start_autoencoder
 
 
 def train(context: Context) -> Trained:
@@ -34,8 +34,7 @@ def train(context: Context) -> Trained:
         return joint.train(context)
     torch.manual_seed(config.seed)
     autoencoder = build_autoencoder(model)
-    if config.start == "linear":
-        initialise_autoencoder(autoencoder)
+    start_autoencoder(autoencoder, config.start, context.bundle)
     network = Reconstruction(autoencoder)
     engine = make_engine(network, config, context.world, deepspeed=context.use_deepspeed)
     session = Session(context, engine, context.loader(pixels=True, latents=False))

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from pipeline.bundle import build_decoder
 from pipeline.decoder import ImplicitDecoder
-from pipeline.initialise import initialise_decoder
 from training.config import DecoderStage, with_scale_factor
-from training.context import Context, frozen_autoencoder, require_parts
+from training.context import Context, frozen_autoencoder
 from training.engine import make_engine
 from training.grids import Grids
 from training.losses import per_sample
@@ -23,6 +22,7 @@ from training.pairs import MakePair, cached_pairs, direct_pairs, latent_pairs
 from training.perceptual import load_perceptual
 from training.session import Session
 from training.stages.parts import Trained, psnr, trained
+from training.starts import start_decoder
 
 
 def train(context: Context) -> Trained:
@@ -79,12 +79,7 @@ def starting_decoder(context: Context) -> ImplicitDecoder:
     config = context.config
     assert isinstance(config, DecoderStage)
     decoder = build_decoder(context.model)
-    if config.start == "linear":
-        initialise_decoder(decoder)
-    elif config.start == "bundle":
-        start = require_parts(context.bundle, "decoder", "decoder").decoder
-        assert start is not None
-        decoder.load_state_dict(start.state_dict(), strict=True)
+    start_decoder(decoder, config.start, context.bundle)
     return decoder
 
 

@@ -20,15 +20,17 @@ from training.grids import Grids
 from training.losses import denoising_loss, min_snr_weight
 from training.session import MicroBatch, Session
 from training.stages.parts import Trained, trained
+from training.starts import start_denoiser
 
 
 def train(context: Context) -> Trained:
     """min over eps_theta of | eps - eps_theta(z_t, t) |^2, eq. (4); SR models also see the condition latent."""
     config, model = context.config, context.model
     assert isinstance(config, DenoiserStage)
-    require_parts(context.bundle, "denoiser", "autoencoder")
+    bundle = require_parts(context.bundle, "denoiser", "autoencoder")
     torch.manual_seed(config.seed)
     denoiser = build_denoiser(model)
+    start_denoiser(denoiser, config.start, bundle)
     schedule = Schedule(model.schedule)
     engine = make_engine(denoiser, config, context.world, deepspeed=context.use_deepspeed)
     session = Session(context, engine, context.loader(pixels=False, latents=True))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pipeline.initialise import initialise_autoencoder, initialise_decoder
 from training.config import AutoencoderStage, first_stage_unit
 from training.context import Context
 from training.engine import make_engine
@@ -18,6 +17,7 @@ from training.losses import kl_loss, per_sample
 from training.reconstruction import JointFirstStage, joint_first_stage
 from training.session import Session
 from training.stages.parts import Trained, psnr, trained
+from training.starts import start_autoencoder, start_decoder
 from training.targets import draw_target
 
 
@@ -28,9 +28,8 @@ def train(context: Context) -> Trained:
     assert isinstance(config, AutoencoderStage)
     torch.manual_seed(config.seed)
     network = joint_first_stage(model)
-    if config.start == "linear":
-        initialise_autoencoder(network.autoencoder)
-        initialise_decoder(network.decoder)
+    start_autoencoder(network.autoencoder, config.start, context.bundle)
+    start_decoder(network.decoder, config.decoder_start or config.start, context.bundle)
     engine = make_engine(network, config, context.world, deepspeed=context.use_deepspeed)
     session = Session(context, engine, context.loader(pixels=True, latents=False))
     grids = Grids(context)

@@ -89,6 +89,18 @@ def autocast(config: StageConfig, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, _DTYPES[config.precision], enabled=config.precision != "fp32")
 
 
+def frozen_dtype(config: StageConfig, device: torch.device) -> torch.dtype:
+    """Of a frozen decoder that a gradient passes: on CUDA the stage's precision, in which the fused head computes its
+    gradient too; on a CPU float32."""
+    return _DTYPES[config.precision] if device.type == "cuda" else torch.float32
+
+
+def frozen_precision(config: StageConfig, device: torch.device) -> torch.autocast:
+    """`frozen_dtype` as a context."""
+    dtype = frozen_dtype(config, device)
+    return torch.autocast(device.type, dtype if dtype != torch.float32 else None, enabled=dtype != torch.float32)
+
+
 def accumulation_steps(config: StageConfig, num_workers: int) -> int:
     """Micro-batches per optimizer step; `UserError` when the workers cannot share the global batch evenly."""
     if config.global_batch % num_workers:

@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch import nn
 
+from pipeline.bundle import build_decoder
 from training.config import StageConfig
+from training.engine import frozen_dtype
 from training.presets import debug
 from training.tuning import compile_where_it_pays, tune
 
@@ -59,3 +61,24 @@ def test_compiled_where_it_pays_or_as_asked(
     assert compile_where_it_pays(module, config, device) == expected
     assert (module._compiled_call_impl is not None) == expected
     assert torch._dynamo.config.suppress_errors == (expected and config.compile is None)
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "expected"),
+    [("bf16", CUDA, torch.bfloat16), ("fp16", CUDA, torch.float16), ("bf16", CPU, torch.float32)],
+)
+def test_the_frozen_decoder_has_the_precision_of_the_fused_head(
+    precision: Any, device: torch.device, expected: torch.dtype
+) -> None:
+    assert frozen_dtype(dataclasses.replace(debug().align, precision=precision), device) == expected
+
+
+def test_under_autocast_the_head_s_table_is_of_the_kernel_s_type_and_pixels_come_back_exact() -> None:
+    """So the fused kernel is taken in stage 2: it is for tables of half precision."""
+    decoder = build_decoder(debug().model)
+    assert decoder.config.kind == "liif"
+    with torch.autocast("cpu", torch.bfloat16):
+        features = decoder.features(torch.randn(1, 3, 8, 8))
+        assert decoder.prepare(features).dtype == torch.bfloat16
+        rendered = decoder.render(features, (20, 24))
+    assert torch.isfinite(rendered).all()

@@ -12,7 +12,7 @@ from pipeline.bundle import build_denoiser
 from pipeline.diffusion import Schedule
 from training.config import AlignStage
 from training.context import Context, require_parts
-from training.engine import make_engine
+from training.engine import frozen_precision, make_engine
 from training.grids import Grids
 from training.losses import alignment_loss, diffusion_weight
 from training.session import Session
@@ -51,7 +51,8 @@ def train(context: Context) -> Trained:
             prediction = engine(z_t, t, *shown_condition(micro, condition, model, config.seed, step))
             z0_pred = schedule.to_x0(z_t, prediction, t)
             # ND(z0_pred; s) with gradient through it, eq. (6)
-            rendered = render_target(decoder, z0_pred / model.scale_factor, target, config.context_cells)
+            with frozen_precision(config, context.world.device):
+                rendered = render_target(decoder, z0_pred / model.scale_factor, target, config.context_cells).float()
             truth = target.cut(micro.pixels)
             # eqs. (7)-(9), weighted sample by sample
             weight = diffusion_weight(schedule.snr(t), config.loss, config.weight_clip)

@@ -12,17 +12,17 @@ from pipeline.canvas import Facts
 from pipeline.errors import UserError
 from pipeline.formats import format_of
 from pipeline.model import LatentZoom
-from pipeline.progress import Progress
+from pipeline.progress import Notice, Progress
 from pipeline.sizes import Size, parse_size
 
 LARGE = 1 << 24
 """Pixels from which drawing a picture shows its own progress."""
 
 
-def run(arguments: Arguments) -> int:
-    """Everything that the arguments ask for and that is not there yet."""
-    print(f"latentzoom: loading {arguments.model}", file=sys.stderr, flush=True)
+def run(arguments: Arguments, notice: Notice) -> int:
+    """Everything that the arguments ask for and that is not there yet; the notice is of the model's loading."""
     model, name = load_model(arguments.model, arguments.device, arguments.tracking_uri, arguments.dtype)
+    notice.over()
     if line := slow_dtype(arguments.device, arguments.dtype):
         print(f"latentzoom: {line}", file=sys.stderr)
     if model.config.task != "generation":

@@ -24,7 +24,7 @@ from pipeline.errors import UserError
 from pipeline.formats import JPEG, format_of
 from pipeline.kept import Keep, KeptPieces, keep_nothing, keep_pixels
 from pipeline.model import LatentZoom
-from pipeline.progress import Progress
+from pipeline.progress import Notice, Progress
 from pipeline.reading import MAX_INPUT_PIXELS, Picture, Unreadable, oriented_size, read_picture, use_own_size_limit
 from pipeline.sizes import Size
 
@@ -79,14 +79,14 @@ class Upscaler:
             return {}
 
 
-def run(arguments: Arguments, found: Places) -> int:
-    """Everything that `found` names. Exit status 1: some pictures could not be enlarged."""
+def run(arguments: Arguments, found: Places, notice: Notice) -> int:
+    """Everything that `found` names; the notice is of the model's loading. Exit status 1: some pictures could not be
+    enlarged."""
     use_own_size_limit()  # Pillow would warn of pictures that `read_picture` allows
     if not found.is_said:
         _check_meant(found.tasks[0])
-    shown = "the starter" if not arguments.model else arguments.model
-    print(f"latentzoom: loading {shown}", file=sys.stderr, flush=True)
     model, name = load_model(arguments.model_address, arguments.device, arguments.tracking_uri, arguments.dtype)
+    notice.over()
     if line := slow_dtype(arguments.device, arguments.dtype):
         print(f"latentzoom: {line}", file=sys.stderr)
     if arguments.compile:

@@ -22,6 +22,32 @@ def format_seconds(seconds: float) -> str:
     return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
 
 
+class Notice:
+    """A line on a terminal that is written when what it announces takes longer than a moment; not at all where it fails
+    before. A log has no use for it."""
+
+    def __init__(self, text: str, *, delay: float = 0.8, stream: TextIO | None = None) -> None:
+        self._text, self._stream = text, stream or sys.stderr
+        self._timer = threading.Timer(delay, self._say)
+        self._timer.daemon = True
+
+    def _say(self) -> None:
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # standard error may be closed, or None
+            if self._stream.isatty():
+                print(self._text, file=self._stream, flush=True)
+
+    def over(self) -> None:
+        """It is done."""
+        self._timer.cancel()
+
+    def __enter__(self) -> Notice:
+        self._timer.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.over()
+
+
 class Progress:
     """Counts `done` of `total` units; prints at most every `interval` seconds, and once at the end.
 

@@ -55,7 +55,7 @@ def sr_model(options: Options, *, is_plain: bool = False) -> LatentZoom:
     if not is_plain:
         return LatentZoom(bundle, options.device, getattr(torch, options.dtype))
     plain = LatentZoom(bundle, options.device)
-    for part in (bundle.autoencoder, bundle.decoder, bundle.denoiser):
+    for part in (plain.autoencoder, plain.decoder, plain.denoiser):
         assert part is not None
         part.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     return plain

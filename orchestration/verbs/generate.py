@@ -13,6 +13,7 @@ from orchestration.writable import check_file, check_folder
 from pipeline.command_line import plain_help
 from pipeline.errors import UserError
 from pipeline.formats import FORMATS, PICTURE_SUFFIXES, WRITTEN, format_of
+from pipeline.progress import Notice
 from pipeline.sizes import parse_size
 
 
@@ -70,9 +71,10 @@ class Arguments:
 def main(argv: list[str]) -> int:
     arguments = tyro.cli(Arguments, prog="latentzoom generate", args=argv)
     _check(arguments)
-    from orchestration.generating import run
+    with Notice(f"latentzoom: loading {arguments.model}") as notice:
+        from orchestration.generating import run
 
-    return run(arguments)
+        return run(arguments, notice)
 
 
 def _check(arguments: Arguments) -> None:

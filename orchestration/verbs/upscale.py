@@ -15,6 +15,7 @@ from orchestration.wanted_size import WantedSize
 from orchestration.writable import check_file, check_folder
 from pipeline.command_line import plain_help
 from pipeline.errors import UserError
+from pipeline.progress import Notice
 from pipeline.starter import starter_path
 
 
@@ -104,9 +105,10 @@ def main(argv: list[str]) -> int:
     found = _checked(arguments)
     if line := left_out_line(found.left_out):
         print(f"latentzoom: {line}", file=sys.stderr)
-    from orchestration.upscaling import run
+    with Notice(f"latentzoom: loading {arguments.model or 'the starter'}") as notice:
+        from orchestration.upscaling import run
 
-    return run(arguments, found)
+        return run(arguments, found, notice)
 
 
 def _checked(arguments: Arguments) -> Places:

@@ -24,7 +24,7 @@ from orchestration.infra.tracking_server import SECRETS
 from orchestration.infra.values import load_values
 from orchestration.verbs import pipeline as pipeline_cli
 from pipeline.errors import UserError
-from training.config import STAGES, override
+from training.config import override
 from training.presets import get_preset
 
 INFRA = Path(__file__).resolve().parents[2] / "infra"
@@ -128,7 +128,7 @@ def test_the_rayjob_is_a_command_we_have_and_its_range_can_train(values):
     group = next(g for g in load("kuberay/raycluster.yaml")["spec"]["workerGroupSpecs"] if g["groupName"] == "gpu")
     assert (low, high) == (group["minReplicas"], group["maxReplicas"])
     preset = override(get_preset(arguments.preset), arguments.set)
-    for stage in STAGES:
+    for stage in preset.stages:
         assert worker_counts(preset.stage(stage), low, high) == tuple(range(low, high + 1))
 
 

@@ -14,18 +14,17 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import UserError
-from pipeline.storage import join, sha256_bytes
 from preprocess.config import PreprocessConfig
 from preprocess.decoding import Crop, DecodedImage, decode_ahead
 from preprocess.encode import LatentEncoder, StoredEncoder
 from preprocess.images import use_own_size_limit
 from preprocess.plan import ShardPlan
 from preprocess.publish import Publisher
+from preprocess.quarantine import quarantine
 from preprocess.receipt import Receipt
-from preprocess.retry import RetryCounter, full_disk_explained, with_retries
+from preprocess.retry import RetryCounter, full_disk_explained
 from preprocess.sample import Sample, member_suffixes
 from preprocess.sources.base import Source
-from preprocess.store import write_bytes
 
 
 @dataclass(slots=True)
@@ -162,11 +161,12 @@ class ShardBuilder:
         reject, image = decoded.reject, decoded.planned.image
         assert reject is not None
         if self.config.policy == "fail":
-            raise UserError(f"{image} cannot be used ({reject}); mend or remove it, or use --policy skip or quarantine")
+            raise UserError(
+                f"{image} cannot be used ({reject}); mend or remove it, or use --policy skip or quarantine "
+                "(preprocess check lists all such images)"
+            )
         if self.config.policy == "quarantine" and decoded.data:
-            name = f"{sha256_bytes(image.encode())[:16]}-{image.rsplit('/', 1)[-1][-80:]}"
-            url = join(self.config.dest, "quarantine", name)
-            with_retries(lambda: write_bytes(url, decoded.data), url, self.config.retries, self.counter)
+            quarantine(self.config, image, decoded.data, self.counter)
         return {
             "image": image,
             "reason": reject.reason,

@@ -50,7 +50,11 @@ def parse(argv: list[str]) -> PreprocessConfig:
 def _preprocess(config: PreprocessConfig, observe: Observer | None) -> int:
     from preprocess.run import plan_text, preprocess
 
-    print(plan_text(config) if config.plan else preprocess(config, observe=observe).to_json())
+    if config.plan:
+        print(plan_text(config))
+        return 0
+    summary = preprocess(config, observe=observe)
+    print(summary.to_json() if config.json else summary.to_text())
     return 0
 
 

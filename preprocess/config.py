@@ -30,9 +30,9 @@ class PreprocessConfig:
 
     source: Annotated[str, tyro.conf.Suppress] = "folder"
     """Kind of source: a name of `preprocess.sources.SOURCES`."""
-    source_url: tyro.conf.Positional[str]
+    source_url: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
     """Where the images are: a folder, archive or database (any fsspec URL)."""
-    dest: tyro.conf.Positional[str]
+    dest: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DEST")]
     """Folder for the shards (any fsspec URL)."""
 
     autoencoder: str | None = None
@@ -75,6 +75,8 @@ class PreprocessConfig:
     """Text file (URL) of ids or file names for "train"; ids in neither list are left out."""
     val_list: str = ""
     """Text file (URL) of ids or file names for "val"."""
+    members: tuple[str, ...] = ()
+    """Take only images with these extensions (jpg, or input.png); empty: all but masks that lie beside their image."""
     limit: int = 0
     """Use only the first images of the shuffled list; 0: all."""
     samples_per_shard: int = 1024
@@ -95,7 +97,9 @@ class PreprocessConfig:
     policy: Literal["fail", "skip", "quarantine"] = "fail"
     """What a bad image does: stop the run, be left out, or be left out and copied to DEST/quarantine."""
     max_reject_fraction: float = 0.001
-    """The run stops when more than this fraction of the images is rejected."""
+    """The run stops when more than this fraction of the images is rejected, and more than --max-rejects."""
+    max_rejects: int = 10
+    """So many images may be rejected whatever their fraction, as long as half of the images are good."""
     workers: int = 0
     """Ray actors that build shards; 0: this process."""
     gpus_per_worker: float = 0.0
@@ -112,6 +116,8 @@ class PreprocessConfig:
     """Attempts for a read or write that fails for a passing reason."""
     plan: bool = False
     """Print what would be done and write nothing."""
+    json: bool = False
+    """Print the summary as JSON."""
 
     def __post_init__(self) -> None:
         low, high = self.crop_fraction
@@ -133,6 +139,7 @@ class PreprocessConfig:
         _require(self.workers >= 0, "workers", self.workers, "0 or a number of actors")
         _require(self.retries >= 1, "retries", self.retries, "at least 1")
         _require(0 <= self.max_reject_fraction <= 1, "max_reject_fraction", self.max_reject_fraction, "0 to 1")
+        _require(self.max_rejects >= 0, "max_rejects", self.max_rejects, "0 or a number of images")
         _require(self.max_pixels >= 1, "max_pixels", self.max_pixels, "at least 1")
         for lr_size in self.lr_sizes:
             _require(1 <= lr_size < self.size, "lr_sizes", lr_size, f"sizes from 1 to {self.size - 1}")
@@ -153,6 +160,12 @@ class PreprocessConfig:
             crop = "random" if full_resolution or self.crops_per_image > 1 else "center"
         by_pixels = crop == "grid" or (full_resolution and self.crop_fraction == (1.0, 1.0))
         return self.replace(crop=crop, crop_pixels=self.crop_pixels or (self.size if by_pixels else 0))
+
+    def max_rejected(self, num_images: int) -> int:
+        """How many of `num_images` may be rejected."""
+        if self.policy == "fail":
+            return 0
+        return max(int(self.max_reject_fraction * num_images), min(self.max_rejects, num_images // 2))
 
     def transform(self) -> dict[str, Any]:
         """The fields that decide the bytes of a sample, apart from the source and the autoencoder."""

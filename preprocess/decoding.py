@@ -15,8 +15,9 @@ from preprocess.config import PreprocessConfig
 from preprocess.crops import choose_box
 from preprocess.images import crop_and_resize, decode, encode_pixels
 from preprocess.plan import PlannedImage, ShardPlan
+from preprocess.reading import read_image
 from preprocess.rejects import Reject
-from preprocess.retry import RetryCounter, with_retries
+from preprocess.retry import RetryCounter
 from preprocess.sample import sample_id
 from preprocess.sources.base import Source
 
@@ -46,10 +47,7 @@ def decode_image(
     """Read one image and cut its crops. A bad image gives a `reject`; a store that stays broken raises."""
     image, data = planned.image, b""
     try:
-        try:
-            data = with_retries(lambda: source.read(image), f"reading {image}", config.retries, counter)
-        except FileNotFoundError as error:
-            raise Reject("missing", "it was listed, but is gone") from error
+        data = read_image(source, image, config.retries, counter)
         trouble = source.check(image, data) if data else None
         if trouble:
             raise Reject("wrong_checksum", trouble)

@@ -35,7 +35,7 @@ class Manifest:
 
     autoencoder_identity: None for pixels only. latent_shape: (S,h,w) as stored. latent_mean, latent_std: per channel,
     unscaled. scale_factor: 1/std over the whole set. splits: samples of each split. counts: images and samples in,
-    out and rejected. digest: sha256 of everything else here.
+    out and rejected. left_out: files of the source that are no images, by kind. digest: sha256 of everything else here.
     """
 
     schema_version: int
@@ -61,6 +61,7 @@ class Manifest:
     num_rejected: int = 0
     num_rejected_images: int = 0
     ledger_sha256: str | None = None
+    left_out: dict[str, int] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     shards: list[ShardEntry] = field(default_factory=list)
     digest: str = ""
@@ -74,8 +75,15 @@ class Manifest:
         """File content, sealed with its own hash."""
         body = dataclasses.asdict(self)
         del body["digest"]
+        for name in _NEWER:  # as before there were such fields
+            if not body[name]:
+                del body[name]
         body["digest"] = sha256_bytes(canonical_json(body))
         return (json.dumps(body, indent=1, sort_keys=True) + "\n").encode()
+
+
+_NEWER = ("left_out",)
+"""Fields that are written only where they say something, so that sets without them keep their digest."""
 
 
 def parse_manifest(data: bytes, where: str) -> Manifest:

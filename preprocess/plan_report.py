@@ -16,6 +16,7 @@ from preprocess.plan import Plan, PlannedImage
 from preprocess.retry import RetryCounter
 from preprocess.sample import Sample, encode_members
 from preprocess.sources.base import Source
+from preprocess.sources.listing import said
 
 _NUM_PROBES = 8
 _BLOCK = 512
@@ -77,6 +78,7 @@ def report(config: PreprocessConfig, plan: Plan, found: Probe) -> str:
     encoder = plan.facts["encoder"]
     lines = [
         f"source     {config.source} {config.source_url}: {plan.num_images} images, {_bytes(plan.source_bytes)}",
+        f"left out   {said(plan.left_out) or 'nothing'}",
         f"samples    {plan.num_samples} of {config.size}x{config.size} ({splits}), crop {config.crop}",
         f"shards     {len(plan.shards)} of up to {config.samples_per_shard} samples, in {config.dest}",
         f"latents    {encoder['latent_shape'] if encoder else 'none (pixels only)'}",

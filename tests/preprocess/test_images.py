@@ -203,8 +203,22 @@ def test_skipped_images_are_in_the_ledger_and_counts_close(config, pictures, pol
 
 def test_rejects_beyond_the_ceiling_stop_the_run(config, pictures):
     (pictures / "zz.png").write_bytes(b"junk")
-    with pytest.raises(UserError, match="1 of 12 images rejected, more than --max-reject-fraction 0.001"):
+    with pytest.raises(UserError, match="1 of 12 images rejected, more than the 0 that --max-rejects 0"):
+        preprocess(config.replace(policy="skip", max_rejects=0))
+    for name in ("001", "002", "003", "004", "005"):
+        (pictures / f"{name}.png").write_bytes(b"junk")
+    with pytest.raises(UserError, match="7 of 12 images rejected, more than the 6 "):
+        (pictures / "006.png").write_bytes(b"junk")
         preprocess(config.replace(policy="skip"))
+
+
+def test_a_few_bad_pictures_of_a_small_set_are_skipped_as_the_advice_says(config, pictures):
+    for name in ("zz.png", "zy.png"):
+        (pictures / name).write_bytes(b"junk")
+    with pytest.raises(UserError, match="use --policy skip"):
+        preprocess(config)
+    summary = preprocess(config.replace(policy="skip"))
+    assert (summary.num_samples, summary.rejected) == (11, {"not_an_image": 2})
 
 
 def test_a_bad_neighbour_does_not_move_a_latent(config, pictures, autoencoder, tmp_path):

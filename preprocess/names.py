@@ -1,8 +1,9 @@
-"""Names of images as people write them: in split lists, in --val-folder. The one place that brings them into the form of
-ids, which are paths within the source with forward slashes.
+"""Names of images as people write them: in split lists, in --val-folder. The one place that brings them into the form
+of ids, which are paths within the source with forward slashes.
 
-Lists come as UTF-8 or UTF-16, with or without a byte order mark, from Windows or Unix, as `find` prints them (`./a.jpg`),
-as absolute paths or URLs under the source, and with composed letters (NFC) for files whose names are decomposed (NFD).
+Lists come as UTF-8 or UTF-16, with or without a byte order mark, from Windows or Unix, as `find` prints them
+(`./a.jpg`), as absolute paths or URLs under the source, and with composed letters (NFC) for files whose names are
+decomposed (NFD).
 """
 
 from __future__ import annotations

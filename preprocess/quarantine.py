@@ -31,11 +31,9 @@ def quarantine(config: PreprocessConfig, image: str, data: bytes, counter: Retry
 
 def fill(config: PreprocessConfig, source: Source, images: Iterable[str], counter: RetryCounter) -> None:
     """Copy those of the rejected `images` that are not in the quarantine: an earlier run may only have skipped them."""
-    present: set[str] | None = None
+    url = join(config.dest, _FOLDER)
+    present = set(with_retries(lambda: list_folder(url), f"listing {url}", config.retries, counter))
     for image in images:
-        if present is None:
-            url = join(config.dest, _FOLDER)
-            present = set(with_retries(lambda: list_folder(url), f"listing {url}", config.retries, counter))
         if quarantine_name(image) in present:
             continue
         try:

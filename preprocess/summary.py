@@ -61,7 +61,7 @@ class Summary:
             f"latents   {latents}",
             f"rejected  {bad}",
             f"left out  {said(self.left_out) or 'nothing'}",
-            f"reused    {self.num_reused} samples of earlier runs, in {self.num_shards_kept} of {self.num_shards} shards",
+            f"reused    {self.num_reused} samples, {self.num_shards_kept} of {self.num_shards} shards as they were",
             f"time      {format_seconds(self.seconds)}, {self.samples_per_second:g} samples/s{limit}{retries}{lost}",
             f"written   {self.dest}, manifest {self.manifest_digest[:12]}",
         ]

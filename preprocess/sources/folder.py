@@ -64,6 +64,10 @@ class ZipSource(PlainSource):
             raise FileNotFoundError(image) from error
         except _DAMAGE as error:
             raise Reject("damaged", f"zip member: {first_line(error)}") from error
+        except OSError as error:  # bzip2's word for damage has no error number; the system's and a store's have
+            if error.errno is not None or error.__cause__ is not None:
+                raise
+            raise Reject("damaged", f"zip member: {first_line(error)}") from error
 
     def _open(self) -> zipfile.ZipFile:
         with self._lock:

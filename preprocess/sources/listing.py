@@ -77,8 +77,8 @@ def extension(name: str) -> tuple[str, str]:
 
 
 def choose(listing: Listing, members: tuple[str, ...], is_tar: bool) -> Listing:
-    """Leave out what --members does not name and the annotations of other images: `0.mask.png` beside `0.jpg`. In tars,
-    where `0` is one sample, that is any longer extension; elsewhere the usual words, since `me.edit.jpg` is a picture."""
+    """Leave out what --members does not name and the annotations of other images: `0.mask.png` beside `0.jpg`. In
+    tars, where `0` is one sample, that is any longer extension; elsewhere the usual words, as `me.edit.jpg` is one."""
     wanted = {member.lower().lstrip(".") for member in members}
     keys = {posixpath.splitext(name)[0] for name, _ in listing.images}
     chosen = Listing(left_out=Counter(listing.left_out))
@@ -169,7 +169,7 @@ def _walk(root: str) -> Iterator[tuple[str, int, str | None]]:
             else:
                 unreadable.append(f"{path} ({error.strerror})")
             continue
-        if prefix and _SHARD_SET <= {entry.name for entry in entries}:
+        if prefix and {entry.name for entry in entries} >= _SHARD_SET:
             kind = OWN
         for entry in entries:
             name = prefix + entry.name
@@ -202,7 +202,7 @@ def _size(entry: os.DirEntry[str]) -> tuple[int, str | None]:
 
 def _identity(path: str) -> tuple[int, int]:
     try:
-        found = os.stat(path)
+        found = Path(path).stat()
     except OSError as error:
         if error.errno == errno.ENOENT:
             return (-1, hash(path))

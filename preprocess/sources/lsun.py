@@ -45,8 +45,8 @@ page in use, and the transaction."""
 
 
 def _check_whole(path: str) -> None:
-    """Raise `UserError` where a database's file ends before the last page that its newer meta page counts: LMDB maps the
-    file, and touching a page that is not there kills the process."""
+    """Raise `UserError` where a database's file ends before the last page that its newer meta page counts: LMDB maps
+    the file, and touching a page that is not there kills the process."""
     file_path = Path(path) / "data.mdb" if Path(path).is_dir() else Path(path)
     try:
         size = file_path.stat().st_size

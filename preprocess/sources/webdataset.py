@@ -1,7 +1,7 @@
 """Images in existing tar files (WebDataset or any other). Members are read in place; nothing is unpacked.
 
-Id: `name of the tar/name of the member`. Braces are expanded as the webdataset library does; its `pipe:` addresses, which
-run programs, are refused.
+Id: `name of the tar/name of the member`. Braces are expanded as the webdataset library does; its `pipe:` addresses,
+which run programs, are refused.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ _CHUNK = 1 << 20
 
 
 class WebDatasetSource(PlainSource):
-    """One tar, a range of tars (`shards-{000000..000099}.tar`), or all tars in a folder. Listing scans the member headers
-    once; reading fetches one byte range. members: extensions to take, by default every image of a sample."""
+    """One tar, a range of tars (`shards-{000000..000099}.tar`), or all tars in a folder. Listing scans the member
+    headers once; reading fetches one byte range. members: extensions to take, by default every image of a sample."""
 
     def __init__(self, url: str, members: tuple[str, ...] = ()) -> None:
         self.url, self.members = url, members
@@ -107,8 +107,8 @@ def _expanded(url: str) -> list[str]:
 
 
 def _check_end(file: BinaryIO, end: int, name: str) -> None:
-    """A tar ends in zeros. One that was cut between two members has none, and its tail would be lost unnoticed; nor does
-    one whose next header is damaged, or to which another tar was appended."""
+    """A tar ends in zeros. One that was cut between two members has none, and its tail would be lost unnoticed; nor
+    does one whose next header is damaged, or to which another tar was appended."""
     file.seek(end)
     length = 0
     while chunk := file.read(_CHUNK):

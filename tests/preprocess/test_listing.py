@@ -34,8 +34,8 @@ def _png() -> bytes:
 
 
 FILES = {
-    "a.png": "", "b.JFIF": "", "c.jpe": "", "d.pgm": "", "deep/er/e.webp": "", "f.avif": "", "me.edit.jpg": "", "me.jpg": "",
-    "x.HEIC": ".heic", "y.heic": ".heic", "z.jp2": ".jp2", "t.tga": ".tga", "README": "without suffix",
+    "a.png": "", "b.JFIF": "", "c.jpe": "", "d.pgm": "", "deep/er/e.webp": "", "f.avif": "", "me.edit.jpg": "",
+    "me.jpg": "", "x.HEIC": ".heic", "y.heic": ".heic", "z.jp2": ".jp2", "t.tga": ".tga", "README": "without suffix",
     "labels.json": ".json", "@eaDir/a.png/SYNOPHOTO_THUMB_M.jpg": "NAS thumbnails", ".@__thumb/b.jpg": "NAS thumbnails",
     "#recycle/old.jpg": "in a recycle bin", "__MACOSX/._a.png": "macOS extras", "._a.png": "macOS extras",
     ".git/x.png": "hidden", "deep/.y.png": "hidden", "frame.0001": "other files",
@@ -202,8 +202,8 @@ def test_braces_name_a_range_of_tars_and_pipes_are_never_run(tmp_path):
     for number in range(3):
         _tar(tmp_path / "in" / f"s-{number:03d}.tar", [f"{number}.png"])
     assert _tars(f"{tmp_path}/in/s-{{000..001}}.tar")[0] == ["s-000.tar/0.png", "s-001.tar/1.png"]
-    config = PreprocessConfig(source="webdataset", source_url=f"{tmp_path}/in/s-{{001,002}}.tar", dest=f"{tmp_path}/out",
-                              size=8)  # fmt: skip
+    url = f"{tmp_path}/in/s-{{001,002}}.tar"
+    config = PreprocessConfig(source="webdataset", source_url=url, dest=f"{tmp_path}/out", size=8)
     assert preprocess(config).num_samples == 2
     with pytest.raises(UserError, match=r"no such tar file: .*s-003.tar and 1 more"):
         _tars(f"{tmp_path}/in/s-{{002..004}}.tar")

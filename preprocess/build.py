@@ -17,6 +17,7 @@ from pipeline.errors import UserError
 from preprocess.config import PreprocessConfig
 from preprocess.decoding import Crop, DecodedImage, decode_ahead
 from preprocess.encode import LatentEncoder, StoredEncoder
+from preprocess.growth import Carrier
 from preprocess.images import use_own_size_limit
 from preprocess.plan import ShardPlan
 from preprocess.publish import Publisher
@@ -60,11 +61,15 @@ class ShardBuilder:
     facts: dict[str, Any] | None
     plan_hash: str
     counter: RetryCounter = field(default_factory=RetryCounter)
+    carrier: Carrier | None = None
+    """Where the samples of shards of copies come from."""
 
     def build(self, shards: Iterable[ShardPlan]) -> Generator[Built, None, None]:
         """Build and publish `shards`; yields news after each batch and for each published shard."""
         use_own_size_limit()
         config = self.config
+        shards = list(shards)
+        copies, fresh = [s for s in shards if s.copies], [s for s in shards if not s.copies]
         encoder = LatentEncoder(self.autoencoder, config) if self.autoencoder else None
         shape = self.facts["latent_shape"] if self.facts else None
         channels = self.facts["latent_channels"] if self.facts else 0
@@ -82,8 +87,14 @@ class ShardBuilder:
         try:
             with (
                 full_disk_explained(config.dest),
-                contextlib.closing(self._batches(shards, encoder is not None, seconds)) as batches,
+                contextlib.closing(self._batches(fresh, encoder is not None, seconds)) as batches,
             ):
+                for shard in copies:
+                    assert self.carrier is not None
+                    for samples in self.carrier.samples(shard):
+                        publisher.put(shard, samples)
+                        yield news(len(samples))
+                    publisher.close_shard(shard, [])
                 for shard, crops, rejects in batches:
                     if crops:
                         publisher.put(shard, self._encode(encoder, shard, crops, seconds))

@@ -23,14 +23,14 @@ from pipeline.storage import absolute
 from preprocess.config import PreprocessConfig
 from preprocess.crops import choose_box
 from preprocess.images import decode, use_own_size_limit
-from preprocess.plan import PlannedImage, make_plan
+from preprocess.plan import PlannedImage
 from preprocess.reading import read_image
 from preprocess.rejects import Reject
-from preprocess.retry import RetryCounter, with_retries
+from preprocess.retry import RetryCounter
+from preprocess.run import plan_run
 from preprocess.sources import open_source
 from preprocess.sources.base import Source
 from preprocess.sources.listing import said
-from preprocess.store import counter
 
 _FEW = 64
 _CHUNK = 16
@@ -86,8 +86,7 @@ def check(config: CheckConfig) -> Report:
     """Read and decode every image of the source once. Bad ones come in the report, sorted by name."""
     config = config.replace(source_url=absolute(config.source_url), samples_per_shard=1 << 30).with_crop()
     source = open_source(config)
-    what = f"listing {config.source_url}"
-    plan = with_retries(lambda: make_plan(config, source, None, {}), what, config.retries, counter)
+    plan = plan_run(config, source, None)
     planned = [image for shard in plan.shards for image in shard.images]
     report = Report(plan.num_images, plan.num_samples, plan.facts["splits"], plan.left_out)
     with Progress("check", len(planned), "images") as progress, _mapped(config, source, planned) as findings:

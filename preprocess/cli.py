@@ -8,7 +8,7 @@ import io
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import TypeVar
 
@@ -22,12 +22,13 @@ from preprocess.tally import Observer
 _PROG = "latentzoom preprocess"
 
 
-def main(argv: list[str], observe: Observer | None = None) -> int:
-    """Run the command; returns its exit code. observe: see `preprocess.run.preprocess`."""
+def main(argv: list[str], observe: Observer | None = None, bundle_of: Callable[[str], str] = str) -> int:
+    """Run the command; returns its exit code. observe: see `preprocess.run.preprocess`. bundle_of: the place of the
+    bundle that --autoencoder names."""
 
     def command() -> int:
         with _sigterm_stops():
-            return _dispatch(argv, observe)
+            return _dispatch(argv, observe, bundle_of)
 
     return exit_status(command)
 
@@ -49,17 +50,22 @@ def _sigterm_stops() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _dispatch(argv: list[str], observe: Observer | None) -> int:
+def _dispatch(argv: list[str], observe: Observer | None, bundle_of: Callable[[str], str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(_help())
         return 0 if argv else 2
     if argv[0] == "verify":
         return _verify(argv[1:])
+    if argv[0] == "reencode":
+        from preprocess.reencode import ReencodeConfig
+
+        text = "Make a set with the pixels, ids and splits of another and the latents of another encoder."
+        return _preprocess(_parsed(ReencodeConfig, f"{_PROG} reencode", argv[1:], text).as_run(), observe, bundle_of)
     if argv[0] == "check":
         return _check(argv[1:])
     if argv[0] not in SOURCES:
-        raise UserError(f"unknown source {argv[0]!r}; use one of {', '.join(SOURCES)}, or check, verify")
-    return _preprocess(parse(argv), observe)
+        raise UserError(f"unknown source {argv[0]!r}; use one of {', '.join(SOURCES)}, or check, reencode, verify")
+    return _preprocess(parse(argv), observe, bundle_of)
 
 
 def parse(argv: list[str]) -> PreprocessConfig:
@@ -94,14 +100,19 @@ def _check(argv: list[str]) -> int:
     return 1 if report.bad else 0
 
 
-def _preprocess(config: PreprocessConfig, observe: Observer | None) -> int:
+def _preprocess(config: PreprocessConfig, observe: Observer | None, bundle_of: Callable[[str], str]) -> int:
     from preprocess.run import plan_text, preprocess
 
+    if config.autoencoder:
+        config = config.replace(autoencoder=bundle_of(config.autoencoder))
     if config.plan:
-        print(plan_text(config))
+        print("\n\n".join(plan_text(one) for one in config.each_size()))
         return 0
-    summary = preprocess(config, observe=observe)
-    print(summary.to_json() if config.json else summary.to_text())
+    summaries = [preprocess(one, observe=observe) for one in config.each_size()]
+    if config.json:
+        print(summaries[0].to_json() if not config.sizes else f"[{','.join(s.to_json() for s in summaries)}]")
+    else:
+        print("\n\n".join(summary.to_text() for summary in summaries))
     return 0
 
 
@@ -123,6 +134,7 @@ def _help() -> str:
     lines = [
         f"usage: {_PROG} KIND SOURCE DEST [options]",
         f"       {_PROG} check [KIND] SOURCE [options]    list all images that cannot be used",
+        f"       {_PROG} reencode SET DEST --autoencoder NAME    the latents of a set by another encoder",
         f"       {_PROG} verify DEST                      look for damage in a finished set",
         "",
         "kinds of source:",

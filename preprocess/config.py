@@ -114,6 +114,11 @@ class PreprocessConfig:
     """How shards of an earlier run are checked before they are kept."""
     retries: int = 6
     """Attempts for a read or write that fails for a passing reason."""
+    update: bool = False
+    """Bring a finished set up to date: encode what is new or changed in the source, drop what is gone, keep the
+    rest."""
+    sizes: tuple[int, ...] = ()
+    """Several sizes in one run, instead of --size: a set of its own for each, in DEST/SIZE."""
     plan: bool = False
     """Print what would be done and write nothing."""
     json: bool = False
@@ -144,6 +149,7 @@ class PreprocessConfig:
         for lr_size in self.lr_sizes:
             _require(1 <= lr_size < self.size, "lr_sizes", lr_size, f"sizes from 1 to {self.size - 1}")
         _require(len(set(self.lr_sizes)) == len(self.lr_sizes), "lr_sizes", self.lr_sizes, "each size once")
+        _require(len(set(self.sizes)) == len(self.sizes), "sizes", self.sizes, "each size once")
         for name in ("encode_threads", "decode_threads"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or a number of threads")
         for name in ("gpus_per_worker", "cpus_per_worker"):
@@ -160,6 +166,16 @@ class PreprocessConfig:
             crop = "random" if full_resolution or self.crops_per_image > 1 else "center"
         by_pixels = crop == "grid" or (full_resolution and self.crop_fraction == (1.0, 1.0))
         return self.replace(crop=crop, crop_pixels=self.crop_pixels or (self.size if by_pixels else 0))
+
+    def each_size(self) -> list[PreprocessConfig]:
+        """One run for each of `sizes`; without any, this one."""
+        dest = self.dest.rstrip("/")
+        return [self.replace(size=size, sizes=(), dest=f"{dest}/{size}") for size in self.sizes] or [self]
+
+    @property
+    def is_numbered(self) -> bool:
+        """Whether an image may give several samples, whose ids then end in a number."""
+        return self.crop == "grid" or self.crops_per_image > 1
 
     def max_rejected(self, num_images: int) -> int:
         """How many of `num_images` may be rejected."""

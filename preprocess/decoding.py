@@ -59,7 +59,6 @@ def decode_image(
 def _crops(planned: PlannedImage, data: bytes, source: Source, config: PreprocessConfig, has_flips: bool) -> list[Crop]:
     picture = decode(data, config.max_pixels)
     height, width = picture.height, picture.width
-    numbered = config.crop == "grid" or config.crops_per_image > 1
     shared = {
         "image": planned.image,
         "sha256": sha256_bytes(data),
@@ -71,8 +70,9 @@ def _crops(planned: PlannedImage, data: bytes, source: Source, config: Preproces
     for number in range(planned.first_crop, planned.first_crop + planned.num_crops):
         box = choose_box(config, planned.image, number, height, width)
         small = crop_and_resize(picture, box, config.size, config.resize)
-        info = {"id": sample_id(planned.image, number, numbered), "crop": number, "box": list(box), **shared}
-        crops.append(Crop(info, np.asarray(small), encode_pixels(small, config.pixel_format)))
+        info = {"id": sample_id(planned.image, number, config.is_numbered), "crop": number, "box": list(box), **shared}
+        stored = data if config.source == "shards" else encode_pixels(small, config.pixel_format)
+        crops.append(Crop(info, np.asarray(small), stored))
     return crops
 
 

@@ -8,10 +8,11 @@ from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.storage import join, sha256_bytes
+from preprocess.canonical import canonical_json
 from preprocess.config import PreprocessConfig
 from preprocess.latent_stats import merge
 from preprocess.manifest import MANIFEST_NAME, Manifest, ShardEntry, parse_manifest
-from preprocess.plan import Plan, canonical_json
+from preprocess.plan import Plan
 from preprocess.receipt import Receipt
 from preprocess.sample import SCHEMA_VERSION, member_suffixes
 from preprocess.store import exists, read_bytes, write_bytes
@@ -63,6 +64,9 @@ def build_manifest(
         num_rejected=num_rejected,
         num_rejected_images=num_rejected_images,
         ledger_sha256=ledger_sha256,
+        grown_from=plan.facts.get("grown", {}).get("from", ""),
+        num_shards_ever=plan.num_shards_ever,
+        num_keys_ever=plan.num_keys_ever,
         left_out=dict(sorted(plan.left_out.items())),
         versions=plan.facts["versions"],
         shards=[
@@ -73,6 +77,7 @@ def build_manifest(
                 bytes=r["bytes"],
                 sha256=r["sha256"],
                 receipt_sha256=r["receipt_sha256"],
+                plan="" if r["plan"] == plan.hash else r["plan"],
             )
             for r in receipts
         ],

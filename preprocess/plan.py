@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import json
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
@@ -19,6 +18,7 @@ from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.storage import sha256_bytes
+from preprocess.canonical import canonical_json
 from preprocess.config import PreprocessConfig
 from preprocess.crops import grid_boxes, unit_values
 from preprocess.images import oriented_size, use_own_size_limit
@@ -48,6 +48,8 @@ class ShardPlan:
     first_index: int
     num_samples: int
     images: tuple[PlannedImage, ...]
+    copies: tuple[tuple[str, int], ...] = ()
+    """Instead of images: samples of an earlier state of the set, as (shard, position in it)."""
 
     @property
     def name(self) -> str:
@@ -66,14 +68,13 @@ class Plan:
     facts: dict[str, Any]
     left_out: dict[str, int] = field(default_factory=dict)
     """Files of the source that are not among the images, by kind. They do not decide any bytes."""
+    num_shards_ever: int = 0
+    num_keys_ever: int = 0
+    """Shard numbers and keys that this set and those it grew from have used; 0 for a set that did not grow."""
 
     @property
     def hash(self) -> str:
         return sha256_bytes(canonical_json(self.facts))
-
-
-def canonical_json(value: Any) -> bytes:
-    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
 
 
 def make_plan(
@@ -96,7 +97,7 @@ def make_plan(
     shards: list[ShardPlan] = []
     first_index = 0
     for name in sorted(ordered):
-        for shard in _cut(name, ordered[name], num_crops, config.samples_per_shard, len(shards), first_index):
+        for shard in cut(name, ordered[name], num_crops, config.samples_per_shard, len(shards), first_index):
             shards.append(shard)
             first_index += shard.num_samples
     listing = "".join(f"{image}\t{sizes[image]}\t{num_crops[image]}\n" for image in sorted(used)).encode()
@@ -207,7 +208,7 @@ def _split_hash(ordered: dict[str, list[str]]) -> str:
     return digest.hexdigest()
 
 
-def _cut(
+def cut(
     split: str, images: Iterable[str], num_crops: dict[str, int], per_shard: int, number: int, first_index: int
 ) -> Iterable[ShardPlan]:
     """Cut one split into shards of `per_shard` samples; the last may be shorter. An image's crops may cross a cut."""

@@ -60,7 +60,7 @@ def probe(config: PreprocessConfig, source: Source, encoder: StoredEncoder | Non
 
 
 def _tar_bytes(sample: Sample, pixel_format: str) -> int:
-    return sum(_BLOCK + len(content) + -len(content) % _BLOCK for _, content in encode_members(sample, pixel_format))
+    return sum(_BLOCK + len(data) + -len(data) % _BLOCK for data in encode_members(sample, pixel_format).values())
 
 
 def samples_per_shard(config: PreprocessConfig, found: Probe) -> int:

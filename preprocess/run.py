@@ -12,12 +12,13 @@ from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.progress import Progress
-from pipeline.storage import absolute, join
+from pipeline.storage import absolute, join, reaching
 from preprocess import store
 from preprocess.build import Built, ShardBuilder
 from preprocess.config import PreprocessConfig
 from preprocess.encode import StoredEncoder, autoencoder_facts
 from preprocess.finish import LEDGER_NAME, finish, ledger
+from preprocess.growth import Carrier, base_manifest, grown, keep_manifest, require_same_kind
 from preprocess.plan import Plan, ShardPlan, make_plan
 from preprocess.plan_report import probe, report, samples_per_shard
 from preprocess.publish import remove_scratch, sole_run
@@ -70,21 +71,39 @@ def _preprocess(
     facts = autoencoder_facts(encoder, config.size) if encoder else None
     plan = plan_run(config, source, facts)
     with sole_run(config.dest):
-        accept_or_refuse(config, plan)
+        base = base_manifest(config.dest) if config.update else None
+        growth = None
+        if base is not None and base.plan != plan.hash:
+            require_same_kind(config, base, facts)
+            growth = grown(config, source, plan, base)
+            plan = growth.plan
+        else:
+            accept_or_refuse(config, plan)
         remove_scratch(config.dest)
-        write_plan(config, plan)
-        done, troubles = finished_receipts(config.dest, [s.name for s in plan.shards], plan.hash, config.recheck)
+        if growth is None:
+            write_plan(config, plan)
+        kept = growth.kept if growth else {}
+        plans = {shard.name: plan.hash for shard in plan.shards if shard.name not in kept}
+        done, troubles = finished_receipts(config.dest, plans, config.recheck)
+        done.update(kept)
         for trouble in troubles:
             print(f"rebuilding: {trouble}", file=sys.stderr)
         todo = [shard for shard in plan.shards if shard.name not in done]
         if config.policy == "quarantine":
             fill(config, source, [r["image"] for receipt in done.values() for r in receipt["rejects"]], store.counter)
-        builder = ShardBuilder(config, source, encoder, facts, plan.hash)
+        carrier = Carrier(config.dest, growth.base) if growth else None
+        builder = ShardBuilder(config, source, encoder, facts, plan.hash, carrier=carrier)
         tally = _build(config, plan, todo, dict(done), builder, observe)
         remove_scratch(config.dest)  # what workers left that died in this run
-        manifest = finish(config, plan, facts, tally.receipts)
+        if growth and growth.changes_nothing:
+            manifest = growth.base
+        else:
+            if growth:
+                keep_manifest(config.dest, growth.base)
+                write_plan(config, plan)
+            manifest = finish(config, plan, facts, tally.receipts)
     seconds = time.monotonic() - start
-    num_built = sum(tally.receipts[s.name]["num_samples"] for s in todo)
+    num_built = sum(tally.receipts[s.name]["num_samples"] for s in todo if not s.copies)
     return summary_of(
         config,
         manifest,
@@ -143,7 +162,12 @@ def plan_run(config: PreprocessConfig, source: Source, facts: dict[str, Any] | N
     """The plan; listing the source is tried again when its store fails for a passing reason."""
     versions = library_versions(facts is not None)
     what = f"listing {config.source_url}"
-    return with_retries(lambda: make_plan(config, source, facts, versions), what, config.retries, store.counter)
+
+    def planned() -> Plan:
+        with reaching(config.source_url):
+            return make_plan(config, source, facts, versions)
+
+    return with_retries(planned, what, config.retries, store.counter)
 
 
 def plan_text(config: PreprocessConfig) -> str:

@@ -47,6 +47,8 @@ _NOT_IN_KEY = (
     "retries",
     "plan",
     "json",
+    "update",
+    "sizes",
 )
 """Fields of a preprocessing run that do not decide its bytes (`encode_threads` and `device` do)."""
 

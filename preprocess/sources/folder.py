@@ -12,7 +12,7 @@ import zlib
 from typing import Any
 
 from pipeline.errors import UserError, first_line
-from pipeline.storage import filesystem
+from pipeline.storage import filesystem, reaching
 from preprocess.config import PreprocessConfig
 from preprocess.rejects import Reject
 from preprocess.sources.base import IMAGE_SUFFIXES, PlainSource
@@ -33,7 +33,8 @@ class FolderSource(PlainSource):
 
     def read(self, image: str) -> bytes:
         fs, root = filesystem(self.url)
-        return bytes(fs.cat_file(f"{root.rstrip('/')}/{image}"))
+        with reaching(self.url):
+            return bytes(fs.cat_file(f"{root.rstrip('/')}/{image}"))
 
 
 class ZipSource(PlainSource):
@@ -59,7 +60,8 @@ class ZipSource(PlainSource):
 
     def read(self, image: str) -> bytes:
         try:
-            return self._open().read(image)
+            with reaching(self.url):
+                return self._open().read(image)
         except KeyError as error:
             raise FileNotFoundError(image) from error
         except _DAMAGE as error:

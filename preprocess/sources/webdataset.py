@@ -11,7 +11,7 @@ from collections import Counter
 from typing import BinaryIO
 
 from pipeline.errors import UserError, first_line
-from pipeline.storage import filesystem
+from pipeline.storage import filesystem, reaching
 from preprocess.config import PreprocessConfig
 from preprocess.sources.base import PlainSource
 from preprocess.sources.listing import Listing, choose, kind_left_out, list_folder
@@ -88,7 +88,10 @@ class WebDatasetSource(PlainSource):
     def read(self, image: str) -> bytes:
         path, offset, length, _ = self.places[image]
         fs, _ = filesystem(self.url)
-        return bytes(fs.cat_file(path, start=offset, end=offset + length)) if length else b""
+        if not length:
+            return b""
+        with reaching(self.url):
+            return bytes(fs.cat_file(path, start=offset, end=offset + length))
 
     def aliases(self, image: str) -> list[str]:
         """The member's own name, as lists made beside the tars have it."""

@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import tyro
 
@@ -18,6 +18,10 @@ from pipeline.errors import Stopped, UserError, exit_status
 from preprocess.config import PreprocessConfig
 from preprocess.sources import SOURCES
 from preprocess.tally import Observer
+
+if TYPE_CHECKING:
+    from preprocess.check import CheckConfig
+    from preprocess.reencode import ReencodeConfig
 
 _PROG = "latentzoom preprocess"
 
@@ -57,10 +61,7 @@ def _dispatch(argv: list[str], observe: Observer | None, bundle_of: Callable[[st
     if argv[0] == "verify":
         return _verify(argv[1:])
     if argv[0] == "reencode":
-        from preprocess.reencode import ReencodeConfig
-
-        text = "Make a set with the pixels, ids and splits of another and the latents of another encoder."
-        return _preprocess(_parsed(ReencodeConfig, f"{_PROG} reencode", argv[1:], text).as_run(), observe, bundle_of)
+        return _preprocess(parse_reencode(argv[1:]).as_run(), observe, bundle_of)
     if argv[0] == "check":
         return _check(argv[1:])
     if argv[0] not in SOURCES:
@@ -89,13 +90,29 @@ def _parsed(kind: type[_Config], prog: str, argv: list[str], description: str) -
         raise
 
 
-def _check(argv: list[str]) -> int:
-    """Exit code 0: every image can be used; 1: those listed cannot."""
-    from preprocess.check import CheckConfig, check
+def parse_check(argv: list[str]) -> CheckConfig:
+    """The configuration of `check [KIND] SOURCE ...`."""
+    from preprocess.check import CheckConfig
 
     kind, rest = (argv[0], argv[1:]) if argv and argv[0] in SOURCES else ("folder", argv)
     config = _parsed(CheckConfig, f"{_PROG} check {kind}", rest, "Decode every image once and list all that are bad.")
-    report = check(dataclasses.replace(config, source=kind))
+    return dataclasses.replace(config, source=kind)
+
+
+def parse_reencode(argv: list[str]) -> ReencodeConfig:
+    """The configuration of `reencode SET DEST ...`."""
+    from preprocess.reencode import ReencodeConfig
+
+    text = "Make a set with the pixels, ids and splits of another and the latents of another encoder."
+    return _parsed(ReencodeConfig, f"{_PROG} reencode", argv, text)
+
+
+def _check(argv: list[str]) -> int:
+    """Exit code 0: every image can be used; 1: those listed cannot."""
+    from preprocess.check import check
+
+    config = parse_check(argv)
+    report = check(config)
     print(report.to_json() if config.json else report.to_text())
     return 1 if report.bad else 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import tarfile
 from pathlib import Path
 
@@ -60,6 +61,17 @@ def test_remote_shards_are_opened_through_fsspec(shards):
         fs.pipe_file(f"/as-wds/{path.name}", path.read_bytes())
     assert len(list(as_webdataset("memory://as-wds", latents=False))) == 11
     fs.rm("/as-wds", recursive=True)
+
+
+def test_the_documented_pipeline_runs_as_written(shards, tmp_path, monkeypatch, capsys):
+    page = Path(__file__).resolve().parents[2] / "docs/verbs/preprocess.md"
+    (code,) = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / "latents").symlink_to(shards)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, str(page), "exec"), {"__name__": "documented"})
+    lines = capsys.readouterr().out.splitlines()
+    assert lines and set(lines) == {"4 torch.Size([4, 3, 16, 16]) torch.Size([4, 4, 4, 4])"}
 
 
 def test_a_missing_split_and_a_cut_shard_are_named(shards):

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import UserError
+from pipeline.storage import sha256_bytes
 from preprocess.config import PreprocessConfig
 from preprocess.decoding import Crop, DecodedImage, decode_ahead
 from preprocess.encode import LatentEncoder, StoredEncoder
@@ -183,4 +184,5 @@ class ShardBuilder:
             "reason": reject.reason,
             "detail": reject.detail,
             "num_samples": decoded.planned.num_crops,
+            "sha256": sha256_bytes(decoded.data) if decoded.was_read else "",
         }

@@ -39,21 +39,23 @@ class DecodedImage:
     crops: list[Crop] = field(default_factory=list)
     reject: Reject | None = None
     data: bytes = b""
+    was_read: bool = True
 
 
 def decode_image(
     planned: PlannedImage, source: Source, config: PreprocessConfig, has_flips: bool, counter: RetryCounter
 ) -> DecodedImage:
     """Read one image and cut its crops. A bad image gives a `reject`; a store that stays broken raises."""
-    image, data = planned.image, b""
+    image, data, was_read = planned.image, b"", False
     try:
         data = read_image(source, image, config.retries, counter)
+        was_read = True
         trouble = source.check(image, data) if data else None
         if trouble:
             raise Reject("wrong_checksum", trouble)
         return DecodedImage(planned, _crops(planned, data, source, config, has_flips))
     except Reject as reject:
-        return DecodedImage(planned, reject=reject, data=data)
+        return DecodedImage(planned, reject=reject, data=data, was_read=was_read)
 
 
 def _crops(planned: PlannedImage, data: bytes, source: Source, config: PreprocessConfig, has_flips: bool) -> list[Crop]:

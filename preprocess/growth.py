@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -57,7 +58,8 @@ class Growth:
 
 @dataclass
 class _Known:
-    """What the set holds of one image: its content's hash, its split, and (shard, position) of its samples."""
+    """What the set holds of one image: its content's hash ("" where it could not be read), its split, and (shard,
+    position) of its samples."""
 
     sha256: str
     split: str
@@ -88,21 +90,29 @@ def grown(config: PreprocessConfig, source: Source, full: Plan, base: Manifest) 
     plans = {entry.name: entry.plan or base.plan for entry in base.shards}
     whole, troubles = finished_receipts(config.dest, plans, config.recheck)
     for trouble in troubles:
-        print(f"encoding anew: {trouble}")
+        print(f"encoding anew: {trouble}", file=sys.stderr)
     receipts = {name: load_receipt(config.dest, name) for name in whole}
-    known = _known(config, base, receipts)
+    known, rejected = _known(config, base, receipts), _rejected(receipts)
     wanted, splits = _images(full)
-    same = _unchanged(config, source, known, wanted)
-    stays = {image for image in same if known[image].split == splits[image]}
-    kept = {
-        name: {**without_index(receipt), "rejects": []}
-        for name, receipt in receipts.items()
-        if receipt["ids"] and all(_image(config, sample) in stays for sample in receipt["ids"])
+    same = _unchanged(config, source, {**rejected, **known}, wanted)
+    good = {image for image in same if image in known}
+    stays = {image for image in good if known[image].split == splits[image]}
+    still = {name for name, r in receipts.items() if all(_image(config, sample) in stays for sample in r["ids"])}
+    bad = {
+        image
+        for image in same - good
+        if rejected[image].split == splits[image] and {name for name, _ in rejected[image].places} <= still
     }
+    kept = {}
+    for name in receipts:
+        rejects = [reject for reject in receipts[name]["rejects"] if reject["image"] in bad]
+        if name in still and (receipts[name]["ids"] or rejects):
+            kept[name] = {**without_index(receipts[name]), "rejects": rejects}
     copied: dict[str, list[tuple[str, int]]] = {split: [] for split in full.facts["splits"]}
-    for image in sorted(same, key=lambda image: known[image].places):
+    for image in sorted(good, key=lambda image: known[image].places):
         copied[splits[image]] += [place for place in known[image].places if place[0] not in kept]
-    new = {split: [i for i in wanted if i not in same and splits[i] == split] for split in copied}
+    old = good | bad
+    new = {split: [i for i in wanted if i not in old and splits[i] == split] for split in copied}
     return _growth(config, full, base, kept, copied, new, {i: wanted[i].num_crops for i in wanted}, known)
 
 
@@ -112,7 +122,7 @@ def _growth(
     known: dict[str, _Known],
 ) -> Growth:  # fmt: skip
     shards = [
-        ShardPlan(int(name.removeprefix("shard-")), r["split"], r["first_index"], r["num_samples"], ())
+        ShardPlan(int(name.removeprefix("shard-")), r["split"], r["first_index"], _num_planned(r), ())
         for name, r in kept.items()
     ]
     number, first = base.num_shards_ever or len(base.shards), base.num_keys_ever or base.num_samples + base.num_rejected
@@ -134,12 +144,17 @@ def _growth(
             "new": sha256_bytes(canonical_json(seen)),
         },
     }
-    num_kept = sum(receipt["num_samples"] for receipt in kept.values())
+    num_kept = sum(int(receipt["num_samples"]) for receipt in kept.values())
     num_samples = sum(shard.num_samples for shard in shards)
     plan = dataclasses.replace(
         full, shards=shards, num_samples=num_samples, facts=facts, num_shards_ever=number, num_keys_ever=first
     )
     return Growth(base, plan, kept, num_kept, sum(map(len, copied.values())))
+
+
+def _num_planned(receipt: Receipt) -> int:
+    """Samples of a shard, and those that its rejected images would have given."""
+    return int(receipt["num_samples"]) + sum(reject["num_samples"] for reject in receipt["rejects"])
 
 
 def _image(config: PreprocessConfig, sample: str) -> str:
@@ -155,6 +170,17 @@ def _known(config: PreprocessConfig, base: Manifest, receipts: dict[str, Receipt
             found = known.setdefault(_image(config, sample), _Known(sha256, receipt["split"], []))
             found.places.append((name, position))
     return known
+
+
+def _rejected(receipts: dict[str, Receipt]) -> dict[str, _Known]:
+    """The same of the images that were rejected: a place for each sample that they would have given."""
+    rejected: dict[str, _Known] = {}
+    for name, receipt in receipts.items():
+        for reject in receipt["rejects"]:
+            content = reject.get("sha256", "unknown")  # sets from before receipts had it try such an image again
+            found = rejected.setdefault(reject["image"], _Known(content, receipt["split"], []))
+            found.places += [(name, -1)] * reject["num_samples"]
+    return rejected
 
 
 def _images(full: Plan) -> tuple[dict[str, PlannedImage], dict[str, str]]:
@@ -180,9 +206,10 @@ def _unchanged(
 
     def is_same(image: str) -> bool:
         try:
-            return sha256_bytes(read_image(source, image, config.retries, counter)) == known[image].sha256
+            content = sha256_bytes(read_image(source, image, config.retries, counter))
         except Reject:
-            return False
+            content = ""
+        return content == known[image].sha256
 
     same = set()
     with (

@@ -56,6 +56,8 @@ def preprocess(
 
 def with_places(config: PreprocessConfig) -> PreprocessConfig:
     """The same with absolute places."""
+    if config.sizes:
+        raise UserError("--sizes asks for several runs; give each of `config.each_size()`, or --size alone")
     config = config.replace(dest=absolute(config.dest), source_url=absolute(config.source_url))
     if config.dest.rstrip("/") == config.source_url.rstrip("/"):
         raise UserError(f"the destination {config.dest} is the source itself; choose another folder for the shards")

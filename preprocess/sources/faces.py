@@ -6,6 +6,7 @@ import hashlib
 import json
 import posixpath
 import re
+import sys
 from collections import Counter
 from typing import Any
 
@@ -56,6 +57,10 @@ class FacesSource(PlainSource):
         if self.lists:
             both = self.lists[0] | self.lists[1]
             num_before = len(listed)
+            gone = both - {image_number(image) for image, _ in listed}
+            if gone:
+                print(f"preprocess: {len(gone)} listed images are not in {self.images.url}: {min(gone)}, ...",
+                      file=sys.stderr)  # fmt: skip
             listed = [(image, size) for image, size in listed if image_number(image) in both]
             left_out["in neither list"] = num_before - len(listed)
         self._left_out = dict(+left_out)

@@ -133,6 +133,9 @@ def test_a_killed_update_continues_and_bad_pictures_that_were_mended_come_in(con
     assert summary.num_shards_kept > len([e for e in before.shards if e in load_manifest(config.dest).shards])
     ledger = Path(config.dest, "rejects.jsonl").read_text().splitlines()
     assert [json.loads(line)["id"] for line in ledger] == ["007.png"] and not verify(config.dest).damage
+    tree = read_tree(Path(config.dest))
+    again = preprocess(config.replace(update=True))  # what is still bad is no news
+    assert (again.num_samples, again.rejected) == (16, {"not_an_image": 1}) and read_tree(Path(config.dest)) == tree
 
 
 def test_numbered_crops_and_splits_follow_the_source(config, pictures, tmp_path):

@@ -234,3 +234,17 @@ def test_a_bad_neighbour_does_not_move_a_latent(config, pictures, autoencoder, t
             batch = next(iter(loader))
             latents.append({i: latent.numpy().tobytes() for i, latent in zip(batch.ids, batch.latents)})
     assert len(latents[1]) == 10 and latents[1].items() <= latents[0].items()
+
+
+def test_heic_is_read_where_its_package_is_and_named_where_not():
+    from importlib.util import find_spec
+
+    if find_spec("pillow_heif") is None:
+        with pytest.raises(Reject, match="unsupported: HEIC needs the package pillow-heif"):
+            decode(b"\0\0\0\x18ftypheic" + bytes(40), LIMIT)
+        return
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+    found = decode(_bytes(_photo(), "HEIF", quality=95), LIMIT)
+    assert np.abs(np.asarray(found, dtype=int) - np.asarray(_photo(), dtype=int)).mean() < 6

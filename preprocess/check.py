@@ -74,7 +74,7 @@ class Report:
         lines = [f"{found.image}: {found.reason}: {found.detail}" for found in self.bad]
         reasons = said(Counter(found.reason for found in self.bad))
         splits = ", ".join(f"{split} {num}" for split, num in self.splits.items())
-        lines.append(f"left out  {said(self.left_out) or 'nothing'}")
+        lines.append(f"left out: {said(self.left_out) or 'nothing'}")
         good = self.num_images - len(self.bad)
         lines.append(f"{good} of {self.num_images} images can be used ({splits} samples planned)")
         if self.bad:

@@ -78,7 +78,7 @@ def report(config: PreprocessConfig, plan: Plan, found: Probe) -> str:
     encoder = plan.facts["encoder"]
     lines = [
         f"source     {config.source} {config.source_url}: {plan.num_images} images, {_bytes(plan.source_bytes)}",
-        f"left out   {said(plan.left_out) or 'nothing'}",
+        f"left out:  {said(plan.left_out) or 'nothing'}",
         f"samples    {plan.num_samples} of {config.size}x{config.size} ({splits}), crop {config.crop}",
         f"shards     {len(plan.shards)} of up to {config.samples_per_shard} samples, in {config.dest}",
         f"latents    {encoder['latent_shape'] if encoder else 'none (pixels only)'}",

@@ -57,13 +57,13 @@ class Summary:
         retries = f", {self.retries} attempts repeated" if self.retries else ""
         lost = f", {self.workers_lost} workers lost" if self.workers_lost else ""
         lines = [
-            f"samples   {self.num_samples} of {self.size}x{self.size} from {self.num_images} images ({splits})",
-            f"latents   {latents}",
-            f"rejected  {bad}",
-            f"left out  {said(self.left_out) or 'nothing'}",
-            f"reused    {self.num_reused} samples, {self.num_shards_kept} of {self.num_shards} shards as they were",
-            f"time      {format_seconds(self.seconds)}, {self.samples_per_second:g} samples/s{limit}{retries}{lost}",
-            f"written   {self.dest}, manifest {self.manifest_digest[:12]}",
+            f"samples:  {self.num_samples} of {self.size}x{self.size} from {self.num_images} images ({splits})",
+            f"latents:  {latents}",
+            f"rejected: {bad}",
+            f"left out: {said(self.left_out) or 'nothing'}",
+            f"reused:   {self.num_reused} samples, {self.num_shards_kept} of {self.num_shards} shards as they were",
+            f"time:     {format_seconds(self.seconds)}, {self.samples_per_second:g} samples/s{limit}{retries}{lost}",
+            f"written:  {self.dest}, manifest {self.manifest_digest[:12]}",
         ]
         return "\n".join(lines)
 

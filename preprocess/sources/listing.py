@@ -29,6 +29,7 @@ _KIND_OF_PART = {
 }
 _ANNOTATIONS = re.compile(r"masks?|seg(mentation)?|labels?|depth|normals?|alpha|matte", re.IGNORECASE)
 _SHARD_SET = frozenset({"plan.json", "sources.txt.gz"})
+_ONE = re.compile(r"(?<=thumbnail)s$|(?<=linked folder)s$|(?<=r file)s$|(?<=l file)s$|(?<=e name)s$")
 OWN = "of shard sets"
 NOT_CHOSEN = "not in --members"
 
@@ -44,7 +45,7 @@ class Listing:
 def said(left_out: dict[str, int]) -> str:
     """ "12 NAS thumbnails, 7 .heic", most first; of many kinds the first ten and the rest together."""
     ordered = sorted(left_out.items(), key=lambda item: (-item[1], item[0]))
-    parts = [f"{number} {kind}" for kind, number in ordered[:10]]
+    parts = [f"{number} {_ONE.sub('', kind) if number == 1 else kind}" for kind, number in ordered[:10]]
     if rest := ordered[10:]:
         parts.append(f"{sum(number for _, number in rest)} of {len(rest)} other kinds")
     return ", ".join(parts)
@@ -152,7 +153,7 @@ def _walk(root: str) -> Iterator[tuple[str, int, str | None]]:
             path, name = links.pop()
             target = os.path.realpath(path)
             if (real_root + "/").startswith(target.rstrip("/") + "/") or _identity(path) in seen:
-                yield name, -1, "linked folders that lead back"
+                yield name, -1, "linked folders"
                 continue
             waiting.append((path, name + "/", None))
         path, prefix, kind = waiting.pop()

@@ -85,7 +85,7 @@ def test_what_is_left_out_is_said_in_terminal_summary_and_manifest(folder, tmp_p
     argv = ["folder", str(folder), str(tmp_path / "out"), "--size", "16"]
     assert main(argv) == 0
     text = capsys.readouterr().out
-    assert "left out  3 of shard sets, 2 .heic, 2 NAS thumbnails, 2 hidden, 2 macOS extras" in text
+    assert "left out: 3 of shard sets, 2 .heic, 2 NAS thumbnails, 2 hidden, 2 macOS extras" in text
     manifest = load_manifest(str(tmp_path / "out"))
     assert manifest.num_images + sum(manifest.left_out.values()) == len(FILES)
     before = (tmp_path / "out" / "manifest.json").read_bytes()
@@ -108,7 +108,7 @@ def test_linked_folders_are_followed_once_and_never_round(folder, tmp_path):
     found = {image for image, _ in source.list_images()} - set(FILES)
     assert found == {"again/sub/linked.png", "deep/self.png"}
     left_out = source.left_out()
-    assert left_out["linked folders that lead back"] == 2 and left_out["special files"] == 1
+    assert left_out["linked folders"] == 2 and left_out["special files"] == 1
     summary = preprocess(
         PreprocessConfig(source_url=str(folder), dest=str(tmp_path / "out"), size=16, policy="quarantine")
     )
@@ -138,7 +138,7 @@ def test_unreadable_folders_are_errors_and_unreadable_files_rejected_pictures(tm
     assert "in/locked (Permission denied)" in result.stderr and result.stderr.count("\n") == 1
     result = _bound_by_permissions(*argv)
     assert result.returncode == 0, result.stderr
-    assert "rejected  1 unreadable" in result.stdout and "3 of 16x16 from 4 images" in result.stdout
+    assert "rejected: 1 unreadable" in result.stdout and "3 of 16x16 from 4 images" in result.stdout
 
 
 def _tar(path: Path, names: list[str]) -> None:
@@ -240,6 +240,8 @@ def test_a_destination_inside_the_source_never_becomes_a_source(folder):
 def test_many_kinds_are_said_in_one_line():
     kinds = {f".k{n:02d}": 20 - n for n in range(12)}
     assert said(kinds).endswith("11 .k09, 19 of 2 other kinds") and said({}) == ""
+    kinds = {"linked folders": 1, "NAS thumbnails": 12, ".xls": 1, "special files": 1}
+    assert said(kinds) == "12 NAS thumbnails, 1 .xls, 1 linked folder, 1 special file"
 
 
 def test_annotations_count_as_files_of_the_list_rules(folder):

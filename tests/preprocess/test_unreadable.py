@@ -139,7 +139,7 @@ def test_check_lists_all_bad_pictures_at_once(tmp_path, capsys, num):
     assert main(["check", str(tmp_path / "in"), "--processes", "2"]) == 1
     text = capsys.readouterr().out.splitlines()
     assert text[0].startswith("000.png: not_an_image: ") and text[1].startswith("007.png: damaged: ")
-    assert text[2] == "left out  1 .txt" and text[3].startswith(f"{num - 2} of {num} images can be used (train {num}")
+    assert text[2] == "left out: 1 .txt" and text[3].startswith(f"{num - 2} of {num} images can be used (train {num}")
     config = CheckConfig(source_url=str(tmp_path / "in"), crop="grid", crop_pixels=48)
     assert {found.reason for found in check(config).bad} == {"not_an_image", "damaged", "too_small"}
     for name in ("000.png", "007.png"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import tyro
 
@@ -158,7 +158,7 @@ class PreprocessConfig:
             re.fullmatch(r"cpu|cuda(:[0-9]+)?", self.device) is not None, "device", self.device, "cpu, cuda or cuda:1"
         )
 
-    def with_crop(self) -> PreprocessConfig:
+    def with_crop(self) -> Self:
         """The same with `crop` "auto" decided."""
         full_resolution = self.source in FULL_RESOLUTION_SOURCES
         crop = self.crop
@@ -191,7 +191,7 @@ class PreprocessConfig:
             values["condition_cells"] = self.condition_cells
         return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
 
-    def replace(self, **changes: Any) -> PreprocessConfig:
+    def replace(self, **changes: Any) -> Self:
         return dataclasses.replace(self, **changes)
 
 

@@ -51,7 +51,7 @@ def open_header(data: bytes, max_pixels: int) -> tuple[Image.Image, bytes]:
     """An undecoded image whose format and size are allowed, and the bytes that Pillow reads. Raises `Unreadable`."""
     if not data:
         raise Unreadable("empty", "0 bytes")
-    formats = FORMATS
+    formats: tuple[str, ...] = FORMATS
     if data[4:8] == b"ftyp" and any(brand in data[8:48] for brand in _HEIF_BRANDS):
         formats = (*FORMATS, _heif())
     pixels, notes = png.pixels_only(data) if data.startswith(png.SIGNATURE) else (data, png.Notes())

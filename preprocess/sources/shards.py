@@ -31,8 +31,8 @@ class ShardSource(PlainSource):
         with ThreadPoolExecutor(_NUM_THREADS) as pool:
             for name, receipt in zip(names, pool.map(lambda name: load_receipt(self.url, name), names)):
                 for sample, row in zip(receipt["ids"], receipt["offsets"]):
-                    pixels, info = ([int(v) for v in row[2 * c : 2 * c + 2]] for c in columns)
-                    self.places[sample] = (name, *pixels, *info)
+                    (pixels, num_pixels), (info, num_info) = (row[2 * c : 2 * c + 2] for c in columns)
+                    self.places[sample] = (name, pixels, num_pixels, info, num_info)
         return [(sample, place[2]) for sample, place in self.places.items()]
 
     def read(self, image: str) -> bytes:

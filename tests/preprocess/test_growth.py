@@ -49,22 +49,20 @@ def _samples(url: str, split: str = "train", **options: object) -> dict[str, tup
     return {name: tuple(parts) for name, parts in found.items()}
 
 
-def _change(pictures: Path) -> None:
-    """Three new pictures, one removed, one changed that keeps its size in bytes."""
+def _change(pictures: Path, num_bytes: int) -> None:
+    """Three new pictures, one removed, and one changed that then has `num_bytes`."""
     make_pictures(pictures / "more", 3, 50, 50)
     (pictures / "003.png").unlink()
-    data = bytearray((pictures / "005.png").read_bytes())
-    other = (pictures / "006.png").read_bytes()
-    (pictures / "005.png").write_bytes(bytes(data) + bytes(8))
-    (pictures / "005.png").write_bytes(other.ljust(len(data) + 8, b"\0"))
+    (pictures / "005.png").write_bytes((pictures / "006.png").read_bytes().ljust(num_bytes, b"\0"))
 
 
 @pytest.mark.parametrize("recheck", ["hash", "size"])
 def test_an_updated_set_is_the_set_made_at_once(config, pictures, autoencoder, tmp_path, encoded, recheck):
     config = config.replace(dtype="float32", recheck=recheck, lr_sizes=(4,))
+    (pictures / "005.png").write_bytes((pictures / "005.png").read_bytes().ljust(20_000, b"\0"))
     first = preprocess(config, autoencoder=autoencoder)
     before = load_manifest(config.dest)
-    _change(pictures)
+    _change(pictures, 20_000 if recheck == "hash" else 20_001)
     with pytest.raises(UserError, match="or --update where only the images changed"):
         preprocess(config, autoencoder=autoencoder)
     encoded[0] = 0

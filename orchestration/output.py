@@ -13,7 +13,6 @@ from PIL import Image
 from torch import Tensor
 
 from orchestration import registry
-from pipeline.allocator import keep_freed_memory
 from pipeline.device import checked_device
 from pipeline.errors import UserError
 from pipeline.geometry import Size
@@ -26,7 +25,6 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 def load_model(uri: str, device: str = "", tracking_uri: str = "", dtype: Dtype = "float32") -> tuple[LatentZoom, str]:
     """The model at a bundle folder, URL or models:/ URI, and a text naming exactly this version and its digest."""
     device = str(checked_device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
-    keep_freed_memory()
     store = tracking_uri or None
     folder = registry.resolve(uri, tracking_uri=store)
     model = LatentZoom.load(str(folder), device=device, dtype=getattr(torch, dtype))

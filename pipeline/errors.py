@@ -102,6 +102,9 @@ def exit_status(command: Callable[[], int]) -> int:
     except BrokenPipeError:
         raise
     except Exception as error:
+        if isinstance(error, OSError) and error.filename is not None and not is_network_error(error):
+            print(f"latentzoom: error: {error.filename}: {error.strerror}", file=sys.stderr)
+            return 2
         if not is_network_error(error):
             raise
         print(f"latentzoom: error: {unreachable(_place_of(error), error)}", file=sys.stderr)

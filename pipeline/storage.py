@@ -83,7 +83,12 @@ def join(url: str, *parts: str) -> str:
 def absolute(url: str) -> str:
     """Local paths made absolute; other URLs unchanged. Workers of a cluster have another working folder."""
     fs, path = filesystem(url)
-    return str(Path(path).resolve()) if isinstance(fs, LocalFileSystem) else str(url)
+    if not isinstance(fs, LocalFileSystem):
+        return str(url)
+    try:
+        return str(Path(path).resolve())
+    except (OSError, RuntimeError):  # a link that leads to itself: whoever uses it says so
+        return str(Path(path).absolute())
 
 
 def exists(url: str) -> bool:

@@ -14,18 +14,19 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import UserError
-from pipeline.storage import join, sha256_bytes
+from pipeline.storage import sha256_bytes
 from preprocess.config import PreprocessConfig
 from preprocess.decoding import Crop, DecodedImage, decode_ahead
 from preprocess.encode import LatentEncoder, StoredEncoder
+from preprocess.growth import Carrier
 from preprocess.images import use_own_size_limit
 from preprocess.plan import ShardPlan
 from preprocess.publish import Publisher
+from preprocess.quarantine import quarantine
 from preprocess.receipt import Receipt
-from preprocess.retry import RetryCounter, full_disk_explained, with_retries
+from preprocess.retry import RetryCounter, full_disk_explained
 from preprocess.sample import Sample, member_suffixes
 from preprocess.sources.base import Source
-from preprocess.store import write_bytes
 
 
 @dataclass(slots=True)
@@ -61,11 +62,15 @@ class ShardBuilder:
     facts: dict[str, Any] | None
     plan_hash: str
     counter: RetryCounter = field(default_factory=RetryCounter)
+    carrier: Carrier | None = None
+    """Where the samples of shards of copies come from."""
 
     def build(self, shards: Iterable[ShardPlan]) -> Generator[Built, None, None]:
         """Build and publish `shards`; yields news after each batch and for each published shard."""
         use_own_size_limit()
         config = self.config
+        shards = list(shards)
+        copies, fresh = [s for s in shards if s.copies], [s for s in shards if not s.copies]
         encoder = LatentEncoder(self.autoencoder, config) if self.autoencoder else None
         shape = self.facts["latent_shape"] if self.facts else None
         channels = self.facts["latent_channels"] if self.facts else 0
@@ -83,8 +88,14 @@ class ShardBuilder:
         try:
             with (
                 full_disk_explained(config.dest),
-                contextlib.closing(self._batches(shards, encoder is not None, seconds)) as batches,
+                contextlib.closing(self._batches(fresh, encoder is not None, seconds)) as batches,
             ):
+                for shard in copies:
+                    assert self.carrier is not None
+                    for samples in self.carrier.samples(shard):
+                        publisher.put(shard, samples)
+                        yield news(len(samples))
+                    publisher.close_shard(shard, [])
                 for shard, crops, rejects in batches:
                     if crops:
                         publisher.put(shard, self._encode(encoder, shard, crops, seconds))
@@ -162,14 +173,16 @@ class ShardBuilder:
         reject, image = decoded.reject, decoded.planned.image
         assert reject is not None
         if self.config.policy == "fail":
-            raise UserError(f"{image} cannot be used ({reject}); mend or remove it, or use --policy skip or quarantine")
+            raise UserError(
+                f"{image} cannot be used ({reject}); mend or remove it, or use --policy skip or quarantine "
+                "(preprocess check lists all such images)"
+            )
         if self.config.policy == "quarantine" and decoded.data:
-            name = f"{sha256_bytes(image.encode())[:16]}-{image.rsplit('/', 1)[-1][-80:]}"
-            url = join(self.config.dest, "quarantine", name)
-            with_retries(lambda: write_bytes(url, decoded.data), url, self.config.retries, self.counter)
+            quarantine(self.config, image, decoded.data, self.counter)
         return {
             "image": image,
             "reason": reject.reason,
             "detail": reject.detail,
             "num_samples": decoded.planned.num_crops,
+            "sha256": sha256_bytes(decoded.data) if decoded.was_read else "",
         }

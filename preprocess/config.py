@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import tyro
 
@@ -77,6 +77,8 @@ class PreprocessConfig:
     """Text file (URL) of ids or file names for "train"; ids in neither list are left out."""
     val_list: str = ""
     """Text file (URL) of ids or file names for "val"."""
+    members: tuple[str, ...] = ()
+    """Take only images with these extensions (jpg, or input.png); empty: all but masks that lie beside their image."""
     limit: int = 0
     """Use only the first images of the shuffled list; 0: all."""
     samples_per_shard: int = 1024
@@ -97,7 +99,9 @@ class PreprocessConfig:
     policy: Literal["fail", "skip", "quarantine"] = "fail"
     """What a bad image does: stop the run, be left out, or be left out and copied to DEST/quarantine."""
     max_reject_fraction: float = 0.001
-    """The run stops when more than this fraction of the images is rejected."""
+    """The run stops when more than this fraction of the images is rejected, and more than --max-rejects."""
+    max_rejects: int = 10
+    """So many images may be rejected whatever their fraction, as long as half of the images are good."""
     workers: int = 0
     """Ray actors that build shards; 0: this process."""
     gpus_per_worker: float = 0.0
@@ -112,8 +116,15 @@ class PreprocessConfig:
     """How shards of an earlier run are checked before they are kept."""
     retries: int = 6
     """Attempts for a read or write that fails for a passing reason."""
+    update: bool = False
+    """Bring a finished set up to date: encode what is new or changed in the source, drop what is gone, keep the
+    rest."""
+    sizes: tuple[int, ...] = ()
+    """Several sizes in one run, instead of --size: a set of its own for each, in DEST/SIZE."""
     plan: bool = False
     """Print what would be done and write nothing."""
+    json: bool = False
+    """Print the summary as JSON."""
 
     def __post_init__(self) -> None:
         low, high = self.crop_fraction
@@ -135,10 +146,12 @@ class PreprocessConfig:
         _require(self.workers >= 0, "workers", self.workers, "0 or a number of actors")
         _require(self.retries >= 1, "retries", self.retries, "at least 1")
         _require(0 <= self.max_reject_fraction <= 1, "max_reject_fraction", self.max_reject_fraction, "0 to 1")
+        _require(self.max_rejects >= 0, "max_rejects", self.max_rejects, "0 or a number of images")
         _require(self.max_pixels >= 1, "max_pixels", self.max_pixels, "at least 1")
         for lr_size in self.lr_sizes:
             _require(1 <= lr_size < self.size, "lr_sizes", lr_size, f"sizes from 1 to {self.size - 1}")
         _require(len(set(self.lr_sizes)) == len(self.lr_sizes), "lr_sizes", self.lr_sizes, "each size once")
+        _require(len(set(self.sizes)) == len(self.sizes), "sizes", self.sizes, "each size once")
         for name in ("encode_threads", "decode_threads"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or a number of threads")
         for name in ("gpus_per_worker", "cpus_per_worker"):
@@ -147,7 +160,7 @@ class PreprocessConfig:
             re.fullmatch(r"cpu|cuda(:[0-9]+)?", self.device) is not None, "device", self.device, "cpu, cuda or cuda:1"
         )
 
-    def with_crop(self) -> PreprocessConfig:
+    def with_crop(self) -> Self:
         """The same with `crop` "auto" decided."""
         full_resolution = self.source in FULL_RESOLUTION_SOURCES
         crop = self.crop
@@ -155,6 +168,22 @@ class PreprocessConfig:
             crop = "random" if full_resolution or self.crops_per_image > 1 else "center"
         by_pixels = crop == "grid" or (full_resolution and self.crop_fraction == (1.0, 1.0))
         return self.replace(crop=crop, crop_pixels=self.crop_pixels or (self.size if by_pixels else 0))
+
+    def each_size(self) -> list[PreprocessConfig]:
+        """One run for each of `sizes`; without any, this one."""
+        dest = self.dest.rstrip("/")
+        return [self.replace(size=size, sizes=(), dest=f"{dest}/{size}") for size in self.sizes] or [self]
+
+    @property
+    def is_numbered(self) -> bool:
+        """Whether an image may give several samples, whose ids then end in a number."""
+        return self.crop == "grid" or self.crops_per_image > 1
+
+    def max_rejected(self, num_images: int) -> int:
+        """How many of `num_images` may be rejected."""
+        if self.policy == "fail":
+            return 0
+        return max(int(self.max_reject_fraction * num_images), min(self.max_rejects, num_images // 2))
 
     def transform(self) -> dict[str, Any]:
         """The fields that decide the bytes of a sample, apart from the source and the autoencoder."""
@@ -164,7 +193,7 @@ class PreprocessConfig:
             values["condition_cells"] = self.condition_cells
         return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
 
-    def replace(self, **changes: Any) -> PreprocessConfig:
+    def replace(self, **changes: Any) -> Self:
         return dataclasses.replace(self, **changes)
 
 

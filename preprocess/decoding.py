@@ -15,8 +15,9 @@ from preprocess.config import PreprocessConfig
 from preprocess.crops import choose_box
 from preprocess.images import crop_and_resize, decode, encode_pixels
 from preprocess.plan import PlannedImage, ShardPlan
+from preprocess.reading import read_image
 from preprocess.rejects import Reject
-from preprocess.retry import RetryCounter, with_retries
+from preprocess.retry import RetryCounter
 from preprocess.sample import sample_id
 from preprocess.sources.base import Source
 
@@ -38,30 +39,28 @@ class DecodedImage:
     crops: list[Crop] = field(default_factory=list)
     reject: Reject | None = None
     data: bytes = b""
+    was_read: bool = True
 
 
 def decode_image(
     planned: PlannedImage, source: Source, config: PreprocessConfig, has_flips: bool, counter: RetryCounter
 ) -> DecodedImage:
     """Read one image and cut its crops. A bad image gives a `reject`; a store that stays broken raises."""
-    image, data = planned.image, b""
+    image, data, was_read = planned.image, b"", False
     try:
-        try:
-            data = with_retries(lambda: source.read(image), f"reading {image}", config.retries, counter)
-        except FileNotFoundError as error:
-            raise Reject("missing", "it was listed, but is gone") from error
+        data = read_image(source, image, config.retries, counter)
+        was_read = True
         trouble = source.check(image, data) if data else None
         if trouble:
             raise Reject("wrong_checksum", trouble)
         return DecodedImage(planned, _crops(planned, data, source, config, has_flips))
     except Reject as reject:
-        return DecodedImage(planned, reject=reject, data=data)
+        return DecodedImage(planned, reject=reject, data=data, was_read=was_read)
 
 
 def _crops(planned: PlannedImage, data: bytes, source: Source, config: PreprocessConfig, has_flips: bool) -> list[Crop]:
     picture = decode(data, config.max_pixels)
     height, width = picture.height, picture.width
-    numbered = config.crop == "grid" or config.crops_per_image > 1
     shared = {
         "image": planned.image,
         "sha256": sha256_bytes(data),
@@ -73,8 +72,9 @@ def _crops(planned: PlannedImage, data: bytes, source: Source, config: Preproces
     for number in range(planned.first_crop, planned.first_crop + planned.num_crops):
         box = choose_box(config, planned.image, number, height, width)
         small = crop_and_resize(picture, box, config.size, config.resize)
-        info = {"id": sample_id(planned.image, number, numbered), "crop": number, "box": list(box), **shared}
-        crops.append(Crop(info, np.asarray(small), encode_pixels(small, config.pixel_format)))
+        info = {"id": sample_id(planned.image, number, config.is_numbered), "crop": number, "box": list(box), **shared}
+        stored = data if config.source == "shards" else encode_pixels(small, config.pixel_format)
+        crops.append(Crop(info, np.asarray(small), stored))
     return crops
 
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.storage import join, sha256_bytes
+from preprocess.canonical import canonical_json
 from preprocess.config import PreprocessConfig
 from preprocess.latent_stats import merge
 from preprocess.manifest import MANIFEST_NAME, Manifest, ShardEntry, parse_manifest
-from preprocess.plan import Plan, canonical_json
+from preprocess.plan import Plan
 from preprocess.receipt import Receipt
 from preprocess.sample import SCHEMA_VERSION, member_suffixes
-from preprocess.store import write_bytes
+from preprocess.store import exists, read_bytes, write_bytes
 
 LEDGER_NAME = "rejects.jsonl"
 
@@ -62,6 +64,10 @@ def build_manifest(
         num_rejected=num_rejected,
         num_rejected_images=num_rejected_images,
         ledger_sha256=ledger_sha256,
+        grown_from=plan.facts.get("grown", {}).get("from", ""),
+        num_shards_ever=plan.num_shards_ever,
+        num_keys_ever=plan.num_keys_ever,
+        left_out=dict(sorted(plan.left_out.items())),
         versions=plan.facts["versions"],
         shards=[
             ShardEntry(
@@ -71,6 +77,7 @@ def build_manifest(
                 bytes=r["bytes"],
                 sha256=r["sha256"],
                 receipt_sha256=r["receipt_sha256"],
+                plan="" if r["plan"] == plan.hash else r["plan"],
             )
             for r in receipts
         ],
@@ -91,6 +98,24 @@ def finish(
         )
     write_bytes(join(config.dest, LEDGER_NAME), content)
     manifest = build_manifest(config, plan, facts, ordered, sha256_bytes(content), num_rejected_images, num_rejected)
+    for split, num_samples in manifest.splits.items():
+        if not num_samples:
+            raise UserError(
+                f"no image of the split {split!r} can be used: {num_rejected_images} of {plan.num_images} images are "
+                f"rejected; {join(config.dest, LEDGER_NAME)} names them with the reasons"
+            )
+    url = join(config.dest, MANIFEST_NAME)
+    earlier = _whole_manifest(url)
+    if earlier and dataclasses.replace(earlier, left_out=manifest.left_out, digest="") == manifest:
+        return earlier  # only what lies beside the images changed: training that knows the set goes on with it
     data = manifest.to_bytes()
-    write_bytes(join(config.dest, MANIFEST_NAME), data)
+    write_bytes(url, data)
     return parse_manifest(data, MANIFEST_NAME)
+
+
+def _whole_manifest(url: str) -> Manifest | None:
+    """The manifest at `url`; None where there is none, or none that is whole."""
+    try:
+        return parse_manifest(read_bytes(url), url) if exists(url) else None
+    except UserError:
+        return None

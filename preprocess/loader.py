@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import UserError
-from preprocess.manifest import Manifest, load_manifest
+from preprocess.manifest import Manifest, folder_of, load_manifest
 from preprocess.order import GlobalOrder, hash64
 from preprocess.receipt import load_receipt
 from preprocess.sample import Batch, latent_member
@@ -60,7 +60,7 @@ class ShardLoader:
     ) -> None:
         if batch_size < 1 or not 0 <= rank < world_size:
             raise UserError(f"batch_size {batch_size}, rank {rank} of {world_size}: not a possible combination")
-        self.url, self.split = url, split
+        self.url, self.split = folder_of(url), split
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
         self.manifest = load_manifest(url)
         self.lr_sizes = tuple(size for size in (lr_size if isinstance(lr_size, tuple) else (lr_size,)) if size)
@@ -73,7 +73,7 @@ class ShardLoader:
         sizes = [entry.num_samples for entry in self.entries]
         self.order = GlobalOrder(sizes, seed=seed, shuffle=shuffle, window_shards=window_shards)
         self.num_samples = self.order.num_samples
-        self._cache = ShardCache(url, cache_dir, cache_bytes)
+        self._cache = ShardCache(self.url, cache_dir, cache_bytes)
         self._readers: OrderedDict[int, ShardReader] = OrderedDict()
         self._lock = threading.Lock()
         self._shard_locks = [threading.Lock() for _ in self.entries]

@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.config import from_dict
 from pipeline.errors import UserError
 from pipeline.storage import join, sha256_bytes
-from preprocess.plan import canonical_json
+from preprocess.canonical import canonical_json
 from preprocess.sample import SCHEMA_VERSION, check_suffixes
 from preprocess.store import exists, read_bytes
 
@@ -19,7 +19,8 @@ MANIFEST_NAME = "manifest.json"
 
 @dataclass(frozen=True, kw_only=True)
 class ShardEntry:
-    """One shard as the manifest lists it. receipt_sha256: of the receipt file."""
+    """One shard as the manifest lists it. receipt_sha256: of the receipt file. plan: hash of the plan that made it,
+    where that is not the manifest's: a shard of an earlier state of the set."""
 
     name: str
     split: str
@@ -27,6 +28,7 @@ class ShardEntry:
     bytes: int
     sha256: str
     receipt_sha256: str
+    plan: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +37,9 @@ class Manifest:
 
     autoencoder_identity: None for pixels only. latent_shape: (S,h,w) as stored. latent_mean, latent_std: per channel,
     unscaled. scale_factor: 1/std over the whole set. splits: samples of each split. counts: images and samples in,
-    out and rejected. digest: sha256 of everything else here.
+    out and rejected. left_out: files of the source that are no images, by kind. grown_from: digest of
+    the manifest before (`--update`); num_*_ever: shard numbers and keys used so far, 0 where none was ever given up.
+    digest: sha256 of everything else here.
     """
 
     schema_version: int
@@ -61,6 +65,10 @@ class Manifest:
     num_rejected: int = 0
     num_rejected_images: int = 0
     ledger_sha256: str | None = None
+    left_out: dict[str, int] = field(default_factory=dict)
+    grown_from: str = ""
+    num_shards_ever: int = 0
+    num_keys_ever: int = 0
     versions: dict[str, str] = field(default_factory=dict)
     shards: list[ShardEntry] = field(default_factory=list)
     digest: str = ""
@@ -74,8 +82,18 @@ class Manifest:
         """File content, sealed with its own hash."""
         body = dataclasses.asdict(self)
         del body["digest"]
+        for name in _NEWER:  # as before there were such fields
+            if not body[name]:
+                del body[name]
+        for entry in body["shards"]:
+            if not entry["plan"]:
+                del entry["plan"]
         body["digest"] = sha256_bytes(canonical_json(body))
         return (json.dumps(body, indent=1, sort_keys=True) + "\n").encode()
+
+
+_NEWER = ("left_out", "grown_from", "num_shards_ever", "num_keys_ever")
+"""Fields that are written only where they say something, so that sets without them keep their digest."""
 
 
 def parse_manifest(data: bytes, where: str) -> Manifest:
@@ -100,8 +118,15 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
     return dataclasses.replace(manifest, shards=entries)
 
 
+def folder_of(url: str) -> str:
+    """The folder of a shard set that is named by its folder, or by one of its manifests."""
+    return url.rsplit("/", 1)[0] if url.endswith(".json") and "/" in url else "." if url.endswith(".json") else url
+
+
 def load_manifest(url: str) -> Manifest:
-    """The manifest of the shard set in folder `url`."""
+    """The manifest of the shard set in folder `url`; of an earlier state where `url` is `.../manifest-DIGEST.json`."""
+    if url.endswith(".json"):
+        return parse_manifest(read_bytes(url), url)
     path = join(url, MANIFEST_NAME)
     if not exists(path):
         hint = "its preprocessing did not finish: run it again" if exists(join(url, "plan.json")) else "wrong folder?"

@@ -9,23 +9,25 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import json
-import posixpath
+import unicodedata
+from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.storage import sha256_bytes
+from preprocess.canonical import canonical_json
 from preprocess.config import PreprocessConfig
 from preprocess.crops import grid_boxes, unit_values
-from preprocess.images import oriented_size
+from preprocess.images import oriented_size, use_own_size_limit
+from preprocess.names import NameIndex, composed, within
+from preprocess.reading import read_image
 from preprocess.rejects import Reject
 from preprocess.sample import SCHEMA_VERSION
-from preprocess.sources.base import Source, read_list
-
-_HEADER_BYTES = 1 << 18
+from preprocess.sources.base import Source
+from preprocess.store import counter
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,8 @@ class ShardPlan:
     first_index: int
     num_samples: int
     images: tuple[PlannedImage, ...]
+    copies: tuple[tuple[str, int], ...] = ()
+    """Instead of images: samples of an earlier state of the set, as (shard, position in it)."""
 
     @property
     def name(self) -> str:
@@ -62,33 +66,38 @@ class Plan:
     source_bytes: int
     listing: bytes
     facts: dict[str, Any]
+    left_out: dict[str, int] = field(default_factory=dict)
+    """Files of the source that are not among the images, by kind. They do not decide any bytes."""
+    num_shards_ever: int = 0
+    num_keys_ever: int = 0
+    """Shard numbers and keys that this set and those it grew from have used; 0 for a set that did not grow."""
 
     @property
     def hash(self) -> str:
         return sha256_bytes(canonical_json(self.facts))
 
 
-def canonical_json(value: Any) -> bytes:
-    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
-
-
 def make_plan(
     config: PreprocessConfig, source: Source, autoencoder: dict[str, Any] | None, versions: dict[str, str]
 ) -> Plan:
     """Plan a run. `autoencoder` holds its identity and stored shape (None: pixels only)."""
+    use_own_size_limit()
     listed = sorted(source.list_images())
-    _check_ids(listed)
+    left_out = Counter(source.left_out())
+    listed = _usable(listed, config.policy, left_out)
     splits = assign_splits(config, source, [image for image, _ in listed])
     sizes = dict(listed)
     ordered = {name: _shuffle(images, config.seed) for name, images in splits.items()}
+    left_out["in neither list"] = len(listed) - sum(map(len, ordered.values()))
     if config.limit:
+        left_out["beyond --limit"] = sum(max(0, len(images) - config.limit) for images in ordered.values())
         ordered = {name: images[: config.limit] for name, images in ordered.items()}
     used = [image for name in sorted(ordered) for image in ordered[name]]
     num_crops = count_crops(config, source, used)
     shards: list[ShardPlan] = []
     first_index = 0
     for name in sorted(ordered):
-        for shard in _cut(name, ordered[name], num_crops, config.samples_per_shard, len(shards), first_index):
+        for shard in cut(name, ordered[name], num_crops, config.samples_per_shard, len(shards), first_index):
             shards.append(shard)
             first_index += shard.num_samples
     listing = "".join(f"{image}\t{sizes[image]}\t{num_crops[image]}\n" for image in sorted(used)).encode()
@@ -106,7 +115,7 @@ def make_plan(
         "versions": versions,
     }  # fmt: skip
     source_bytes = sum(max(sizes[image], 0) for image in used)
-    return Plan(shards, len(used), first_index, source_bytes, listing, facts)
+    return Plan(shards, len(used), first_index, source_bytes, listing, facts, dict(+left_out))
 
 
 def listing_file(plan: Plan) -> bytes:
@@ -127,11 +136,11 @@ def assign_splits(config: PreprocessConfig, source: Source, images: list[str]) -
     if config.val_list:
         return _split_by_lists(config, source, images)
     splits: dict[str, list[str]] = {}
-    prefix = config.val_folder.strip("/") + "/"
+    prefix = within(config.val_folder, config.source_url) + "/" if config.val_folder else ""
     for image in images:
         split = source.split_of(image) or "train"
         if config.val_folder:
-            split = "val" if image.startswith(prefix) else "train"
+            split = "val" if composed(image).startswith(prefix) else "train"
         elif config.val_fraction:
             split = "val" if unit_values(1, "split", config.seed, image)[0] < config.val_fraction else "train"
         splits.setdefault(split, []).append(image)
@@ -143,36 +152,13 @@ def assign_splits(config: PreprocessConfig, source: Source, images: list[str]) -
 
 
 def _split_by_lists(config: PreprocessConfig, source: Source, images: list[str]) -> dict[str, list[str]]:
-    val = _find_listed(config.val_list, images, source)
-    train = _find_listed(config.train_list, images, source) if config.train_list else set(images) - val
+    names = NameIndex(images, config.source_url, source.aliases)
+    val = names.find_all(config.val_list)
+    train = names.find_all(config.train_list) if config.train_list else set(images) - val
     both = sorted(train & val)
     if both:
         raise UserError(f"{both[0]} is in both {config.train_list} and {config.val_list}")
     return {"train": sorted(train), "val": sorted(val)}
-
-
-def _find_listed(url: str, images: list[str], source: Source) -> set[str]:
-    """Images that a list names: by id, by file name, with or without suffix, or by a name the source knows."""
-    names: dict[str, str | None] = {}
-    for image in images:
-        base = posixpath.basename(image)
-        for name in {image, _stem(image), base, _stem(base), *source.aliases(image)}:
-            names[name] = image if names.get(name, image) == image else None
-    known = set(images)
-    found = set()
-    for line in read_list(url):
-        candidates = [name for name in (line, _stem(line), _stem(posixpath.basename(line))) if name in names]
-        match = line if line in known else names[candidates[0]] if candidates else ""
-        if match is None:
-            raise UserError(f"{url}: {line!r} names more than one image; use paths within the source")
-        if not match:
-            raise UserError(f"{url}: {line!r} is not in the source")
-        found.add(match)
-    return found
-
-
-def _stem(name: str) -> str:
-    return posixpath.splitext(name)[0]
 
 
 def count_crops(config: PreprocessConfig, source: Source, images: list[str]) -> dict[str, int]:
@@ -181,24 +167,30 @@ def count_crops(config: PreprocessConfig, source: Source, images: list[str]) -> 
         return dict.fromkeys(images, config.crops_per_image)
     side = config.crop_pixels or config.size
     with ThreadPoolExecutor(max_workers=8) as pool:
-        return dict(zip(images, pool.map(lambda image: _grid_count(source, image, side, config.max_pixels), images)))
+        return dict(zip(images, pool.map(lambda image: _grid_count(config, source, image, side), images)))
 
 
-def _grid_count(source: Source, image: str, side: int, max_pixels: int) -> int:
+def _grid_count(config: PreprocessConfig, source: Source, image: str, side: int) -> int:
     try:
-        height, width = oriented_size(source.read(image), max_pixels)
+        height, width = oriented_size(read_image(source, image, config.retries, counter), config.max_pixels)
     except Reject:
         return 1  # rejected, and counted, when it is decoded
     return max(1, len(grid_boxes(height, width, side)))
 
 
-def _check_ids(listed: list[tuple[str, int]]) -> None:
+def _usable(listed: list[tuple[str, int]], policy: str, left_out: Counter[str]) -> list[tuple[str, int]]:
+    """Without the names that no text file can hold: control characters, bytes that are no text. With --policy fail such
+    a name raises `UserError`."""
     for (image, _), (following, _) in zip(listed, listed[1:]):
         if image == following:
             raise UserError(f"the source lists {image!r} twice; ids must be unique")
-    for image, _ in listed:
-        if not image.isprintable():
-            raise UserError(f"the source has an unprintable id {image!r}; rename the file")
+    bad = [image for image, _ in listed if any(unicodedata.category(c) in ("Cc", "Cs") for c in image)]
+    if bad and policy == "fail":
+        more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+        raise UserError(f"the name {bad[0]!r}{more} has characters that are no text; rename, or use --policy skip")
+    left_out["unusable names"] += len(bad)
+    without = set(bad)
+    return [(image, size) for image, size in listed if image not in without] if bad else listed
 
 
 def _shuffle(images: list[str], seed: int) -> list[str]:
@@ -216,7 +208,7 @@ def _split_hash(ordered: dict[str, list[str]]) -> str:
     return digest.hexdigest()
 
 
-def _cut(
+def cut(
     split: str, images: Iterable[str], num_crops: dict[str, int], per_shard: int, number: int, first_index: int
 ) -> Iterable[ShardPlan]:
     """Cut one split into shards of `per_shard` samples; the last may be shorter. An image's crops may cross a cut."""

@@ -16,6 +16,7 @@ from preprocess.plan import Plan, PlannedImage
 from preprocess.retry import RetryCounter
 from preprocess.sample import Sample, encode_members
 from preprocess.sources.base import Source
+from preprocess.sources.listing import said
 
 _NUM_PROBES = 8
 _BLOCK = 512
@@ -59,7 +60,7 @@ def probe(config: PreprocessConfig, source: Source, encoder: StoredEncoder | Non
 
 
 def _tar_bytes(sample: Sample, pixel_format: str) -> int:
-    return sum(_BLOCK + len(content) + -len(content) % _BLOCK for _, content in encode_members(sample, pixel_format))
+    return sum(_BLOCK + len(data) + -len(data) % _BLOCK for data in encode_members(sample, pixel_format).values())
 
 
 def samples_per_shard(config: PreprocessConfig, found: Probe) -> int:
@@ -77,6 +78,7 @@ def report(config: PreprocessConfig, plan: Plan, found: Probe) -> str:
     encoder = plan.facts["encoder"]
     lines = [
         f"source     {config.source} {config.source_url}: {plan.num_images} images, {_bytes(plan.source_bytes)}",
+        f"left out:  {said(plan.left_out) or 'nothing'}",
         f"samples    {plan.num_samples} of {config.size}x{config.size} ({splits}), crop {config.crop}",
         f"shards     {len(plan.shards)} of up to {config.samples_per_shard} samples, in {config.dest}",
         f"latents    {encoder['latent_shape'] if encoder else 'none (pixels only)'}",

@@ -23,8 +23,8 @@ from preprocess.latent_stats import LatentSums
 from preprocess.plan import ShardPlan
 from preprocess.receipt import Receipt, parse_receipt, seal, without_index
 from preprocess.retry import FULL, RetryCounter, explain_full_disk, with_retries
-from preprocess.sample import SCHEMA_VERSION, Sample, encode_members, latent_member
-from preprocess.ustar import TarWriter, read_index
+from preprocess.sample import SCHEMA_VERSION, Sample, encode_members, key, latent_member
+from preprocess.ustar import SampleWriter, read_index
 
 SCRATCH_PREFIX = ".preprocess-"
 
@@ -38,20 +38,21 @@ class ShardFile:
         handle, name = tempfile.mkstemp(prefix=SCRATCH_PREFIX, suffix=".tar", dir=scratch_dir(config.dest))
         self.path = Path(name)
         self.file = os.fdopen(handle, "wb")
-        self.writer = TarWriter(self.file)
+        self.writer = SampleWriter(self.file)
         self.ids: list[str] = []
         self.offsets: list[list[int]] = []
+        self.sources: list[str] = []
         has_variance = latent_shape is not None and latent_shape[0] == 2 * latent_channels
         self.sums = LatentSums(latent_channels, has_variance)
 
     def add(self, sample: Sample) -> None:
-        positions: list[int] = []
-        for name, content in encode_members(sample, self.config.pixel_format):
-            positions.extend(self.writer.add(name, content))
+        members = encode_members(sample, self.config.pixel_format)
+        positions = self.writer.add(key(sample.index), members)
         if len(positions) != 2 * len(self.suffixes):
             raise AssertionError(f"sample {sample.info['id']} has members outside the plan")
         self.ids.append(sample.info["id"])
         self.offsets.append(positions)
+        self.sources.append(sample.info["sha256"])
         stored = sample.latents.get(latent_member(flip=False))
         if stored is not None:
             self.sums.add(stored)
@@ -75,6 +76,7 @@ class ShardFile:
             "suffixes": self.suffixes,
             "ids": self.ids,
             "offsets": self.offsets,
+            "sources": self.sources,
             "rejects": rejects,
             "latents": self.sums.to_dict() if self.sums.count else None,
         }

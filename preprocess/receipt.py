@@ -13,7 +13,7 @@ import fsspec
 
 from pipeline.errors import UserError
 from pipeline.storage import filesystem, join, sha256_bytes
-from preprocess.plan import canonical_json
+from preprocess.canonical import canonical_json
 from preprocess.retry import with_retries
 from preprocess.sample import SCHEMA_VERSION
 from preprocess.store import ATTEMPTS, counter, exists, read_bytes, sha256_file
@@ -48,8 +48,8 @@ def parse_receipt(data: bytes, where: str) -> Receipt:
 
 
 def without_index(receipt: Receipt) -> Receipt:
-    """What a run keeps of a receipt: all but the ids and offsets of the samples, which would grow with the data set."""
-    kept = {name: value for name, value in receipt.items() if name not in ("ids", "offsets")}
+    """What a run keeps of a receipt: all but what there is of each sample, which would grow with the data set."""
+    kept = {name: value for name, value in receipt.items() if name not in ("ids", "offsets", "sources")}
     return {**kept, "receipt_sha256": sha256_bytes(seal(receipt))}
 
 
@@ -74,10 +74,9 @@ def shard_trouble(dest: str, name: str, receipt: Receipt, recheck: str) -> str |
     return None
 
 
-def finished_receipts(
-    dest: str, names: list[str], plan_hash: str, recheck: str
-) -> tuple[dict[str, Receipt], list[str]]:
-    """Receipts of shards that are done and whole, and one line for each that has to be built again."""
+def finished_receipts(dest: str, plans: dict[str, str], recheck: str) -> tuple[dict[str, Receipt], list[str]]:
+    """Receipts of shards that are done and whole, and one line for each that has to be built again. plans: the shards'
+    names, and the hash of the plan that each belongs to."""
     present = _files(dest)
 
     def check(name: str) -> tuple[Receipt | None, str | None]:
@@ -87,13 +86,13 @@ def finished_receipts(
             receipt = load_receipt(dest, name)
         except UserError as error:
             return None, str(error)
-        if receipt["plan"] != plan_hash or receipt["name"] != name:
+        if receipt["plan"] != plans[name] or receipt["name"] != name:
             return None, f"{join(dest, name)}.json belongs to another plan"
         trouble = shard_trouble(dest, name, receipt, recheck)
         return (None, trouble) if trouble else (without_index(receipt), None)
 
     with ThreadPoolExecutor(max_workers=4) as pool:
-        results = dict(zip(names, pool.map(check, names)))
+        results = dict(zip(plans, pool.map(check, plans)))
     done = {name: receipt for name, (receipt, _) in results.items() if receipt is not None}
     return done, [trouble for _, trouble in results.values() if trouble]
 

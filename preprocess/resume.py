@@ -10,9 +10,10 @@ from typing import Any
 from pipeline.differences import differences
 from pipeline.errors import UserError
 from pipeline.storage import join, sha256_bytes
+from preprocess.canonical import canonical_json
 from preprocess.config import PreprocessConfig
 from preprocess.manifest import MANIFEST_NAME, load_manifest
-from preprocess.plan import Plan, canonical_json, listing_file
+from preprocess.plan import Plan, listing_file
 from preprocess.store import exists, read_bytes, write_bytes
 
 PLAN_NAME = "plan.json"
@@ -30,12 +31,15 @@ def accept_or_refuse(config: PreprocessConfig, plan: Plan) -> None:
     if earlier is None:
         return  # damaged: receipts carry the plan's hash too, so foreign shards are rebuilt, never mixed in
     changed = list(differences(earlier, json.loads(json.dumps(plan.facts))))
+    of_source = [name for name in changed if name.startswith(("source.", "splits.", "split_sha256"))]
+    if changed and config.update and changed == of_source:
+        return  # begun, never finished, and the source is another now: shards of the earlier plan are built anew
     if changed:
         if any(name.startswith("source.") for name in changed):
             changed.append(_changed_images(config, plan))
         raise UserError(
             f"{config.dest} was begun differently: {'; '.join(changed)}. Use the settings it was begun with, "
-            "or another folder"
+            "another folder, or --update where only the images changed"
         )
 
 
@@ -60,16 +64,26 @@ def plan_file(plan: Plan) -> bytes:
     return (json.dumps({"facts": plan.facts, "sha256": plan.hash}, indent=1, sort_keys=True) + "\n").encode()
 
 
+def listed_sizes(dest: str) -> dict[str, int]:
+    """Image → bytes as they were when the set in `dest` was planned; empty where that is not known."""
+    try:
+        text = gzip.decompress(read_bytes(join(dest, LISTING_NAME))).decode()
+    except (OSError, EOFError, ValueError, zlib.error):
+        return {}
+    rows = (line.split("\t") for line in text.split("\n") if line)
+    return {image: int(size) for image, size, _ in rows}
+
+
 def _changed_images(config: PreprocessConfig, plan: Plan) -> str:
     """Names the first images whose presence or size changed since the run was begun."""
     url = join(config.dest, LISTING_NAME)
     if not exists(url):
         return "changed images unknown"
     try:
-        earlier = set(gzip.decompress(read_bytes(url)).decode().splitlines())
+        earlier = set(gzip.decompress(read_bytes(url)).decode().split("\n"))
     except (OSError, EOFError, ValueError, zlib.error):
         return "changed images unknown"
-    changed = sorted({line.split("\t")[0] for line in earlier ^ set(plan.listing.decode().splitlines())})
+    changed = sorted({line.split("\t")[0] for line in earlier ^ set(plan.listing.decode().split("\n"))})
     more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
     return f"changed images: {', '.join(changed[:3])}{more}"
 

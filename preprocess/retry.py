@@ -19,7 +19,7 @@ MAX_WAIT = 30.0
 """Longest pause between two attempts, in seconds."""
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 """Error numbers of a full disk and a used-up quota."""
-_LASTING = FULL | {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.EFBIG}
+_LASTING = FULL | {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.EFBIG, errno.ELOOP, errno.EINVAL}
 _LASTING_TYPES = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
 
 

@@ -3,60 +3,36 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import json
 import os
 import sys
 import time
 from collections.abc import Generator
-from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.progress import Progress
-from pipeline.storage import absolute, join
+from pipeline.storage import absolute, join, reaching
 from preprocess import store
 from preprocess.build import Built, ShardBuilder
 from preprocess.config import PreprocessConfig
 from preprocess.encode import StoredEncoder, autoencoder_facts
 from preprocess.finish import LEDGER_NAME, finish, ledger
+from preprocess.growth import Carrier, base_manifest, grown, keep_manifest, require_same_kind
 from preprocess.plan import Plan, ShardPlan, make_plan
 from preprocess.plan_report import probe, report, samples_per_shard
 from preprocess.publish import remove_scratch, sole_run
+from preprocess.quarantine import fill
 from preprocess.receipt import Receipt, finished_receipts
 from preprocess.resume import accept_or_refuse, read_plan, write_plan
 from preprocess.retry import full_disk_explained, with_retries
 from preprocess.sources import open_source
 from preprocess.sources.base import Source
 from preprocess.store import exists, read_json
+from preprocess.summary import Summary, summary_of
 from preprocess.tally import Observer, Tally
 
 _OBSERVE_S = 5.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Summary:
-    """What a run did. in = out + rejected always holds. `limited_by`: "encoder", or what held the encoder back."""
-
-    dest: str
-    num_samples: int
-    num_images: int
-    num_shards: int
-    num_shards_kept: int
-    num_rejected: int
-    num_rejected_images: int
-    seconds: float
-    samples_per_second: float
-    encode_busy: float
-    limited_by: str
-    retries: int
-    workers_lost: int
-    scale_factor: float
-    manifest_digest: str
-
-    def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True)
 
 
 def preprocess(
@@ -73,9 +49,19 @@ def preprocess(
     observe: told how it goes every few seconds, and at the end; see `Observer`.
     Raises `UserError` for what a user can mend; whatever was finished stays.
     """
-    config = config.replace(dest=absolute(config.dest), source_url=absolute(config.source_url))
+    config = with_places(config)
     with full_disk_explained(config.dest):
         return _preprocess(config, autoencoder, source, observe or (lambda figures: None))
+
+
+def with_places(config: PreprocessConfig) -> PreprocessConfig:
+    """The same with absolute places."""
+    if config.sizes:
+        raise UserError("--sizes asks for several runs; give each of `config.each_size()`, or --size alone")
+    config = config.replace(dest=absolute(config.dest), source_url=absolute(config.source_url))
+    if config.dest.rstrip("/") == config.source_url.rstrip("/"):
+        raise UserError(f"the destination {config.dest} is the source itself; choose another folder for the shards")
+    return config
 
 
 def _preprocess(
@@ -87,35 +73,49 @@ def _preprocess(
     facts = autoencoder_facts(encoder, config.size) if encoder else None
     plan = plan_run(config, source, facts)
     with sole_run(config.dest):
-        accept_or_refuse(config, plan)
+        base = base_manifest(config.dest) if config.update else None
+        growth = None
+        if base is not None and base.plan != plan.hash:
+            require_same_kind(config, base, facts)
+            growth = grown(config, source, plan, base)
+            plan = growth.plan
+        else:
+            accept_or_refuse(config, plan)
         remove_scratch(config.dest)
-        write_plan(config, plan)
-        done, troubles = finished_receipts(config.dest, [s.name for s in plan.shards], plan.hash, config.recheck)
+        if growth is None:
+            write_plan(config, plan)
+        kept = growth.kept if growth else {}
+        plans = {shard.name: plan.hash for shard in plan.shards if shard.name not in kept}
+        done, troubles = finished_receipts(config.dest, plans, config.recheck)
+        done.update(kept)
         for trouble in troubles:
             print(f"rebuilding: {trouble}", file=sys.stderr)
         todo = [shard for shard in plan.shards if shard.name not in done]
-        builder = ShardBuilder(config, source, encoder, facts, plan.hash)
+        if config.policy == "quarantine":
+            fill(config, source, [r["image"] for receipt in done.values() for r in receipt["rejects"]], store.counter)
+        carrier = Carrier(config.dest, growth.base) if growth else None
+        builder = ShardBuilder(config, source, encoder, facts, plan.hash, carrier=carrier)
         tally = _build(config, plan, todo, dict(done), builder, observe)
         remove_scratch(config.dest)  # what workers left that died in this run
-        manifest = finish(config, plan, facts, tally.receipts)
+        if growth and growth.changes_nothing:
+            manifest = growth.base
+        else:
+            if growth:
+                keep_manifest(config.dest, growth.base)
+                write_plan(config, plan)
+            manifest = finish(config, plan, facts, tally.receipts)
     seconds = time.monotonic() - start
-    num_built = sum(tally.receipts[s.name]["num_samples"] for s in todo)
-    return Summary(
-        dest=config.dest,
-        num_samples=manifest.num_samples,
-        num_images=manifest.num_images,
-        num_shards=len(plan.shards),
+    num_built = sum(tally.receipts[s.name]["num_samples"] for s in todo if not s.copies)
+    return summary_of(
+        config,
+        manifest,
+        tally,
         num_shards_kept=len(done),
-        num_rejected=manifest.num_rejected,
-        num_rejected_images=manifest.num_rejected_images,
-        seconds=round(seconds, 3),
-        samples_per_second=round(num_built / max(seconds, 1e-9), 2),
-        encode_busy=round(tally.encode_busy(), 4),
-        limited_by=tally.limited_by(encoder is not None),
+        num_built=num_built,
+        seconds=seconds,
         retries=tally.seconds.retries + store.counter.count - retries_before,
-        workers_lost=tally.workers_lost,
-        scale_factor=manifest.scale_factor,
-        manifest_digest=manifest.digest,
+        has_encoder=encoder is not None,
+        left_out=plan.left_out,
     )
 
 
@@ -164,12 +164,17 @@ def plan_run(config: PreprocessConfig, source: Source, facts: dict[str, Any] | N
     """The plan; listing the source is tried again when its store fails for a passing reason."""
     versions = library_versions(facts is not None)
     what = f"listing {config.source_url}"
-    return with_retries(lambda: make_plan(config, source, facts, versions), what, config.retries, store.counter)
+
+    def planned() -> Plan:
+        with reaching(config.source_url):
+            return make_plan(config, source, facts, versions)
+
+    return with_retries(planned, what, config.retries, store.counter)
 
 
 def plan_text(config: PreprocessConfig) -> str:
     """What a run would do, from the plan and a short probe. Writes nothing."""
-    config = config.replace(dest=absolute(config.dest), source_url=absolute(config.source_url))
+    config = with_places(config)
     encoder = load_encoder(config.autoencoder)
     config, source = resolve(config, None, encoder)
     facts = autoencoder_facts(encoder, config.size) if encoder else None
@@ -181,13 +186,14 @@ def plan_text(config: PreprocessConfig) -> str:
 def check_rejects(config: PreprocessConfig, plan: Plan, tally: Tally) -> None:
     """Stop when too many images are rejected, in this run or an earlier one; with policy "fail" one is too many.
     The ledger of the shards finished so far is written first."""
-    allowed = 0.0 if config.policy == "fail" else config.max_reject_fraction
-    if len(tally.rejects) > allowed * plan.num_images:
+    allowed = config.max_rejected(plan.num_images)
+    if len(tally.rejects) > allowed:
         url = join(config.dest, LEDGER_NAME)
         store.write_bytes(url, ledger([tally.receipts[s.name] for s in plan.shards if s.name in tally.receipts])[0])
         last = list(tally.rejects.values())[-1]
         raise UserError(
-            f"{len(tally.rejects)} of {plan.num_images} images rejected, more than --max-reject-fraction {allowed:g} "
+            f"{len(tally.rejects)} of {plan.num_images} images rejected, more than the {allowed} that --max-rejects "
+            f"{config.max_rejects} and --max-reject-fraction {config.max_reject_fraction:g} allow "
             f"(policy {config.policy}); the last: {last['image']} ({last['reason']} {last['detail']}); "
             f"{url} names them all; look at the source, or allow more"
         )

@@ -98,15 +98,15 @@ def check_suffixes(suffixes: list[str], where: str) -> None:
             raise UserError(f"{where}: member .{suffix} is not part of the sample contract; refusing to read it")
 
 
-def encode_members(sample: Sample, pixel_format: str) -> list[tuple[str, bytes]]:
-    """(name, content) of every member, sorted by name."""
+def encode_members(sample: Sample, pixel_format: str) -> dict[str, bytes]:
+    """Extension → content of every member."""
     members = {
         "json": json.dumps(sample.info, sort_keys=True, ensure_ascii=False).encode(),
         pixel_format: sample.pixels,
     }
     for name, array in sample.latents.items():
         members[name] = npy_bytes(array)
-    return [(f"{key(sample.index)}.{suffix}", members[suffix]) for suffix in sorted(members)]
+    return members
 
 
 def npy_bytes(array: np.ndarray) -> bytes:

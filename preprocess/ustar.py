@@ -1,6 +1,7 @@
 """Tar files whose bytes depend on nothing but names and contents: USTAR, time 0, one owner, one mode.
 
-The writer returns where each member's content lies, so that a reader can fetch one sample without scanning.
+The writer is the webdataset library's. Ours adds where each member's content lies, so that a reader can fetch one
+sample without scanning.
 """
 
 from __future__ import annotations
@@ -12,33 +13,29 @@ from typing import BinaryIO
 _BLOCK = tarfile.BLOCKSIZE
 
 
-class TarWriter:
-    """Appends regular files to an open binary file. `close` writes the end marker; without it the tar is unfinished."""
+class SampleWriter:
+    """Appends samples to an open binary file. `close` writes the end marker; without it the tar is unfinished."""
 
     def __init__(self, file: BinaryIO) -> None:
-        self.file = file
-        self.position = 0
+        import webdataset as wds
 
-    def add(self, name: str, content: bytes) -> tuple[int, int]:
-        """Write one member; returns (offset of the content, its length)."""
-        info = tarfile.TarInfo(name)
-        info.size = len(content)
-        info.mode, info.mtime, info.uid, info.gid = 0o644, 0, 0, 0
-        info.uname, info.gname = "", ""
-        header = info.tobuf(tarfile.USTAR_FORMAT, "utf-8", "strict")
-        padding = -len(content) % _BLOCK
-        self.file.write(header)
-        self.file.write(content)
-        self.file.write(b"\0" * padding)
-        offset = self.position + len(header)
-        self.position = offset + len(content) + padding
-        return offset, len(content)
+        self._writer = wds.TarWriter(file, user="", group="", mode=0o644, mtime=0, encoder=False)
+
+    def add(self, key: str, members: dict[str, bytes]) -> list[int]:
+        """Write one sample, its members by extension; returns (offset, length) of each content, in the order of the
+        sorted extensions, as one flat list."""
+        position = self._writer.tarstream.offset
+        self._writer.write({"__key__": key, **members})
+        places: list[int] = []
+        for _, content in sorted(members.items()):
+            places += [position + _BLOCK, len(content)]
+            position += _BLOCK + len(content) + -len(content) % _BLOCK
+        if position != self._writer.tarstream.offset:
+            raise AssertionError(f"sample {key}: a header is not one block long")
+        return places
 
     def close(self) -> None:
-        end = 2 * _BLOCK
-        end += -(self.position + end) % tarfile.RECORDSIZE
-        self.file.write(b"\0" * end)
-        self.position += end
+        self._writer.close()
 
 
 def read_index(path: str | Path) -> list[tuple[str, int, int]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import tarfile
 import tempfile
 import zlib
@@ -17,9 +18,9 @@ import tyro
 from pipeline.errors import UserError
 from pipeline.progress import Progress
 from pipeline.storage import filesystem, is_local, join, sha256_bytes
+from preprocess.canonical import canonical_json
 from preprocess.finish import LEDGER_NAME
 from preprocess.manifest import Manifest, ShardEntry, load_manifest
-from preprocess.plan import canonical_json
 from preprocess.receipt import Receipt, parse_receipt
 from preprocess.resume import LISTING_NAME, PLAN_NAME, read_plan
 from preprocess.retry import with_retries
@@ -51,8 +52,10 @@ def verify(dest: tyro.conf.Positional[str], num_threads: int = 4) -> Report:
             report.num_samples += num_samples
             progress.update()
     report.damage += _check_ledger(dest, manifest, report) + _check_plan(dest, manifest)
-    listed = {entry.name for entry in manifest.shards}
-    for name in list_files(dest):
+    names = list_files(dest)
+    earlier = [load_manifest(join(dest, name)) for name in names if re.fullmatch(r"manifest-[0-9a-f]{12}\.json", name)]
+    listed = {entry.name for known in (manifest, *earlier) for entry in known.shards}
+    for name in names:
         stem, _, suffix = name.partition(".")
         if stem.startswith("shard-") and suffix in ("tar", "json") and stem not in listed:
             report.damage.append(f"{name}: is not in the manifest")
@@ -66,7 +69,7 @@ def _check_shard(dest: str, entry: ShardEntry, manifest: Manifest) -> tuple[list
     try:
         data = read_bytes(join(dest, entry.name + ".json"))
         receipt = parse_receipt(data, entry.name + ".json")
-        if sha256_bytes(data) != entry.receipt_sha256 or receipt["plan"] != manifest.plan:
+        if sha256_bytes(data) != entry.receipt_sha256 or receipt["plan"] != (entry.plan or manifest.plan):
             damage.append(f"{entry.name}.json: is not the receipt that the manifest lists")
     except UserError as error:
         damage.append(f"{entry.name}.json: {error}")

@@ -26,10 +26,10 @@ LARGE = (3000, 4000)
 
 def bench_starter(options: Options, peak: float) -> list[Row]:
     """Rows for SMALL ×4 and, without `quick`, LARGE ×2. peak is not used: see the rows of `decode`."""
-    keep_freed_memory()
     model = LatentZoom.starter(device=options.device, dtype=getattr(torch, options.dtype))
-    rows = _small(options, model)
-    return rows if options.quick else [*rows, _large(options, model)]
+    with keep_freed_memory():  # as `upscale` does
+        rows = _small(options, model)
+        return rows if options.quick else [*rows, _large(options, model)]
 
 
 @torch.inference_mode()

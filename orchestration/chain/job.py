@@ -41,6 +41,7 @@ _NOT_IN_KEY = (
     "autoencoder",
     "policy",
     "max_reject_fraction",
+    "max_rejects",
     "workers",
     "gpus_per_worker",
     "cpus_per_worker",
@@ -49,6 +50,9 @@ _NOT_IN_KEY = (
     "recheck",
     "retries",
     "plan",
+    "json",
+    "update",
+    "sizes",
 )
 """Fields of a preprocessing run that do not decide its bytes (`encode_threads` and `device` do)."""
 
@@ -191,6 +195,8 @@ def _source_settings(config: PreprocessConfig) -> dict[str, Any]:
         raise UserError(f"{config.source_url} has no images that --source {config.source} reads")
     listing = "".join(f"{image}\t{size}\n" for image, size in listed)
     settings = {k: v for k, v in to_dict(config.with_crop()).items() if k not in _NOT_IN_KEY}
+    if not config.members:  # chains from before there was a choice keep their keys
+        del settings["members"]
     return {"images": len(listed), "listing": storage.sha256_bytes(listing.encode()), **settings}
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import tyro
 
 from orchestration.writable import check_file, check_folder
+from pipeline.allocator import keep_freed_memory
 from pipeline.command_line import plain_help
 from pipeline.errors import UserError
 from pipeline.formats import FORMATS, PICTURE_SUFFIXES, WRITTEN, format_of
@@ -74,7 +75,8 @@ def main(argv: list[str]) -> int:
     with Notice(f"latentzoom: loading {arguments.model}") as notice:
         from orchestration.generating import run
 
-        return run(arguments, notice)
+        with keep_freed_memory():
+            return run(arguments, notice)
 
 
 def _check(arguments: Arguments) -> None:

@@ -173,7 +173,11 @@ def _preprocess_config(arguments: argparse.Namespace, preset: Preset) -> Any:
     )
     config = override(config, arguments.preprocess)
     names = [text.partition("=")[0].strip() for text in arguments.preprocess]
-    reserved = [name for name in names if name in ("dest", "autoencoder", "source", "source_url", "size", "plan")]
+    reserved = [
+        name
+        for name in names
+        if name in ("dest", "autoencoder", "source", "source_url", "size", "sizes", "update", "plan")
+    ]
     if reserved:
         raise UserError(f"--preprocess {reserved[0]}=... is set by the pipeline; leave it out")
     splits = config.val_fraction or config.val_folder or config.val_list or config.split

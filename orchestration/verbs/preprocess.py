@@ -1,4 +1,5 @@
-"""`latentzoom preprocess`: preprocess/cli.py, with its figures as Ray metrics where Ray runs."""
+"""`latentzoom preprocess`: preprocess/cli.py, with its figures as Ray metrics where Ray runs. Registered models are
+encoders too: `--autoencoder models:/NAME@champion`."""
 
 from __future__ import annotations
 
@@ -7,5 +8,12 @@ from preprocess import cli
 
 
 def main(argv: list[str]) -> int:
-    """Make or verify shards."""
-    return cli.main(argv, PreprocessingMetrics())
+    """Make, check, move or verify shards."""
+    return cli.main(argv, PreprocessingMetrics(), _bundle_of)
+
+
+def _bundle_of(name: str) -> str:
+    """The folder of the bundle that a name of the registry, or of the starter, stands for; other places stay."""
+    from orchestration import registry
+
+    return str(registry.resolve(name)) if name.startswith(("models:/", "starter:")) else name

@@ -13,6 +13,7 @@ import tyro
 from orchestration.picture_places import PIPE, Places, left_out_line, places
 from orchestration.wanted_size import WantedSize
 from orchestration.writable import check_file, check_folder
+from pipeline.allocator import keep_freed_memory
 from pipeline.command_line import plain_help
 from pipeline.errors import UserError
 from pipeline.progress import Notice
@@ -108,7 +109,8 @@ def main(argv: list[str]) -> int:
     with Notice(f"latentzoom: loading {arguments.model or 'the starter'}") as notice:
         from orchestration.upscaling import run
 
-        return run(arguments, found, notice)
+        with keep_freed_memory():
+            return run(arguments, found, notice)
 
 
 def _checked(arguments: Arguments) -> Places:

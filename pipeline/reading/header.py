@@ -29,6 +29,7 @@ DECODE_ERRORS = (
     AttributeError,
     OverflowError,
 )
+_HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis")
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
@@ -50,9 +51,12 @@ def open_header(data: bytes, max_pixels: int) -> tuple[Image.Image, bytes]:
     """An undecoded image whose format and size are allowed, and the bytes that Pillow reads. Raises `Unreadable`."""
     if not data:
         raise Unreadable("empty", "0 bytes")
+    formats: tuple[str, ...] = FORMATS
+    if data[4:8] == b"ftyp" and any(brand in data[8:48] for brand in _HEIF_BRANDS):
+        formats = (*FORMATS, _heif())
     pixels, notes = png.pixels_only(data) if data.startswith(png.SIGNATURE) else (data, png.Notes())
     try:
-        image = Image.open(io.BytesIO(pixels), formats=FORMATS)
+        image = Image.open(io.BytesIO(pixels), formats=formats)
     except Image.DecompressionBombError as error:
         raise Unreadable("too_large", detail(error)) from error
     except DECODE_ERRORS as error:
@@ -63,6 +67,16 @@ def open_header(data: bytes, max_pixels: int) -> tuple[Image.Image, bytes]:
         png.describe(image, data, notes)
     check_pixels(image.height, image.width, max_pixels)
     return image, pixels
+
+
+def _heif() -> str:
+    """The name of the format that an optional package adds to Pillow. Raises `Unreadable` where it is not installed."""
+    try:
+        import pillow_heif  # type: ignore[import-not-found,unused-ignore]
+    except ImportError as error:
+        raise Unreadable("unsupported", "HEIC needs the package pillow-heif") from error
+    pillow_heif.register_heif_opener()
+    return "HEIF"
 
 
 def check_pixels(height: int, width: int, max_pixels: int) -> None:

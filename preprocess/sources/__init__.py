@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pipeline.errors import UserError
+from pipeline.storage import reaching
 from preprocess.config import PreprocessConfig
 from preprocess.retry import with_retries
 from preprocess.sources.base import Source
@@ -12,6 +13,7 @@ from preprocess.sources.faces import open_celebahq, open_ffhq
 from preprocess.sources.folder import open_folder
 from preprocess.sources.lsun import open_lsun
 from preprocess.sources.restoration import open_df2k, open_div2k, open_flickr2k
+from preprocess.sources.shards import open_shards
 from preprocess.sources.webdataset import open_webdataset
 from preprocess.store import counter
 
@@ -23,7 +25,8 @@ SOURCES: dict[str, tuple[Callable[[PreprocessConfig], Source], str]] = {
     "div2k": (open_div2k, "DIV2K: folder or zip, crops at full resolution"),
     "flickr2k": (open_flickr2k, "Flickr2K: folder or zip, crops at full resolution"),
     "df2k": (open_df2k, "DIV2K and Flickr2K in one folder, crops at full resolution"),
-    "webdataset": (open_webdataset, "images in existing tar files"),
+    "webdataset": (open_webdataset, "images in existing tar files: a folder of them, or shards-{000000..000099}.tar"),
+    "shards": (open_shards, "the samples of a finished set, to be encoded anew (see reencode)"),
 }
 
 
@@ -33,4 +36,9 @@ def open_source(config: PreprocessConfig) -> Source:
     if config.source not in SOURCES:
         raise UserError(f"unknown source {config.source!r}; known: {', '.join(SOURCES)}")
     opening = SOURCES[config.source][0]
-    return with_retries(lambda: opening(config), f"opening {config.source_url}", config.retries, counter)
+
+    def open_it() -> Source:
+        with reaching(config.source_url):
+            return opening(config)
+
+    return with_retries(open_it, f"opening {config.source_url}", config.retries, counter)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline.errors import UserError
 from pipeline.formats import PICTURE_SUFFIXES
-from preprocess.store import read_bytes
 
-IMAGE_SUFFIXES = PICTURE_SUFFIXES
+if TYPE_CHECKING:
+    from preprocess.sources.listing import Listing
+
+_HEIF = (".heic", ".heif", ".hif") if find_spec("pillow_heif") else ()
+IMAGE_SUFFIXES = (*PICTURE_SUFFIXES, ".mpo", *_HEIF)
+"""Of formats that `pipeline.reading` reads; HEIC where the package pillow-heif is installed."""
 
 
 class Source(Protocol):
@@ -18,8 +23,13 @@ class Source(Protocol):
         """(id, bytes) of every image; -1 where the size is unknown. Any order."""
         ...
 
+    def left_out(self) -> dict[str, int]:
+        """What the last `list_images` found and left out: number by kind. With the list it makes up all files."""
+        ...
+
     def read(self, image: str) -> bytes:
-        """The encoded image. A missing one raises `FileNotFoundError`; passing trouble raises `OSError`."""
+        """The encoded image. A missing one raises `FileNotFoundError`; one that can never be read `Reject` or an
+        `OSError` such as `PermissionError`; passing trouble another `OSError`."""
         ...
 
     def split_of(self, image: str) -> str | None:
@@ -42,6 +52,21 @@ class Source(Protocol):
 class PlainSource:
     """Defaults for sources without splits, facts or checksums."""
 
+    _left_out: dict[str, int] | None = None
+
+    def left_out(self) -> dict[str, int]:
+        return dict(self._left_out or {})
+
+    def _take(self, listing: Listing, where: str) -> list[tuple[str, int]]:
+        """The images of a listing; what it left out is remembered. None at all raises `UserError`."""
+        from preprocess.sources.listing import said
+
+        self._left_out = dict(listing.left_out)
+        if not listing.images:
+            others = f"; left out: {said(listing.left_out)}" if listing.left_out else ""
+            raise UserError(f"{where} holds no images ({', '.join(IMAGE_SUFFIXES)}){others}")
+        return listing.images
+
     def split_of(self, image: str) -> str | None:
         return None
 
@@ -53,12 +78,3 @@ class PlainSource:
 
     def check(self, image: str, data: bytes) -> str | None:
         return None
-
-
-def read_list(url: str) -> list[str]:
-    """Lines of a split list, blanks left out."""
-    try:
-        lines = read_bytes(url).decode().splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{url} is not a text file of ids ({error})") from error
-    return [line.strip() for line in lines if line.strip()]

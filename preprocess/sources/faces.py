@@ -6,12 +6,15 @@ import hashlib
 import json
 import posixpath
 import re
+import sys
+from collections import Counter
 from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.storage import join
 from preprocess.config import PreprocessConfig
-from preprocess.sources.base import PlainSource, Source, read_list
+from preprocess.names import read_list
+from preprocess.sources.base import PlainSource, Source
 from preprocess.sources.folder import FolderSource, ZipSource, open_images
 from preprocess.store import exists, read_bytes
 
@@ -43,12 +46,24 @@ class FacesSource(PlainSource):
         self.md5: dict[str, str] = {}
 
     def list_images(self) -> list[tuple[str, int]]:
-        listed = [(image, size) for image, size in self.images.list_images() if image_number(image) is not None]
+        found = self.images.list_images()
+        left_out = Counter(self.images.left_out())
+        listed = [(image, size) for image, size in found if image_number(image) is not None]
+        left_out["not numbered"] = len(found) - len(listed)
         if any(image.startswith(_FULL_SIZE) for image, _ in listed):
+            num_numbered = len(listed)
             listed = [(image, size) for image, size in listed if image.startswith(_FULL_SIZE)]
+            left_out["smaller or wilder copies"] = num_numbered - len(listed)
         if self.lists:
             both = self.lists[0] | self.lists[1]
+            num_before = len(listed)
+            gone = both - {image_number(image) for image, _ in listed}
+            if gone:
+                print(f"preprocess: {len(gone)} listed images are not in {self.images.url}: {min(gone)}, ...",
+                      file=sys.stderr)  # fmt: skip
             listed = [(image, size) for image, size in listed if image_number(image) in both]
+            left_out["in neither list"] = num_before - len(listed)
+        self._left_out = dict(+left_out)
         if not listed:
             raise UserError(f"{self.images.url} holds no numbered images such as 00000.png")
         return listed
@@ -84,7 +99,7 @@ def open_ffhq(config: PreprocessConfig) -> Source:
     """`ffhq`: `--split official` (first 60 000 train, the default) or `ldm` (the lists beside the images)."""
     lists = _ldm_lists(config, "ffhqtrain.txt", "ffhqvalidation.txt", ("official", "ldm"))
     own_split = config.val_list or config.val_fraction or config.val_folder
-    images = open_images(config.source_url)
+    images = open_images(config.source_url, config.members)
     source = FacesSource(images, 0 if lists or own_split else _NUM_FFHQ_TRAIN, lists)
     _add_ffhq_facts(source, config)
     return source
@@ -93,7 +108,7 @@ def open_ffhq(config: PreprocessConfig) -> Source:
 def open_celebahq(config: PreprocessConfig) -> Source:
     """`celebahq`: all "train", or `--split ldm` (lists that name imgHQ00000.npy)."""
     lists = _ldm_lists(config, "celebahqtrain.txt", "celebahqvalidation.txt", ("ldm",))
-    return FacesSource(open_images(config.source_url), 0, lists)
+    return FacesSource(open_images(config.source_url, config.members), 0, lists)
 
 
 def _ldm_lists(
@@ -104,12 +119,17 @@ def _ldm_lists(
     if config.split != "ldm":
         return None
     folder = posixpath.dirname(config.source_url) if config.source_url.endswith(".zip") else config.source_url
-    found = []
+    found: list[set[int]] = []
     for name in (train, val):
         url = join(folder, name)
         if not exists(url):
             raise UserError(f"--split ldm needs {url}; put the list there, or give --train-list and --val-list")
-        found.append({number for line in read_list(url) if (number := image_number(line)) is not None})
+        found.append(set())
+        for line, text in read_list(url):
+            number = image_number(text.strip().replace("\\", "/"))
+            if number is None:
+                raise UserError(f"{url}, line {line}: {text.strip()!r} is not a numbered image such as 00000.png")
+            found[-1].add(number)
     if found[0] & found[1]:
         raise UserError(f"{train} and {val} both name image {min(found[0] & found[1])}; the lists are mixed up")
     return found[0], found[1]

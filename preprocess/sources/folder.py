@@ -5,74 +5,71 @@ Id: the path within the folder or zip.
 
 from __future__ import annotations
 
+import lzma
 import threading
 import zipfile
-from pathlib import PurePosixPath
+import zlib
 from typing import Any
 
-from pipeline.errors import UserError
-from pipeline.storage import filesystem
+from pipeline.errors import UserError, first_line
+from pipeline.storage import filesystem, reaching
 from preprocess.config import PreprocessConfig
+from preprocess.rejects import Reject
 from preprocess.sources.base import IMAGE_SUFFIXES, PlainSource
+from preprocess.sources.listing import Listing, choose, is_archive, is_folder, kind_left_out, list_folder
 
-
-def is_image_name(name: str, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> bool:
-    """By suffix; hidden files, and what macOS adds to archives, are not images."""
-    parts = PurePosixPath(name).parts
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
-    return name.lower().endswith(suffixes) and not hidden
+_DAMAGE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError, ValueError)
+"""What reading a damaged, encrypted or exotic member of a zip raises."""
 
 
 class FolderSource(PlainSource):
-    """Images by suffix, recursively."""
+    """Images by suffix, recursively. members: extensions to take, by default all."""
 
-    def __init__(self, url: str, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> None:
-        self.url = url
-        self.suffixes = suffixes
+    def __init__(self, url: str, suffixes: tuple[str, ...] = IMAGE_SUFFIXES, members: tuple[str, ...] = ()) -> None:
+        self.url, self.suffixes, self.members = url, suffixes, members
 
     def list_images(self) -> list[tuple[str, int]]:
-        fs, root = filesystem(self.url)
-        root = root.rstrip("/")
-        if not fs.isdir(root):
-            raise UserError(f"{self.url} is not a folder; give the folder that holds the images")
-        found = []
-        for path, detail in fs.find(root, detail=True).items():
-            name = str(path)[len(root) + 1 :]
-            if is_image_name(name, self.suffixes):
-                found.append((name, int(detail.get("size") or 0)))
-        if not found:
-            raise UserError(f"{self.url} holds no images ({', '.join(self.suffixes)})")
-        return found
+        return self._take(choose(list_folder(self.url, self.suffixes), self.members, is_tar=False), self.url)
 
     def read(self, image: str) -> bytes:
         fs, root = filesystem(self.url)
-        return bytes(fs.cat_file(f"{root.rstrip('/')}/{image}"))
+        with reaching(self.url):
+            return bytes(fs.cat_file(f"{root.rstrip('/')}/{image}"))
 
 
 class ZipSource(PlainSource):
     """Images in a zip file, read in place: nothing is unpacked, so no member can write anywhere."""
 
-    def __init__(self, url: str) -> None:
-        self.url = url
+    def __init__(self, url: str, members: tuple[str, ...] = ()) -> None:
+        self.url, self.members = url, members
         self._zip: zipfile.ZipFile | None = None
         self._lock = threading.Lock()
 
     def list_images(self) -> list[tuple[str, int]]:
-        infos = [info for info in self._open().infolist() if not info.is_dir() and is_image_name(info.filename)]
+        listing = Listing()
         for info in self._open().infolist():
             if info.filename.startswith("/") or ".." in info.filename.split("/"):
                 raise UserError(f"{self.url}: member {info.filename!r} points outside the archive; refusing the file")
-        if not infos:
-            raise UserError(f"{self.url} holds no images ({', '.join(IMAGE_SUFFIXES)})")
-        return [(info.filename, info.file_size) for info in infos]
+            if info.is_dir():
+                continue
+            if kind := kind_left_out(info.filename):
+                listing.left_out[kind] += 1
+            else:
+                listing.images.append((info.filename, info.file_size))
+        return self._take(choose(listing, self.members, is_tar=False), self.url)
 
     def read(self, image: str) -> bytes:
         try:
-            return self._open().read(image)
+            with reaching(self.url):
+                return self._open().read(image)
         except KeyError as error:
             raise FileNotFoundError(image) from error
-        except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:  # damaged, exotic or encrypted member
-            raise UserError(f"{self.url}: cannot read {image}: {error}") from error
+        except _DAMAGE as error:
+            raise Reject("damaged", f"zip member: {first_line(error)}") from error
+        except OSError as error:  # bzip2's word for damage has no error number; the system's and a store's have
+            if error.errno is not None or error.__cause__ is not None:
+                raise
+            raise Reject("damaged", f"zip member: {first_line(error)}") from error
 
     def _open(self) -> zipfile.ZipFile:
         with self._lock:
@@ -80,22 +77,22 @@ class ZipSource(PlainSource):
                 fs, path = filesystem(self.url)
                 try:
                     self._zip = zipfile.ZipFile(fs.open(path, "rb"))
-                except (zipfile.BadZipFile, FileNotFoundError) as error:
-                    raise UserError(f"{self.url} is not a readable zip file: {error}") from error
+                except (zipfile.BadZipFile, FileNotFoundError, NotImplementedError, ValueError, EOFError) as error:
+                    raise UserError(f"{self.url} is not a readable zip file: {first_line(error)}") from error
             return self._zip
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"url": self.url}
+        return {"url": self.url, "members": self.members}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["url"])  # type: ignore[misc]
+        self.__init__(state["url"], state["members"])  # type: ignore[misc]
 
 
-def open_images(url: str) -> FolderSource | ZipSource:
+def open_images(url: str, members: tuple[str, ...] = ()) -> FolderSource | ZipSource:
     """A folder, or a zip file, of images."""
-    return ZipSource(url) if url.lower().endswith(".zip") else FolderSource(url)
+    return ZipSource(url, members) if is_archive(url) and not is_folder(url) else FolderSource(url, members=members)
 
 
 def open_folder(config: PreprocessConfig) -> FolderSource | ZipSource:
     """`folder`: any images, recursive."""
-    return open_images(config.source_url)
+    return open_images(config.source_url, config.members)

@@ -6,6 +6,7 @@ Keys are 40 hexadecimal digits, values encoded images (JPEG or WebP; some are em
 from __future__ import annotations
 
 import re
+import struct
 import threading
 from pathlib import Path
 
@@ -27,6 +28,7 @@ def open_database(path: str) -> lmdb.Environment:
     """A read-only database, opened once in this process and never locked (it may lie on read-only storage)."""
     with _open_lock:
         if path not in _open_databases:
+            _check_whole(path)
             try:
                 _open_databases[path] = lmdb.open(
                     path, readonly=True, lock=False, readahead=False, meminit=False, max_readers=256
@@ -34,6 +36,35 @@ def open_database(path: str) -> lmdb.Environment:
             except lmdb.Error as error:
                 raise UserError(f"{path} is not a readable LMDB database: {error}") from error
         return _open_databases[path]
+
+
+_PAGE_HEADER, _MAGIC = 16, 0xBEEFC0DE
+_META = struct.Struct("<IIQQ" + 2 * "IHHQQQQQ" + "QQ")
+"""MDB_meta of lmdb.h: magic, version, address, map size, two databases (the first begins with the page size), the last
+page in use, and the transaction."""
+
+
+def _check_whole(path: str) -> None:
+    """Raise `UserError` where a database's file ends before the last page that its newer meta page counts: LMDB maps
+    the file, and touching a page that is not there kills the process."""
+    file_path = Path(path) / "data.mdb" if Path(path).is_dir() else Path(path)
+    try:
+        size = file_path.stat().st_size
+        with open(file_path, "rb") as file:
+            head = file.read(1 << 17)
+    except OSError as error:
+        raise UserError(f"{file_path} cannot be read: {error.strerror}") from error
+    if len(head) < _PAGE_HEADER + _META.size:
+        raise UserError(f"{file_path} has {size} bytes and is no LMDB database; copy it again")
+    first = _META.unpack_from(head, _PAGE_HEADER)
+    page_size = first[4]
+    if first[0] != _MAGIC or not 256 <= page_size <= 1 << 16 or len(head) < page_size + _PAGE_HEADER + _META.size:
+        raise UserError(f"{file_path} is no LMDB database of this machine's kind, or was cut; copy it again")
+    second = _META.unpack_from(head, page_size + _PAGE_HEADER)
+    newest = max((meta for meta in (first, second) if meta[0] == _MAGIC), key=lambda meta: int(meta[-1]))
+    needed = (newest[-2] + 1) * page_size
+    if size < needed:
+        raise UserError(f"{file_path} has {size} bytes of {needed}: it was cut; copy it again")
 
 
 class LsunSource(PlainSource):
@@ -79,7 +110,7 @@ def open_lsun(config: PreprocessConfig) -> Source:
             raise UserError(
                 f"--split {config.split}: an exported folder has no splits; use --val-list or --val-fraction"
             )
-        return FolderSource(url)
+        return FolderSource(url, members=config.members)
     if not is_local(url):
         raise UserError(f"{url}: an LMDB database must be on a local disk; copy it there, or use the exported folder")
     if config.split:

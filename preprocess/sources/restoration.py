@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import posixpath
 import re
+from collections import Counter
 
 from pipeline.errors import UserError
 from preprocess.config import PreprocessConfig
@@ -22,20 +23,25 @@ class RestorationSource(PlainSource):
         self.images, self.kinds, self.split = images, kinds, split
 
     def list_images(self) -> list[tuple[str, int]]:
-        listed = [(image, size) for image, size in self.images.list_images() if self._wanted(image)]
+        found = self.images.list_images()
+        kinds = [(image, size, self._why_not(image)) for image, size in found]
+        listed = [(image, size) for image, size, kind in kinds if not kind]
+        self._left_out = dict(Counter(self.images.left_out()) + Counter(kind for _, _, kind in kinds if kind))
         if not listed:
             expected = {"div2k": "0001.png to 0900.png", "flickr2k": "000001.png to 002650.png"}
             names = " or ".join(expected[kind] for kind in self.kinds)
             raise UserError(f"{self.images.url} holds no {names} outside low-resolution (_LR) folders")
         return listed
 
-    def _wanted(self, image: str) -> bool:
+    def _why_not(self, image: str) -> str:
         name, folder = posixpath.basename(image), posixpath.dirname(image)
-        if "_LR" in folder or (self.split and self.split_of(image) != self.split):
-            return False
+        if "_LR" in folder:
+            return "in low-resolution folders"
         is_div2k = bool(_DIV2K_NAME.fullmatch(name)) and 1 <= int(name[:4]) <= _NUM_DIV2K
         is_flickr2k = bool(_FLICKR2K_NAME.fullmatch(name))
-        return ("div2k" in self.kinds and is_div2k) or ("flickr2k" in self.kinds and is_flickr2k)
+        if not (("div2k" in self.kinds and is_div2k) or ("flickr2k" in self.kinds and is_flickr2k)):
+            return "of other names"
+        return "of other splits" if self.split and self.split_of(image) != self.split else ""
 
     def read(self, image: str) -> bytes:
         return self.images.read(image)
@@ -50,7 +56,7 @@ class RestorationSource(PlainSource):
 def _open(config: PreprocessConfig, *kinds: str) -> Source:
     if config.split not in ("", "train", "val"):
         raise UserError(f"--split {config.split} is not a split of {config.source}; use train or val, or leave it out")
-    return RestorationSource(open_images(config.source_url), kinds, config.split)
+    return RestorationSource(open_images(config.source_url, config.members), kinds, config.split)
 
 
 def open_div2k(config: PreprocessConfig) -> Source:

@@ -57,10 +57,13 @@ def parse(words: list[str]) -> None:
     if verb == "submit":
         parse(module.parser().parse_known_args(rest)[1])
     elif verb == "preprocess":
-        from preprocess.cli import parse as parse_preprocess
+        from preprocess import cli as preprocess
 
-        if rest[0] != "verify":
-            parse_preprocess(rest)
+        kinds = {"check": preprocess.parse_check, "reencode": preprocess.parse_reencode}
+        if rest[0] in kinds:
+            kinds[rest[0]](rest[1:])
+        elif rest[0] != "verify":
+            preprocess.parse(rest)
     elif verb == "train":
         from training.cli import parser
         from training.config import override

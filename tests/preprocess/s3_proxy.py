@@ -24,6 +24,7 @@ class FaultyProxy:
         self.num_requests = 0
         self.num_failures = 0
         self.rate = rate
+        self.refusal: tuple[int, str] | None = None  # (status, code) of every answer, as of wrong credentials
         dice, kinds, lock = random.Random(seed), itertools.cycle(_FAILURES), threading.Lock()
         proxy = self
 
@@ -39,6 +40,11 @@ class FaultyProxy:
                     proxy.num_requests += 1
                     failure = next(kinds) if dice.random() < proxy.rate else ""
                     proxy.num_failures += bool(failure)
+                if proxy.refusal:
+                    status, code = proxy.refusal
+                    text = f"<Error><Code>{code}</Code><Message>{code} it is</Message></Error>"
+                    self._answer(status, [("Content-Type", "application/xml")], text.encode(), False)
+                    return
                 if failure == "close":
                     self.close_connection = True
                     return

@@ -180,7 +180,7 @@ def test_rejects_of_an_earlier_run_still_count(config, pictures):
     (pictures / "000.png").write_bytes(b"junk")
     lenient = config.replace(policy="skip", max_reject_fraction=0.5)
     assert preprocess(lenient).num_rejected == 1
-    for strict in (lenient.replace(max_reject_fraction=0.01), lenient.replace(policy="fail")):
+    for strict in (lenient.replace(max_reject_fraction=0.01, max_rejects=0), lenient.replace(policy="fail")):
         with pytest.raises(UserError, match="1 of 11 images rejected"):
             preprocess(strict)
 
@@ -248,9 +248,11 @@ def test_plan_prints_and_writes_nothing(capsys, pictures, tmp_path):
     text = capsys.readouterr().out
     assert "11 images" in text and "samples    11 of 16x16 (train 11)" in text and "time       about" in text
     assert read_tree(tmp_path) == before
-    assert main(argv) == 0
+    assert main([*argv, "--json"]) == 0
     summary = json.loads(capsys.readouterr().out)
     assert f"shards     {summary['num_shards']} of" in text and summary["num_shards"] > 2
     sizes = [path.stat().st_size for path in (tmp_path / "out").glob("*.tar")]
     assert max(sizes) < 8000 + 10240
-    assert main(argv) == 0 and json.loads(capsys.readouterr().out)["num_shards_kept"] == summary["num_shards"]
+    assert (
+        main([*argv, "--json"]) == 0 and json.loads(capsys.readouterr().out)["num_shards_kept"] == summary["num_shards"]
+    )

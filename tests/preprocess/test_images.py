@@ -203,8 +203,21 @@ def test_skipped_images_are_in_the_ledger_and_counts_close(config, pictures, pol
 
 def test_rejects_beyond_the_ceiling_stop_the_run(config, pictures):
     (pictures / "zz.png").write_bytes(b"junk")
-    with pytest.raises(UserError, match="1 of 12 images rejected, more than --max-reject-fraction 0.001"):
-        preprocess(config.replace(policy="skip"))
+    with pytest.raises(UserError, match="1 of 12 images rejected, more than the 0 that --max-rejects 0"):
+        preprocess(config.replace(policy="skip", max_rejects=0))
+    for name in ("001", "002", "003", "004", "005", "006"):
+        (pictures / f"{name}.png").write_bytes(b"junk")
+    with pytest.raises(UserError, match="7 of 12 images rejected, more than the 6 that --max-rejects 10"):
+        preprocess(config.replace(policy="skip", dest=config.dest + "2", samples_per_shard=12))
+
+
+def test_a_few_bad_pictures_of_a_small_set_are_skipped_as_the_advice_says(config, pictures):
+    for name in ("zz.png", "zy.png"):
+        (pictures / name).write_bytes(b"junk")
+    with pytest.raises(UserError, match="use --policy skip"):
+        preprocess(config)
+    summary = preprocess(config.replace(policy="skip"))
+    assert (summary.num_samples, summary.rejected) == (11, {"not_an_image": 2})
 
 
 def test_a_bad_neighbour_does_not_move_a_latent(config, pictures, autoencoder, tmp_path):
@@ -220,3 +233,17 @@ def test_a_bad_neighbour_does_not_move_a_latent(config, pictures, autoencoder, t
             batch = next(iter(loader))
             latents.append({i: latent.numpy().tobytes() for i, latent in zip(batch.ids, batch.latents)})
     assert len(latents[1]) == 10 and latents[1].items() <= latents[0].items()
+
+
+def test_heic_is_read_where_its_package_is_and_named_where_not():
+    from importlib.util import find_spec
+
+    if find_spec("pillow_heif") is None:
+        with pytest.raises(Reject, match="unsupported: HEIC needs the package pillow-heif"):
+            decode(b"\0\0\0\x18ftypheic" + bytes(40), LIMIT)
+        return
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+    found = decode(_bytes(_photo(), "HEIF", quality=95), LIMIT)
+    assert np.abs(np.asarray(found, dtype=int) - np.asarray(_photo(), dtype=int)).mean() < 6

@@ -13,9 +13,11 @@ import s3fs
 from moto.server import ThreadedMotoServer
 
 from pipeline.errors import UserError
+from preprocess.cli import main
 from preprocess.loader import ShardLoader
 from preprocess.run import preprocess
 from preprocess.sources import open_source
+from preprocess.sources.folder import FolderSource
 from preprocess.verify import verify
 from tests.preprocess.conftest import read_tree
 from tests.preprocess.s3_proxy import FaultyProxy
@@ -111,6 +113,50 @@ def test_an_endpoint_that_stays_broken_is_one_line(proxy, no_other_retries, conf
     with pytest.raises(UserError, match="s3://bucket/out.* failed 6 times") as error:
         preprocess(config.replace(dest="s3://bucket/out", retries=2))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("place", ["source", "dest"])
+@pytest.mark.parametrize("code", ["InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "AccessDenied"])
+def test_refused_credentials_are_one_line(proxy, no_other_retries, pictures, tmp_path, capsys, place, code):
+    fsspec.filesystem("s3").pipe_file("bucket/in/a.png", (pictures / "000.png").read_bytes())
+    s3fs.S3FileSystem.clear_instance_cache()
+    proxy.refusal = (403, code)
+    places = ["s3://bucket/in", str(tmp_path / "out")] if place == "source" else [str(pictures), "s3://bucket/out"]
+    for argv in (["folder", *places, "--size", "16"], ["check", places[0]]):
+        status = main([*argv, "--retries", "2"])
+        lines = capsys.readouterr().err.strip().splitlines()
+        if place == "dest" and argv[0] == "check":
+            continue
+        assert status == 2 and lines[-1].startswith("latentzoom: error: ") and "s3://bucket" in lines[-1], lines
+        assert "Traceback" not in "".join(lines)
+
+
+@pytest.mark.parametrize("places", [("s3://missing/in", "out"), ("pictures", "s3://missing/out")])
+def test_a_missing_bucket_is_one_line(proxy, no_other_retries, pictures, tmp_path, capsys, places):
+    places = [place if "://" in place else str(tmp_path / place) for place in places]
+    assert main(["folder", *places, "--size", "16", "--retries", "2"]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("latentzoom: error: ") and "missing" in error and "Traceback" not in error
+
+
+def test_a_token_that_expires_in_the_middle_rejects_no_picture(proxy, no_other_retries, config, pictures, monkeypatch):
+    fs = fsspec.filesystem("s3")
+    for path in sorted(pictures.iterdir()):
+        fs.pipe_file(f"bucket/in/{path.name}", path.read_bytes())
+    config = config.replace(source_url="s3://bucket/in", policy="skip", retries=2)
+    read = FolderSource.read
+
+    def expiring(source, image):
+        if image == "005.png":
+            proxy.refusal = (403, "ExpiredToken")
+        return read(source, image)
+
+    monkeypatch.setattr(FolderSource, "read", expiring)
+    with pytest.raises((UserError, PermissionError)):
+        preprocess(config)
+    proxy.refusal = None
+    monkeypatch.setattr(FolderSource, "read", read)
+    assert preprocess(config).num_samples == 11
 
 
 def test_damage_on_s3_is_rebuilt_and_the_cache_stays_in_its_bounds(proxy, config, tmp_path):

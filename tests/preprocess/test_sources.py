@@ -133,12 +133,16 @@ def test_ffhq_flat_names_get_licence_and_md5_by_number(tmp_path):
     assert preprocess(_config("ffhq", root, check_md5=False)).num_samples == 1
 
 
-def test_ffhq_ldm_split_reads_its_lists_and_leaves_out_the_rest(tmp_path):
+def test_ffhq_ldm_split_reads_its_lists_and_leaves_out_the_rest(tmp_path, capsys):
     root = tmp_path / "ffhq"
     _write(root, "00000.png", "00001.png", "61000.png")
     (root / "ffhqtrain.txt").write_text("61000.png\n")
     (root / "ffhqvalidation.txt").write_text("00001.png\n")
     assert _splits(_config("ffhq", root, split="ldm")) == {"train": ["61000.png"], "val": ["00001.png"]}
+    (root / "ffhqtrain.txt").write_text("61000.png\n62000.png\n")
+    source = open_source(_config("ffhq", root, split="ldm"))
+    assert len(source.list_images()) == 2 and source.left_out()["in neither list"] == 1
+    assert "1 listed images are not in" in capsys.readouterr().err
     (root / "ffhqvalidation.txt").write_text("61000.png\n")
     with pytest.raises(UserError, match="both name image 61000"):
         _splits(_config("ffhq", root, split="ldm"))

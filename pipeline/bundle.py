@@ -29,6 +29,7 @@ from pipeline.decoder import ImplicitDecoder
 from pipeline.denoiser import Denoiser
 from pipeline.errors import UserError
 from pipeline.importing.content import impostor
+from pipeline.starter import starter_or
 
 FORMAT = "latentzoom-bundle/1"
 PARTS = ("autoencoder", "decoder", "denoiser")
@@ -112,8 +113,9 @@ def check_vacant(url: str, config: str | None = None) -> None:
 
 
 def load_bundle(url: str) -> Bundle:
-    """Load a bundle folder onto the CPU in evaluation mode. Raises `UserError` naming the file that is missing, damaged
-    (SHA-256), or does not fit its configuration."""
+    """Load a bundle folder, or starter:LOOK, onto the CPU in evaluation mode. Raises `UserError` naming the file that
+    is missing, damaged (SHA-256), or does not fit its configuration."""
+    url = starter_or(url) if url.startswith("starter:") else url
     if not storage.exists(storage.join(url, "config.json")):
         raise UserError(f"no bundle at {url}: it has no config.json")
     raw = storage.read_json(storage.join(url, "config.json"))
@@ -123,6 +125,9 @@ def load_bundle(url: str) -> Bundle:
     missing = [name for name in ("model", "files", "autoencoder_has_decoder") if name not in raw]
     if missing:
         raise UserError(f"{url}/config.json is damaged: the field {missing[0]} is missing")
+    for name in ("model", "files", "meta"):
+        if not isinstance(raw.get(name, {}), dict):
+            raise UserError(f"{url}/config.json is damaged: the field {name} is no object")
     config = from_dict(ModelConfig, raw["model"], where=f"{url}/config.json: model")
     files: dict[str, str] = raw["files"]
     autoencoder = build_autoencoder(config, has_decoder=bool(raw["autoencoder_has_decoder"]))

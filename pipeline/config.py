@@ -112,7 +112,8 @@ class DecoderConfig:
             self.norm,
             "'group' where blocks attend (mid_attention, attention_levels)",
         )
-        for name in ("mlp_width", "mlp_depth", "light_width", "light_depth"):
+        require(1 <= len(self.width_mult) <= 6, "decoder.width_mult", self.width_mult, "1 to 6 levels")
+        for name in ("num_res_blocks", "mlp_width", "mlp_depth", "light_width", "light_depth"):
             require(getattr(self, name) >= 1, f"decoder.{name}", getattr(self, name), "at least 1")
         for width in self.widths:
             require(

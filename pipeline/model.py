@@ -431,8 +431,8 @@ class LatentZoom:
         """Tiles of `tile` latent cells, by default twice the training size, that overlap by a quarter. Latents of at
         most one tile are worked on whole."""
         multiple = self.denoiser.multiple if self._is_sr() and self.denoiser is not None else 1
-        if tile < 0:
-            raise UserError(f"tile = {tile} is not allowed; use at least {2 * multiple} latent cells")
+        if isinstance(tile, bool) or not isinstance(tile, int) or tile < 0:
+            raise UserError(f"tile = {tile!r} is not allowed; use a whole number, {2 * multiple} cells or more")
         tile = -(-(tile or 2 * self.config.latent_size) // multiple) * multiple
         return Tiling(tile, tile // 4 // multiple * multiple, multiple)
 

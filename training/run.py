@@ -297,7 +297,7 @@ def _check_windows(context: Context, config: DecoderStage, is_drawn: bool) -> No
     model = context.model
     low = 0 if is_drawn else size_range(config, model, min(_own_sizes(context), default=0))[0]
     side = smallest_zoom(config, model.image_size) if is_drawn else window_side(config, model, low)
-    needed = 16 if config.lpips_weights in ("random", "vgg16") else 32
+    needed = 16 if config.lpips_weights in ("", "random", "vgg16") else 32
     if side < needed:
         raise UserError(
             f"decoder.perceptual_weight = {config.perceptual_weight:g} compares windows of at least {needed} pixels, "

@@ -45,6 +45,8 @@ class Arguments:
 
 def main(argv: list[str]) -> int:
     arguments = tyro.cli(Arguments, prog="python -m orchestration.starter", args=argv)
+    if arguments.steps and arguments.into is None:
+        raise UserError("--steps makes a trial of the starter: give --into FOLDER, or it would replace what ships")
     work, target = arguments.work, arguments.into or _package_folder()
     num_train, num_held_out = lay_out(work / "photographs", arguments.packages)
     print(f"{num_train} pictures of {len(TRAIN)} photographs, {num_held_out} of {len(HELD_OUT)} held out", flush=True)
@@ -84,7 +86,8 @@ def _publish(look: Look, run_dir: Path, target: Path) -> None:
     bundle = load_bundle(str(run_dir / "bundle"))
     result = storage.read_json(str(run_dir / "result.json"))
     bundle.meta["licence"] = card.WEIGHTS_LICENCE
-    bundle.card = card.starter_card(look, bundle, result)
+    weights = storage.read_json(str(run_dir / "bundle/config.json"))["files"]["decoder.safetensors"]
+    bundle.card = card.starter_card(look, bundle, result, weights)
     folder = target / f"starter-{look}"
     save_bundle(str(folder), bundle)
     print(f"{folder}: {sum(f.stat().st_size for f in folder.iterdir()) / 1e6:.2f} MB", flush=True)

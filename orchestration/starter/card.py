@@ -24,8 +24,9 @@ _USE = {
 }
 
 
-def starter_card(look: Look, bundle: Bundle, result: Mapping[str, Any]) -> str:
-    """The card of one look, Markdown."""
+def starter_card(look: Look, bundle: Bundle, result: Mapping[str, Any], weights: str) -> str:
+    """The card of one look, Markdown. weights: SHA-256 of its decoder's file; the figures that were measured are those
+    of certain weights, and others have none."""
     decoder = bundle.config.decoder
     assert bundle.decoder is not None
     num = sum(p.numel() for p in bundle.decoder.parameters())
@@ -57,7 +58,7 @@ def starter_card(look: Look, bundle: Bundle, result: Mapping[str, Any]) -> str:
         f"inputs of {settings['input_cells']}² pixels reduced by anti-aliased bicubic, 8 bits; flips and turns",
         f"- tiles of {bundle.config.image_size} pixels from the photographs below, reduced as the table says",
         "",
-        *_figures(look),
+        *_figures(look, weights),
         "## Photographs",
         "",
         "Trained on:",
@@ -85,10 +86,10 @@ def _table(photographs: tuple[Photograph, ...]) -> list[str]:
     return rows
 
 
-def _figures(look: str) -> list[str]:
+def _figures(look: str, weights: str) -> list[str]:
     known = storage.read_json(str(resources.files("orchestration.starter") / "figures.json"))
     lines: list[str] = []
-    figures = known["figures"].get(look)
+    figures = known["figures"].get(look) if known["weights"].get(look) == weights else None
     if figures:
         lines += ["## Figures", "", known["protocol"], "", *_rows(figures), ""]
     if look == "faithful" and known["trials"]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from PIL import Image
 
 from pipeline.errors import UserError
+from pipeline.reading import read_picture
 
 WEIGHTS_LICENCE = "CC-BY-SA-4.0"
 _UBUNTU = "debian:lomiri-wallpapers-16.04/usr/share/backgrounds/"
@@ -100,8 +101,7 @@ def _reduce(photo: Photograph, folder: Path, packages: Path, may_fetch: bool) ->
         target = folder / f"{Path(photo.name).stem}-{factor:g}.png"
         if target.exists():
             continue
-        with Image.open(_find(photo, packages, may_fetch)) as image:
-            picture = image.convert("RGB")
+        picture = read_picture(_find(photo, packages, may_fetch)).shown().convert("RGB")
         size = round(picture.width / factor), round(picture.height / factor)
         temporary = target.with_suffix(".part")
         picture.resize(size, Image.Resampling.LANCZOS).save(temporary, "PNG")
@@ -137,4 +137,8 @@ def _fetch(package: str, packages: Path) -> None:
         if done.returncode or not files:
             lines = done.stderr.strip().splitlines()
             raise UserError(f"apt-get download {package}: {lines[-1] if lines else 'failed'}; try apt-get update first")
-        subprocess.run(["dpkg-deb", "-x", str(files[0]), str(packages / package)], check=True)
+        unpacked = subprocess.run(
+            ["dpkg-deb", "-x", str(files[0]), str(packages / package)], capture_output=True, text=True
+        )
+        if unpacked.returncode:
+            raise UserError(f"dpkg-deb -x {files[0].name}: {unpacked.stderr.strip() or 'failed'}")

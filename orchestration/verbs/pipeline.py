@@ -172,6 +172,11 @@ def _preprocess_config(arguments: argparse.Namespace, preset: Preset) -> Any:
         gpus_per_worker=1.0 if arguments.gpus_per_worker and arguments.preprocess_workers else 0.0,
     )
     config = override(config, arguments.preprocess)
+    if model.task == "direct" and preset.uses_latents and not config.lr_sizes:
+        raise UserError(
+            "decoder.conditions = 'cached' needs the sizes of the inputs: add --preprocess lr_sizes=[32,48,64], or "
+            "draw the inputs with --set decoder.conditions=drawn"
+        )
     names = [text.partition("=")[0].strip() for text in arguments.preprocess]
     reserved = [
         name

@@ -120,6 +120,8 @@ def _checked(arguments: Arguments) -> Places:
         raise UserError("--tile and --preview: use 0 or more")
     if not 1 <= arguments.quality <= 100:
         raise UserError(f"--quality {arguments.quality} is not allowed; use 1 to 100")
+    if arguments.look and arguments.model == "starter":
+        raise UserError(f"--look {arguments.look} is enough, or --model starter:{arguments.look}; give one of them")
     if arguments.look and arguments.model:
         raise UserError(f"--look {arguments.look} chooses between the starter's two models; leave it or --model out")
     if not arguments.model:

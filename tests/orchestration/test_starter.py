@@ -227,3 +227,25 @@ def test_resolve_and_load_know_it(monkeypatch, tmp_path):
     assert registry.load("starter:sharp").config.task == "direct"
     with pytest.raises(UserError, match="look 'gloomy'"):
         registry.resolve("starter:gloomy")
+
+
+def test_a_card_has_figures_of_its_own_weights_only():
+    from pathlib import Path
+
+    from orchestration.starter.card import starter_card
+    from pipeline import storage
+    from pipeline.bundle import load_bundle
+    from pipeline.starter import starter_path
+
+    folder = Path(starter_path("sharp"))
+    bundle, result = load_bundle(str(folder)), {"steps": 10, "seconds": 60.0}
+    digest = storage.read_json(str(folder / "config.json"))["files"]["decoder.safetensors"]
+    assert "## Figures" in starter_card("sharp", bundle, result, digest)
+    assert "## Figures" not in starter_card("sharp", bundle, result, "0" * 64)
+
+
+def test_a_trial_of_the_starter_does_not_replace_what_ships(capsys):
+    from orchestration.starter.__main__ import main as make
+
+    with pytest.raises(UserError, match="give --into FOLDER, or it would replace what ships"):
+        make(["--steps", "4"])

@@ -153,3 +153,16 @@ def test_a_dry_run_knows_the_joint_stage() -> None:
     """Its parameters are those of the encoder and of the implicit decoder."""
     num = sum(p.numel() for p in joint_first_stage(override(debug(), JOINT).model).parameters())
     assert f"{num:,}" in dry_run("autoencoder", override(debug(), JOINT), 1, "cpu").replace("\u202f", ",")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["model.task=direct", "model.decoder.inputs=condition"],
+        ["model.task=sr", "model.lr_size=8", "model.decoder.inputs=both"],
+    ],
+)
+def test_a_decoder_that_renders_conditions_is_not_trained_jointly(settings: list[str]) -> None:
+    """It would never have seen one."""
+    with pytest.raises(UserError, match="is of one that renders conditions; use autoencoder.decoder=convolutional"):
+        override(debug(), [*settings, "autoencoder.decoder=implicit"])

@@ -157,7 +157,6 @@ def test_cached_pairs_go_from_the_input_s_size_to_the_image_s() -> None:
         ("decoder.input_cells=0", "input_cells = 0"),
         ("decoder.conditions=made", "conditions"),
         ("decoder.start=blank", "start"),
-        ("decoder.perceptual_weight=0.1", "lpips_weights = ''"),
         ("decoder.perceptual_weight=-1", "perceptual_weight = -1"),
     ],
 )

@@ -7,7 +7,7 @@ TORCH_INDEX ?=
 MINUTES ?= 10
 BIN := .venv/bin
 
-.PHONY: setup demo test test-all check format lock starter clean
+.PHONY: setup demo test test-all gpu check format lock starter clean
 .DEFAULT_GOAL := help
 
 help:
@@ -32,6 +32,9 @@ test: setup ## the test suite, about ten minutes on two cores
 
 test-all: setup ## the test suite and the slow tests: clusters, kills, long runs
 	$(BIN)/python -m pytest -q -m "not gpu"
+
+gpu: setup ## everything that only a GPU can show, ten minutes on one card: build/gpu/gpu.md
+	$(BIN)/latentzoom doctor --gpu --out build/gpu
 
 check: setup ## format, lint, types, import contract, tests
 	$(BIN)/ruff format --check .

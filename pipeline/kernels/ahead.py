@@ -111,7 +111,9 @@ def usage(shape: Shape, arch: int) -> Usage:
         file = Path(folder, "kernel.cubin")
         file.write_bytes(kernel.asm["cubin"])
         resources = _tool("--dump-resource-usage", file)
-        opcodes = Counter(re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9]+)", _tool("-sass", file), re.M))
+        opcodes = Counter(
+            re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9]+)", _tool("-sass", file), re.M)
+        )
     taken = {name: int(n) for name, n in re.findall(r"(REG|STACK|LOCAL):(\d+)", resources)}
     return Usage(
         kernel.metadata.num_warps,
@@ -129,7 +131,10 @@ def _launch(shape: Shape) -> None:
     cells = (16, 16) if shape.is_aligned else (3, 5)
     head = [nn.Linear(shape.width, shape.width) for _ in range(shape.depth - 1)]
     table = torch.zeros(1, *cells, shape.width, dtype=shape.dtype)
-    axes = [axis_range(0, n, n, k, dtype=torch.float32, device=table.device) for n, k in ((rows, cells[0]), (cols, cells[1]))]
+    axes = [
+        axis_range(0, n, n, k, dtype=torch.float32, device=table.device)
+        for n, k in ((rows, cells[0]), (cols, cells[1]))
+    ]
     position, out = torch.zeros(shape.width, 4), nn.Linear(shape.width, 3)
     operands = Operands.of(axes[0].cell, axes[1].cell, head, out, position, shape.dtype)
     grid = Grid.of(table, *axes)
@@ -198,9 +203,13 @@ def table(arches: Sequence[int], wanted: Sequence[Shape]) -> tuple[list[str], li
                 found, problem = None, (str(error).strip() or repr(error)).splitlines()[0]
             kind = str(shape.dtype).removeprefix("torch.") + (", aligned" if shape.is_aligned else "")
             name = f"sm_{arch}  {shape.part:20}  {shape.width:3} × {shape.depth}  {kind:17}"
-            figures = "" if found is None else (
-                f"{found.num_warps:2} warps  {found.registers:3} registers  {found.spills:4} spills  "
-                f"{found.shared / 1024:5.1f} KiB shared  " + ", ".join(f"{n} {k}" for k, n in found.matrix.items())
+            figures = (
+                ""
+                if found is None
+                else (
+                    f"{found.num_warps:2} warps  {found.registers:3} registers  {found.spills:4} spills  "
+                    f"{found.shared / 1024:5.1f} KiB shared  " + ", ".join(f"{n} {k}" for k, n in found.matrix.items())
+                )
             )
             lines.append(f"{name}  {figures}" + (f"  FAILS: {problem}" if problem else ""))
             print(lines[-1], flush=True)

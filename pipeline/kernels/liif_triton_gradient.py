@@ -43,7 +43,7 @@ PART = 1 << 16
 
 def launch_for(width: int) -> Launch:
     """See above for what this takes at width 256."""
-    return Launch(16, 16) if width >= 256 else Launch(16, 4)
+    return Launch(16, 16 if width >= 256 else 8 if width >= 64 else 4)
 
 
 def render_liif(
@@ -152,18 +152,19 @@ def _corner_fields(grid: Grid, first: int, stop: int) -> tuple[Tensor, Tensor, T
     return *spread(rel_y, rel_x), by_y * by_x
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["L"])  # one kernel for every depth, whose loops stay loops
 def _kernel(
     table, cell_y, rel_y, weight_y, cell_x, rel_x, weight_x, num_rows, num_cols, num_cells,
     position_y, position_x, shift, weights, biases, transposed, last,
     grad_image, grad_table, activations, gradients, first, stop,
-    D: tl.constexpr, L: tl.constexpr, P: tl.constexpr, OUT: tl.constexpr, PRECISION: tl.constexpr, KEEP: tl.constexpr,
+    L, D: tl.constexpr, P: tl.constexpr, OUT: tl.constexpr, PRECISION: tl.constexpr, KEEP: tl.constexpr,
 ):  # fmt: skip
     start = first + tl.program_id(0).to(tl.int64) * P
     row, column, channel = tl.arange(0, 4 * P), tl.arange(0, D), tl.arange(0, OUT)
     is_row = (start + row // 4 < stop)[:, None]
-    num_kept = 4 * (stop - first).to(tl.int64)
-    kept = (4 * (start - first) + row)[:, None] * D + column[None, :]
+    # Of one part: at most PART · 4 · D · (L + 1) numbers, which 32 bits count.
+    num_kept = (4 * (stop - first)).to(tl.int32)
+    kept = (4 * tl.program_id(0) * P + row)[:, None] * D + column[None, :]
     cell, weight, hidden = first_layer(
         table, cell_y, rel_y, weight_y, cell_x, rel_x, weight_x, num_rows, num_cols, num_cells,
         position_y, position_x, shift, start, stop, D, P,

@@ -78,7 +78,9 @@ def _run(function: Any, args: Any, kwargs: dict[str, Any], reads: list[str] | No
     plain = {k: torch.device("cpu") if k == "device" and v is not None else v for k, v in kwargs.items()}
     inner_args, inner = tree_map(_unwrapped, (args, plain))
     made = function(*inner_args, **inner)
-    written = [isinstance(r.alias_info, torch._C._AliasInfo) and r.alias_info.is_write for r in function._schema.returns]
+    written = [
+        isinstance(r.alias_info, torch._C._AliasInfo) and r.alias_info.is_write for r in function._schema.returns
+    ]
     if any(written):  # in place, or into out=: what was given comes back
         given = {id(_unwrapped(tensor)): tensor for tensor in tensors}
         return tree_map(lambda value: given.get(id(value), value), made)
@@ -110,7 +112,9 @@ def _register() -> None:
     """Once a process, and it cannot be undone."""
     _setup_privateuseone_for_python_backend(NAME, backend_module=_Module())
     _libraries.append(torch.library.Library("_", "IMPL", "AutocastPrivateUse1"))
-    _libraries[0].fallback(torch.library.fallthrough_kernel)  # autocast changes nothing: places are looked at, not types
+    _libraries[0].fallback(
+        torch.library.fallthrough_kernel
+    )  # autocast changes nothing: places are looked at, not types
 
 
 _libraries: list[torch.library.Library] = []

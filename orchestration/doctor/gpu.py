@@ -30,6 +30,10 @@ BAD: tuple[State, ...] = ("FAILED", "over time", "no time left")
 TOTAL_S = 600.0
 
 
+def _print(line: str) -> None:
+    print(line, flush=True)
+
+
 @dataclass(frozen=True)
 class Part:
     """One check. seconds: how long it may take on a GPU."""
@@ -76,7 +80,7 @@ def check(
     *,
     only: tuple[str, ...] = (),
     total_s: float = TOTAL_S,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = _print,
 ) -> list[Outcome]:
     """Run every part (or `only` these, and the data they need) and write gpu.json and gpu.md into `folder` after each.
     On a CPU, parts have five times as long. Raises `UserError` for a device that is not there."""

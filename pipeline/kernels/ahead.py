@@ -4,8 +4,8 @@
 
 Each kernel is compiled as its launch would: the launching function runs on CPU tensors of the shapes in question, and
 where it would hand the kernel to a GPU, what was compiled is kept instead. Registers, stack and instructions are read
-from the machine code. It fails where registers spill into memory, where a program does not fit the GPU, or where its
-products do not run on matrix units. Needs Triton (x86-64 Linux; without a GPU and without a CUDA build of torch).
+from the machine code. It fails where registers spill into memory, where a program does not fit the
+GPU, or where its products do not run on matrix units. Needs Triton (Linux), no GPU and no CUDA build of torch.
 
 Without --every, a part of the shapes stands for all: see `shapes`.
 """
@@ -45,14 +45,16 @@ PARTS = ("forward", "gradient", "gradient and weights")
 """What is compiled: the image; the table's gradient, the head frozen; that with what the weights' gradients need."""
 
 
+_DEPTH = 4
+
+
 @dataclass(frozen=True)
 class Shape:
-    """What a kernel is compiled for. depth: hidden layers. is_aligned: whether all counts are multiples of 16, which
-    Triton compiles as a case of its own."""
+    """What a kernel is compiled for. is_aligned: whether all counts are multiples of 16, which Triton compiles as a
+    case of its own."""
 
     part: str
     width: int
-    depth: int
     dtype: torch.dtype
     is_aligned: bool = False
 
@@ -79,27 +81,24 @@ class Usage:
 
 
 def shapes(every: bool) -> list[Shape]:
-    """What `liif_triton.supports` promises: every width, depths 1 to 8, both types.
+    """What `liif_triton.supports` promises: every width and type. Depth and sizes are arguments of a compiled
+    kernel, so one serves all.
 
-    Without `every`: each width at depths 1, 2 and 4 in bfloat16, and the widest also in float16 and at depth 8. Layers
-    after the second are turns of a loop that is not unrolled, so depth changes one constant from 3 on; and both types
-    have the same size and run the same instructions. The counts of pixels and cells are odd; aligned ones let the
-    compiler prove more, and the widest is compiled with those too."""
-    widest = max(WIDTHS)
+    Without `every`: each width in bfloat16, and the widest also in float16, whose numbers have the same size and whose
+    instructions are the same. Counts are odd; aligned ones let the compiler prove more, and the widest is compiled with
+    those too."""
     if every:
         return [
-            Shape(part, width, depth, dtype, is_aligned)
+            Shape(part, width, dtype, is_aligned)
             for part in PARTS
             for width in WIDTHS
-            for depth in range(1, 9)
             for dtype in DTYPES
             for is_aligned in (False, True)
         ]
-    found = [Shape(part, width, depth, torch.bfloat16) for part in PARTS for width in WIDTHS for depth in (1, 2, 4)]
-    for part in PARTS:
-        found += [Shape(part, widest, 4, torch.float16), Shape(part, widest, 8, torch.bfloat16)]
-        found += [Shape(part, widest, 4, torch.bfloat16, is_aligned=True)]
-    return found
+    widest = max(WIDTHS)
+    found = [Shape(part, width, torch.bfloat16) for part in PARTS for width in WIDTHS]
+    found += [Shape(part, widest, torch.float16) for part in PARTS]
+    return found + [Shape(part, widest, torch.bfloat16, is_aligned=True) for part in PARTS]
 
 
 def usage(shape: Shape, arch: int) -> Usage:
@@ -129,7 +128,7 @@ def _launch(shape: Shape) -> None:
     """Run the function that launches the kernel in question; see `_kept`."""
     rows, cols = (32, 48) if shape.is_aligned else (5, 7)
     cells = (16, 16) if shape.is_aligned else (3, 5)
-    head = [nn.Linear(shape.width, shape.width) for _ in range(shape.depth - 1)]
+    head = [nn.Linear(shape.width, shape.width) for _ in range(_DEPTH - 1)]
     table = torch.zeros(1, *cells, shape.width, dtype=shape.dtype)
     axes = [
         axis_range(0, n, n, k, dtype=torch.float32, device=table.device)
@@ -202,7 +201,7 @@ def table(arches: Sequence[int], wanted: Sequence[Shape]) -> tuple[list[str], li
             except Exception as error:  # compilers raise all kinds
                 found, problem = None, (str(error).strip() or repr(error)).splitlines()[0]
             kind = str(shape.dtype).removeprefix("torch.") + (", aligned" if shape.is_aligned else "")
-            name = f"sm_{arch}  {shape.part:20}  {shape.width:3} × {shape.depth}  {kind:17}"
+            name = f"sm_{arch}  {shape.part:20}  {shape.width:3}  {kind:17}"
             figures = (
                 ""
                 if found is None

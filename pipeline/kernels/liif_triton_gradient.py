@@ -8,9 +8,10 @@ bits differ from run to run). With a frozen head, as in alignment stage 2, that 
 Where the weights learn, the kernel also writes activations and gradients of a part of the pixels, and the weights'
 gradients are products of those: sums over parts, accumulated in float32.
 
-On chip at D = 256 in half precision: one matrix (128 KB) and the rows of 16 pixels (32 KB), of the 227 KB that a
-program may have on an H100; of registers, each of 512 threads holds 32 float32 results and 32 words of bits. Compiled
-for it, that is 160 KB and 128 registers, 0.6 KB a thread spilled. Legend as in liif_triton.py; N = 4 · pixels rows.
+On chip at D = 256 in half precision: one matrix (128 KB) and the rows of 8 pixels (16 KB), of the 163 KB that a program
+may have on an A100; each of 256 threads holds 32 float32 results, 32 words of bits and, on its way to shared memory,
+its part of the matrix. 16 pixels would spill some hundred bytes a thread; `ahead` has the figures. Legend as in
+liif_triton.py; N = 4 · pixels rows.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ PART = 1 << 16
 
 def launch_for(width: int) -> Launch:
     """See above for what this takes at width 256."""
-    return Launch(16, 16 if width >= 256 else 8 if width >= 64 else 4)
+    return Launch(8, 8) if width >= 256 else Launch(16, 8 if width >= 64 else 4)
 
 
 def render_liif(

@@ -115,6 +115,20 @@ def _register() -> None:
     _libraries[0].fallback(
         torch.library.fallthrough_kernel
     )  # autocast changes nothing: places are looked at, not types
+    # What `new_tensor` does, which goes past modes.
+    aten = torch.library.Library("aten", "IMPL")
+    _libraries.append(aten)
+    aten.impl(
+        "empty_strided",
+        lambda size, stride, dtype=None, **_: Placed(torch.empty_strided(size, stride, dtype=dtype)),
+        "PrivateUse1",
+    )
+    aten.impl("_copy_from", _copy_from, "PrivateUse1")
+
+
+def _copy_from(source: torch.Tensor, target: Any, non_blocking: bool = False) -> Any:
+    target.held.copy_(_unwrapped(source))
+    return target
 
 
 _libraries: list[torch.library.Library] = []

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from direct_settings import DIRECT
+from direct_settings import WITH_ENCODER
 from small_shop import Shop
 
 PERCEPTUAL = ["perceptual_weight=0.1", "lpips_weights=random"]
@@ -17,7 +17,7 @@ CASES = {
     "autoencoder, implicit decoder": ["decoder=implicit"],
     "autoencoder, vq": ["model.autoencoder.kind=vq", "model.autoencoder.num_embeddings=16"],
     "decoder": [*PERCEPTUAL, "min_size=16"],
-    "decoder, direct": [*(word.removeprefix("decoder.") for word in DIRECT), "conditions=drawn"],
+    "decoder, direct": [*(word.removeprefix("decoder.") for word in WITH_ENCODER), "conditions=drawn"],
     "denoiser": ["sample_latents=true"],
     "align": ["context_cells=1", "crop_cells=4"],
     "use": [],

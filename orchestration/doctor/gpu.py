@@ -119,10 +119,9 @@ def run_part(name: str, device: str, scratch: Path, limit_s: float) -> Outcome:
             code = process.wait(limit_s)
         except subprocess.TimeoutExpired:
             code = None
-        finally:  # what it started and left, too
-            if process.poll() is None or code:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
+        finally:  # with what it started and left
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     seconds = round(time.monotonic() - started, 1)
     if code is None:

@@ -4,10 +4,12 @@ PYTHON ?= python3
 #   make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
+# The Triton that CUDA builds of this torch require; `make kernels` has it apart from .venv.
+TRITON ?= triton==3.7.1
 MINUTES ?= 10
 BIN := .venv/bin
 
-.PHONY: setup demo test test-all check format lock starter clean
+.PHONY: setup demo test test-all gpu kernels check format lock starter clean
 .DEFAULT_GOAL := help
 
 help:
@@ -32,6 +34,17 @@ test: setup ## the test suite, about ten minutes on two cores
 
 test-all: setup ## the test suite and the slow tests: clusters, kills, long runs
 	$(BIN)/python -m pytest -q -m "not gpu"
+
+gpu: setup ## everything that only a GPU can show, ten minutes on one card: build/gpu/gpu.md
+	$(BIN)/latentzoom doctor --gpu --out build/gpu
+
+kernels: setup build/triton/.ready ## compile the GPU kernels without a GPU and interpret them (x86-64 Linux, minutes)
+	PYTHONPATH=build/triton $(BIN)/python -m pytest -q -m "not gpu" tests/pipeline/test_kernel.py tests/pipeline/test_kernel_ahead.py
+	PYTHONPATH=build/triton $(BIN)/python -m pipeline.kernels.ahead
+
+build/triton/.ready: Makefile
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --upgrade --target build/triton "$(TRITON)"
+	@touch $@
 
 check: setup ## format, lint, types, import contract, tests
 	$(BIN)/ruff format --check .

@@ -44,7 +44,8 @@ class Zoom:
 
     def truth(self, region: Tensor) -> Tensor:
         """The region's pixels that are compared, (B,3,len(rows),len(cols))."""
-        return region[:, :, self.rows[:, None], self.cols[None, :]]
+        rows, cols = (index.to(region.device, non_blocking=True) for index in (self.rows, self.cols))
+        return region[:, :, rows[:, None], cols[None, :]]
 
     def low_resolution(self, region: Tensor) -> Tensor:
         """The region reduced to (B,3,cells,cells): anti-aliased bicubic, 8 bits, as people's small pictures are."""

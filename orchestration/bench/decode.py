@@ -132,19 +132,19 @@ def _whole(options: Options, name: str, head: LiifHead | LightHead, features: Te
 
 
 @torch.inference_mode()
-def tile_by_tile(options: Options, peak: float) -> Row:
-    """LARGEST² as `latentzoom generate` draws it, features made anew: 8-bit tiles reach the CPU, and no file."""
+def tile_by_tile(options: Options, peak: float, side: int = LARGEST) -> Row:
+    """side² as `latentzoom generate` draws it, features made anew: 8-bit tiles reach the CPU, and no file."""
     dtype = getattr(torch, options.dtype)
     torch.manual_seed(0)
     decoder = ImplicitDecoder(DecoderConfig(), 3).to(options.device, dtype).eval()
     latent = torch.randn(1, 3, CELLS, CELLS).to(options.device, dtype)
-    tiles = list(windows((LARGEST, LARGEST)))
+    tiles = list(windows((side, side)))
     seconds = 0.0
 
     def draw(tiles: list[Window]) -> Tensor:
         nonlocal seconds
         start = time.perf_counter()
-        drawing = Drawing(decoder, latent, (LARGEST, LARGEST), whole((CELLS, CELLS)))
+        drawing = Drawing(decoder, latent, (side, side), whole((CELLS, CELLS)))
         for tile in tiles:
             pixels = drawing.pixels(tile)
         seconds = time.perf_counter() - start
@@ -154,12 +154,12 @@ def tile_by_tile(options: Options, peak: float) -> Row:
     memory = observe(lambda: draw(tiles), options.device)[1]
     return Row(
         part="decode",
-        name=f"liif {LARGEST}² tile by tile",
-        rate=LARGEST**2 / seconds / 1e6,
+        name=f"liif {side}² tile by tile",
+        rate=side**2 / seconds / 1e6,
         unit="Mpixel/s",
         seconds=seconds,
         memory_mb=memory,
-        share_of_peak=LARGEST**2 * decoder.head.macs_per_pixel(LARGEST / CELLS) / seconds / peak,
+        share_of_peak=side**2 * decoder.head.macs_per_pixel(side / CELLS) / seconds / peak,
         note="memory beyond the weights; the picture is not kept",
     )
 

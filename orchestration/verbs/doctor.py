@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
+from pathlib import Path
+
+from pipeline.errors import UserError
 
 
 def parser() -> argparse.ArgumentParser:
@@ -21,11 +24,18 @@ def parser() -> argparse.ArgumentParser:
     add("--address", default="", metavar="http://HEAD:8265", help="head of a cluster to ask")
     add("--nodes", action="store_true", help="check every node of the cluster that RAY_ADDRESS names; as a job: "
         "latentzoom submit doctor --nodes")  # fmt: skip
+    add("--gpu", action="store_true", help="check everything that only a GPU can show, in ten minutes on one card: "
+        "kernels, every stage by each engine, sampling, decoding, speed; nothing else is checked then")  # fmt: skip
+    add("--device", default="", metavar="NAME", help="of --gpu: cuda, cuda:1 (default cuda); cpu is a rehearsal")
+    add("--out", default="gpu", metavar="FOLDER", help="of --gpu: gpu.json and gpu.md go here (default: %(default)s)")
+    add("--only", action="append", default=[], metavar="PART", help="of --gpu: this part (repeatable)")
     return parser
 
 
 def main(argv: list[str]) -> int:
     arguments = parser().parse_args(argv)
+    if arguments.gpu:
+        return _check_gpu(arguments)
     from orchestration.doctor import machine, servers
 
     found = machine.machine(arguments.storage)
@@ -41,3 +51,16 @@ def main(argv: list[str]) -> int:
     warnings = sum(finding.level == "warning" for finding in found)
     print(f"{num} troubles, {warnings} warnings, {len(found)} checks")
     return 1 if num else 0
+
+
+def _check_gpu(arguments: argparse.Namespace) -> int:
+    from orchestration.doctor import gpu
+
+    names = [part.name for part in gpu.PARTS]
+    if unknown := [name for name in arguments.only if name not in names]:
+        raise UserError(f"no part {', '.join(unknown)}; use {', '.join(names)}")
+    folder = Path(arguments.out)
+    outcomes = gpu.check(arguments.device or "cuda", folder, only=tuple(arguments.only))
+    failed = [outcome.name for outcome in outcomes if outcome.state in gpu.BAD]
+    print(f"{len(outcomes)} parts, failed: {', '.join(failed) or 'none'}; {folder / 'gpu.md'}, {folder / 'gpu.json'}")
+    return 1 if failed else 0

@@ -37,8 +37,9 @@ class Launch:
 
 
 def launch_for(width: int) -> Launch:
-    """What fits the registers: the float32 results of 4 · pixels × width take half of a program's."""
-    return Launch(32, 8) if width >= 256 else Launch(32, 4)
+    """What fits the registers, on the way from memory a whole matrix too, and the shared memory of an A100; `ahead`
+    checks it."""
+    return Launch(16, 8) if width >= 256 else Launch(32, 8 if width >= 128 else 4)
 
 
 LAUNCHES = tuple(Launch(pixels, warps) for pixels in (16, 32, 64) for warps in (4, 8, 16))
@@ -200,11 +201,11 @@ def colour_pointers(image, start, num_pixels, num_rows, num_cols, P: tl.constexp
     return place, (pixel < num_pixels)[:, None] & (channel < 3)[None, :]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["L"])  # one kernel for every depth, whose loops stay loops
 def _kernel(
     table, cell_y, rel_y, weight_y, cell_x, rel_x, weight_x, num_rows, num_cols, num_cells,
     position_y, position_x, shift, weights, biases, last, last_bias, image, num_pixels,
-    D: tl.constexpr, L: tl.constexpr, P: tl.constexpr, OUT: tl.constexpr, PRECISION: tl.constexpr,
+    L, D: tl.constexpr, P: tl.constexpr, OUT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     start = tl.program_id(0).to(tl.int64) * P
     _, weight, hidden = first_layer(

@@ -8,9 +8,10 @@ bits differ from run to run). With a frozen head, as in alignment stage 2, that 
 Where the weights learn, the kernel also writes activations and gradients of a part of the pixels, and the weights'
 gradients are products of those: sums over parts, accumulated in float32.
 
-On chip at D = 256 in half precision: one matrix (128 KB) and the rows of 16 pixels (32 KB), of the 227 KB that a
-program may have on an H100; of registers, each of 512 threads holds 32 float32 results and 32 words of bits. Compiled
-for it, that is 160 KB and 128 registers, 0.6 KB a thread spilled. Legend as in liif_triton.py; N = 4 · pixels rows.
+On chip at D = 256 in half precision: one matrix (128 KB) and the rows of 8 pixels (16 KB), of the 163 KB that a program
+may have on an A100; each of 256 threads holds 32 float32 results, 32 words of bits and, on its way to shared memory,
+its part of the matrix. 16 pixels would spill some hundred bytes a thread; `ahead` has the figures. Legend as in
+liif_triton.py; N = 4 · pixels rows.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ PART = 1 << 16
 
 def launch_for(width: int) -> Launch:
     """See above for what this takes at width 256."""
-    return Launch(16, 16) if width >= 256 else Launch(16, 4)
+    return Launch(8, 8) if width >= 256 else Launch(16, 8 if width >= 64 else 4)
 
 
 def render_liif(
@@ -152,18 +153,19 @@ def _corner_fields(grid: Grid, first: int, stop: int) -> tuple[Tensor, Tensor, T
     return *spread(rel_y, rel_x), by_y * by_x
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["L"])  # one kernel for every depth, whose loops stay loops
 def _kernel(
     table, cell_y, rel_y, weight_y, cell_x, rel_x, weight_x, num_rows, num_cols, num_cells,
     position_y, position_x, shift, weights, biases, transposed, last,
     grad_image, grad_table, activations, gradients, first, stop,
-    D: tl.constexpr, L: tl.constexpr, P: tl.constexpr, OUT: tl.constexpr, PRECISION: tl.constexpr, KEEP: tl.constexpr,
+    L, D: tl.constexpr, P: tl.constexpr, OUT: tl.constexpr, PRECISION: tl.constexpr, KEEP: tl.constexpr,
 ):  # fmt: skip
     start = first + tl.program_id(0).to(tl.int64) * P
     row, column, channel = tl.arange(0, 4 * P), tl.arange(0, D), tl.arange(0, OUT)
     is_row = (start + row // 4 < stop)[:, None]
-    num_kept = 4 * (stop - first).to(tl.int64)
-    kept = (4 * (start - first) + row)[:, None] * D + column[None, :]
+    # Of one part: at most PART · 4 · D · (L + 1) numbers, which 32 bits count.
+    num_kept = (4 * (stop - first)).to(tl.int32)
+    kept = (4 * tl.program_id(0) * P + row)[:, None] * D + column[None, :]
     cell, weight, hidden = first_layer(
         table, cell_y, rel_y, weight_y, cell_x, rel_x, weight_x, num_rows, num_cols, num_cells,
         position_y, position_x, shift, start, stop, D, P,

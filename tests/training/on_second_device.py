@@ -1,0 +1,66 @@
+"""Run by test_placement.py: trains a stage and uses the model on the second device. argv: case, data, pixels, bundle,
+scratch folder, settings."""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+from PIL import Image
+from second_device import NAME, WrongDevice, second_device
+
+import training.stages.denoiser as denoiser_stage
+from pipeline.bundle import load_bundle
+from pipeline.model import LatentZoom
+from training.config import override
+from training.presets import debug
+from training.run import TrainResult, train
+
+torch.set_num_threads(1)
+
+
+def run(stage: str, device: str, settings: list[str]) -> TrainResult:
+    words = [f"{stage}.{word}" if not word.startswith("model.") else word for word in settings]
+    words += [f"{stage}.{word}" for word in ("steps=2", "log_every=2", "grid_every=2", "micro_batch=2")]
+    return train(
+        stage,
+        override(debug(), words),
+        data=pixels if stage == "autoencoder" else data,
+        run_dir=f"{scratch}/{device}",
+        bundle=None if stage == "autoencoder" else bundle,
+        device=device,
+    )
+
+
+def use() -> None:
+    model = LatentZoom(load_bundle(bundle), device=NAME)
+    for sampler in ("ddim", "dpm++"):
+        model.generate(2, (40, 33), num_steps=3, sampler=sampler, eta=0.5 if sampler == "ddim" else 0.0)  # type: ignore[arg-type]
+    model.upscale(Image.new("RGB", (32, 40)), 3.3, tile=16)
+
+
+def plant() -> None:
+    """A mistake that a CPU hides: noise that stays where it is made."""
+    original = denoiser_stage.Schedule.add_noise
+    denoiser_stage.Schedule.add_noise = lambda self, z0, eps, t: original(self, z0, torch.randn(eps.shape), t)  # type: ignore[method-assign]
+    try:
+        run("denoiser", NAME, [])
+    except WrongDevice as error:
+        assert "aten::mul is given tensors on second:0 and on cpu" in str(error), error
+    else:
+        raise SystemExit("the planted mistake was not noticed")
+
+
+case, data, pixels, bundle, scratch, *settings = sys.argv[1:]
+with second_device():
+    if case == "use":
+        use()
+    elif case == "planted":
+        plant()
+    else:
+        there = run(case, NAME, settings)
+        assert load_bundle(there.bundle).autoencoder is not None
+if case not in ("use", "planted"):  # the same numbers: nothing went astray in the device's making either
+    here = run(case, "cpu", settings)
+    assert abs(there.last_loss - here.last_loss) <= 1e-4 * abs(here.last_loss), (there.last_loss, here.last_loss)
+print("all in place")

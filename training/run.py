@@ -145,6 +145,7 @@ def make_context(
 ) -> Context:
     """Resolve and check everything a stage needs."""
     config = preset.stage(stage)
+    check_stage(stage, preset.model)
     manifest = load_manifest(data)
     given = load_bundle(bundle) if bundle else None
     loaded, origins = with_starts(stage, config, preset.model, given, places or {})
@@ -197,9 +198,8 @@ def resolve_model(
     return model if bundle is None else take_over(stage, model, bundle, goes_on)
 
 
-def check(context: Context) -> None:
-    """Everything that can be known before training starts; the first problem is a `UserError`."""
-    stage, config, model, manifest = context.stage, context.config, context.model, context.manifest
+def check_stage(stage: str, model: ModelConfig) -> None:
+    """`UserError` where the model has no such stage."""
     if stage == "distill" and model.task != "sr":
         raise UserError(
             f"stage distill is for super-resolution by diffusion (task 'sr'), and this model's task is {model.task!r}"
@@ -210,6 +210,11 @@ def check(context: Context) -> None:
         )
     if model.autoencoder.kind == "identity" and stage == "autoencoder":
         raise UserError("stage autoencoder: the kind 'identity' has no weights to train; begin with `decoder`")
+
+
+def check(context: Context) -> None:
+    """Everything that can be known before training starts; the first problem is a `UserError`."""
+    stage, config, model, manifest = context.stage, context.config, context.model, context.manifest
     if not (stage == "decoder" and model.autoencoder.kind == "identity" and context.bundle is None):
         require_parts(context.bundle, stage, *_NEEDS[stage]) if _NEEDS[stage] else None
     accumulation_steps(config, context.world.size)

@@ -10,7 +10,7 @@ from PIL import Image
 from second_device import NAME, WrongDevice, second_device
 
 import training.stages.denoiser as denoiser_stage
-from pipeline.bundle import load_bundle
+from pipeline.bundle import Bundle, load_bundle, save_bundle
 from pipeline.model import LatentZoom
 from training.config import override
 from training.presets import debug
@@ -27,9 +27,18 @@ def run(stage: str, device: str, settings: list[str]) -> TrainResult:
         override(debug(), words),
         data=pixels if stage == "autoencoder" else data,
         run_dir=f"{scratch}/{device}",
-        bundle=None if stage == "autoencoder" else bundle,
+        bundle=None if stage == "autoencoder" else parts_for(settings),
         device=device,
     )
+
+
+def parts_for(settings: list[str]) -> str:
+    """The bundle; for direct super-resolution its autoencoder alone, as the denoiser is another model's."""
+    if "model.task=direct" not in settings:
+        return bundle
+    whole = load_bundle(bundle)
+    save_bundle(f"{scratch}/first", Bundle(whole.config, whole.autoencoder))
+    return f"{scratch}/first"
 
 
 def use() -> None:

@@ -121,7 +121,6 @@ def test_preprocessing_and_stage_two_are_measured(tmp_path, capsys):
 
 
 def test_the_largest_picture_is_drawn_tile_by_tile_and_not_kept(monkeypatch):
-    monkeypatch.setattr(bench_decode, "LARGEST", 80)
     monkeypatch.setattr("pipeline.canvas.WINDOW", 32)
     monkeypatch.setattr(bench_decode, "CELLS", 8)
     drawn = []
@@ -132,7 +131,7 @@ def test_the_largest_picture_is_drawn_tile_by_tile_and_not_kept(monkeypatch):
         return original(self, window)
 
     monkeypatch.setattr(bench_decode.Drawing, "pixels", pixels)
-    row = bench_decode.tile_by_tile(Options(threads=1), peak=1e11)
+    row = bench_decode.tile_by_tile(Options(threads=1), peak=1e11, side=80)
     assert sum(height * width for height, width in drawn[1:]) == 80 * 80 and max(drawn) == (32, 32)
     assert row.name == "liif 80² tile by tile" and row.memory_mb is not None
     assert row.rate == pytest.approx(0.0064 / row.seconds) and 0 < row.share_of_peak < 1

@@ -1,4 +1,7 @@
-"""A small super-resolution model trained from nothing on photographs, and its one-step student: what the step costs."""
+"""A small super-resolution model trained from nothing on photographs, and its one-step student: what the step costs.
+
+A measurement of its own, too long for the suite: `pytest -s tests/training/distill_quality.py`.
+"""
 
 from __future__ import annotations
 

@@ -340,8 +340,10 @@ def _import_deepspeed(device: torch.device) -> Any:
 
 def bucket_size(num_parameters: int) -> int:
     """Values that DeepSpeed reduces at once: an eighth of the network, so that reduction overlaps with the rest of the
-    backward pass, within limits that keep a network card busy and the buffers (two of them) below half a gigabyte."""
-    return max(1, min(num_parameters, 50_000_000, max(num_parameters // 8, 2_000_000)))
+    backward pass, within limits that keep a network card busy and the buffers (two of them) below half a gigabyte. An
+    even number, as DeepSpeed asks."""
+    bucket = min(num_parameters, 50_000_000, max(num_parameters // 8, 2_000_000))
+    return bucket + bucket % 2
 
 
 def deepspeed_config(config: StageConfig, world: World, accumulation: int, num_parameters: int) -> dict[str, Any]:

@@ -158,7 +158,7 @@ def test_deepspeed_is_told_the_batch_the_precision_and_no_offload() -> None:
 
 @pytest.mark.parametrize(
     ("num", "expected"),
-    [(5_000, 5_000), (4_000_000, 2_000_000), (274_000_000, 34_250_000), (10**10, 50_000_000)],
+    [(5_001, 5_002), (4_000_000, 2_000_000), (274_000_008, 34_250_002), (10**10, 50_000_000)],
 )
 def test_buckets_are_smaller_than_the_network_so_that_their_reduction_overlaps(num: int, expected: int) -> None:
     assert bucket_size(num) == expected

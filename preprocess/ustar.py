@@ -37,6 +37,11 @@ class SampleWriter:
     def close(self) -> None:
         self._writer.close()
 
+    def __del__(self) -> None:
+        # What is left unfinished stays so: the tar would write its end marker now, into a file that may be closed.
+        if (writer := getattr(self, "_writer", None)) is not None:
+            writer.tarstream.closed = writer.tarstream.fileobj.closed = True
+
 
 def read_index(path: str | Path) -> list[tuple[str, int, int]]:
     """(name, offset, length) of every member of a finished tar. Damage raises `tarfile.TarError` or `ValueError`."""

@@ -15,8 +15,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from pipeline.errors import UserError
-from pipeline.reading import read_picture
+from pipeline.errors import UserError, first_line
 
 WEIGHTS_LICENCE = "CC-BY-SA-4.0"
 _UBUNTU = "debian:lomiri-wallpapers-16.04/usr/share/backgrounds/"
@@ -101,7 +100,12 @@ def _reduce(photo: Photograph, folder: Path, packages: Path, may_fetch: bool) ->
         target = folder / f"{Path(photo.name).stem}-{factor:g}.png"
         if target.exists():
             continue
-        picture = read_picture(_find(photo, packages, may_fetch)).shown().convert("RGB")
+        path = _find(photo, packages, may_fetch)
+        try:
+            with Image.open(path) as image:
+                picture = image.convert("RGB")
+        except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for damage
+            raise UserError(f"the photograph {path} cannot be read: {first_line(error)}") from error
         size = round(picture.width / factor), round(picture.height / factor)
         temporary = target.with_suffix(".part")
         picture.resize(size, Image.Resampling.LANCZOS).save(temporary, "PNG")

@@ -50,7 +50,7 @@ def test_no_two_pictures_go_to_the_same_file():
 def test_the_shipped_cards_name_every_photograph_with_its_author_and_licence():
     for look in LOOKS:
         bundle = load_bundle(starter_path(look))
-        card = starter_card(look, bundle, {"steps": 1234, "seconds": 7200.0})
+        card = starter_card(look, bundle, {"steps": 1234, "seconds": 7200.0}, "")
         table, _, held_out = card.partition("Held out")
         assert "1,234 steps" in card and "2.00 hours" in card and WEIGHTS_LICENCE in card
         for photo in ALL:

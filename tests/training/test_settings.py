@@ -121,7 +121,7 @@ def test_dry_run_prints_the_numbers_of_the_run() -> None:
     assert rows["global batch"] == "6, 2 at once" and rows["steps"] == "1,200"
     # A worker: whole weights and frozen ones; its third of gradients, masters, two moments and averages, in float32;
     # and two buckets, of the whole network as it is small.
-    state = 4 * num + 4 * num // 3 + num * (4 + 8 + 4) // 3 + 2 * 4 * num + 4 * num_frozen
+    state = 4 * num + 4 * num // 3 + num * (4 + 8 + 4) // 3 + 2 * 4 * bucket_size(num) + 4 * num_frozen
     assert f"state {state / 2**20:.1f} MiB" in rows["memory of a worker"]
     # Six samples: forward and twice that backward; of the frozen decoder forward and the gradient by its input only, at
     # the sizes that steps draw.
@@ -235,9 +235,9 @@ def test_zero_stages_and_precision_shrink_the_state() -> None:
     num = estimate("denoiser", debug().denoiser, debug().model, 2).parameters
     assert state(zero_stage=0) == num * (4 + 4 + 8 + 4)  # weights, gradients, two moments, averages
     # And masters, all split in two; two buckets of the whole network, as it is small.
-    assert state(zero_stage=3, precision="fp16") == (2 + 2 + 4 + 8 + 4) * num // 2 + 2 * 2 * num
+    assert state(zero_stage=3, precision="fp16") == (2 + 2 + 4 + 8 + 4) * num // 2 + 2 * 2 * bucket_size(num)
     # Autocast: the weights are the masters.
-    assert state(zero_stage=3, precision="bf16") == (4 + 4 + 8 + 4) * num // 2 + 2 * 4 * num
+    assert state(zero_stage=3, precision="bf16") == (4 + 4 + 8 + 4) * num // 2 + 2 * 4 * bucket_size(num)
     assert state(zero_stage=1) > state(zero_stage=2) > state(zero_stage=3)
 
 

@@ -108,8 +108,15 @@ def latent_of(stored: Tensor, config: AutoencoderConfig, generator: torch.Genera
         raise UserError(f"stored latent has {stored.shape[1]} channels, expected {config.stored_channels}")
     if config.kind != "kl":
         return stored
-    mean, log_variance = stored.chunk(2, dim=1)
+    mean = stored.chunk(2, dim=1)[0]
     if generator is None:
         return mean
     noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=generator.device).to(mean.device)
+    return posterior_sample(stored, noise)
+
+
+def posterior_sample(moments: Tensor, noise: Tensor) -> Tensor:
+    """A sample of q(z|x) of a KL autoencoder: moments (B,2C,h,w), mean | log-variance, and standard normal noise
+    (B,C,h,w) → (B,C,h,w)."""
+    mean, log_variance = moments.chunk(2, dim=1)
     return mean + torch.exp(0.5 * log_variance.clamp(-30.0, 20.0)) * noise

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline.bleed import visible_colours
-from pipeline.bundle import Bundle, load_bundle
+from pipeline.bundle import PARTS, Bundle, load_bundle
 from pipeline.canvas import Facts
 from pipeline.config import ModelConfig
 from pipeline.decoder import ImplicitDecoder
@@ -59,7 +59,7 @@ class LatentZoom:
     def __init__(self, bundle: Bundle, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> None:
         parts = {
             name: view_of(part)  # whoever made the bundle may be training them
-            for name in ("autoencoder", "decoder", "denoiser")
+            for name in PARTS
             if (part := getattr(bundle, name)) is not None
         }
         self.bundle = dataclasses.replace(bundle, **parts)
@@ -72,11 +72,8 @@ class LatentZoom:
         self.schedule = Schedule(bundle.config.schedule)
         for part in parts.values():
             part.to(self.device, dtype)
-        self.autoencoder, self.decoder, self.denoiser = (
-            self.bundle.autoencoder,
-            self.bundle.decoder,
-            self.bundle.denoiser,
-        )
+        self.autoencoder, self.decoder = self.bundle.autoencoder, self.bundle.decoder
+        self.denoiser = self.bundle.denoiser
         # Convolutions run faster so: on a CPU the denoiser by a tenth, on CUDA all of them in half precision. Without
         # norms in between, a decoder's features come out in the order that its head reads.
         is_cuda = self.device.type == "cuda"

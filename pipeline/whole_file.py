@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.formats import AVIF, JPEG, Format
+from pipeline.reading.picture import over_white
 
 _MAX_JPEG_EXIF = 65533 - 6
 _MAX_JPEG_XMP = 65533 - 29
@@ -45,7 +46,8 @@ def write_whole(
     if exif:
         options["exif"] = b"Exif\0\0" + exif.removeprefix(b"Exif\0\0")
     if form is JPEG:
-        image = over_white(image)
+        if image.mode in ("LA", "RGBA"):
+            image = over_white(image.convert(image.mode.removesuffix("A")), image.getchannel("A"))
         options["subsampling"] = 0 if quality >= 90 else 2
         if exif and len(exif) > _MAX_JPEG_EXIF:
             del options["exif"]
@@ -58,16 +60,6 @@ def write_whole(
     if image.mode in ("L", "LA") and form is not JPEG:  # neither has a grey of its own; read again they are grey
         image = image.convert("RGBA" if image.mode == "LA" else "RGB")
     image.save(stream, "JPEG" if form is JPEG else form.name.upper(), **options)
-
-
-def over_white(image: Image.Image) -> Image.Image:
-    """L, LA, RGB or RGBA → without transparency, what shows laid over white."""
-    if image.mode not in ("LA", "RGBA"):
-        return image
-    colour = image.convert("L" if image.mode == "LA" else "RGB")
-    white = Image.new(colour.mode, image.size, "white")
-    white.paste(colour, mask=image.getchannel("A"))
-    return white
 
 
 def packet_of(text: dict[str, str]) -> str:

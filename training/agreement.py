@@ -50,7 +50,7 @@ def check_origin(stage: str, part: str, model: ModelConfig, bundle: Bundle, wher
     names = ["autoencoder.kind", "autoencoder.latent_channels"] if part != "autoencoder" else []
     names += ["task"] if part == "denoiser" else []  # a condition makes its input wider
     pairs = [(name, _at(bundle.config, name), _at(model, name)) for name in names]
-    problems = [_sentence(part, [pair for pair in pairs if pair[1] != pair[2]], where)]
+    problems = [_sentence(part, pairs, where)]
     problems.append(disagreement(part, ours, theirs, where))
     if part == "denoiser":
         problems.append(disagreement("schedule", bundle.config.schedule, model.schedule, where))
@@ -71,16 +71,14 @@ def trunk_disagreement(autoencoder: Autoencoder, decoder: DecoderConfig, where: 
         return f"the autoencoder of {where or 'the bundle'} has no convolutional decoder"
     left, right = effective(autoencoder.config), effective(decoder)
     pairs = [("norm", "group", right["norm"]), *((name, left[name], right.get(name, left[name])) for name in _TRUNK)]
-    different = [(f"decoder.{name}", a, b) for name, a, b in pairs if a != b]
-    return _sentence("convolutional decoder", different, where)
+    return _sentence("convolutional decoder", [(f"decoder.{name}", a, b) for name, a, b in pairs], where)
 
 
 def check_trunk(autoencoder: Autoencoder, model: ModelConfig, where: str = "") -> None:
     """D_phi can begin as the autoencoder's own decoder. Raises `UserError` where the two differ."""
-    names = ["latent_channels"]
-    pairs = [(f"autoencoder.{n}", getattr(autoencoder.config, n), getattr(model.autoencoder, n)) for n in names]
-    problems = [_sentence("autoencoder", [pair for pair in pairs if pair[1] != pair[2]], where)]
-    _refuse([*problems, trunk_disagreement(autoencoder, model.decoder, where)])
+    channels = autoencoder.config.latent_channels, model.autoencoder.latent_channels
+    problem = _sentence("autoencoder", [("autoencoder.latent_channels", *channels)], where)
+    _refuse([problem, trunk_disagreement(autoencoder, model.decoder, where)])
 
 
 def check_use(stage: str, model: ModelConfig, bundle: Bundle | None) -> None:
@@ -90,7 +88,7 @@ def check_use(stage: str, model: ModelConfig, bundle: Bundle | None) -> None:
     ours = bundle.config
     names = ["task", "image_size", *(["lr_size", "condition_resize"] if ours.task == model.task == "sr" else [])]
     pairs = [(name, getattr(ours, name), getattr(model, name)) for name in names]
-    _refuse([_sentence("denoiser", [pair for pair in pairs if pair[1] != pair[2]])])
+    _refuse([_sentence("denoiser", pairs)])
 
 
 def _kept(stage: str, bundle: Bundle) -> list[str]:
@@ -106,8 +104,7 @@ def disagreement(part: str, ours: Settings, preset: Settings, where: str = "") -
     """Which settings of a part differ between bundle and preset, in words; empty where both build the same network.
     where: the bundle's address; "" is the stage's own."""
     left, right = effective(ours), effective(preset)
-    differences = [(f"{part}.{k}", left.get(k), right.get(k)) for k in left | right if left.get(k) != right.get(k)]
-    return _sentence(part, differences, where)
+    return _sentence(part, [(f"{part}.{k}", left.get(k), right.get(k)) for k in left | right], where)
 
 
 def effective(config: Settings) -> dict[str, Any]:
@@ -141,7 +138,9 @@ def _at(model: ModelConfig, name: str) -> Any:
     return functools.reduce(getattr, name.split("."), model)
 
 
-def _sentence(part: str, differences: list[tuple[str, Any, Any]], where: str = "") -> str:
+def _sentence(part: str, pairs: list[tuple[str, Any, Any]], where: str = "") -> str:
+    """pairs: (name, the bundle's value, the preset's). "" where all are equal."""
+    differences = [pair for pair in pairs if pair[1] != pair[2]]
     if not differences:
         return ""
     words = ", ".join(

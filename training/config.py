@@ -120,7 +120,6 @@ class AutoencoderStage(StageConfig):
         super().__post_init__()
         for name in ("crop", "kl_weight", "codebook_weight", "perceptual_weight", "adversarial_weight"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "a number of at least 0")
-        require(self.perceptual_weight >= 0, "perceptual_weight", self.perceptual_weight, "a number of at least 0")
         _check_sizes(self.min_size, self.max_size, self.crop, self.max_aspect)
         balance = self.adversarial_balance
         require(balance in ("adaptive", "fixed"), "adversarial_balance", balance, "'adaptive' or 'fixed'")

@@ -27,11 +27,9 @@ from training.ema import Ema, Fragment, assemble, decay_at, to_tensors
 from training.engine_ddp import DdpEngine
 from training.older_checkpoints import readable
 from training.optim import make_optimizer, set_lr
-from training.plain_engine import PlainEngine, cast
+from training.plain_engine import DTYPES, PlainEngine, autocast_to, cast
 from training.tuning import compile_where_it_pays
 from training.world import World
-
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Engine(Protocol):
@@ -86,19 +84,18 @@ def make_engine(module: nn.Module, config: StageConfig, world: World, *, deepspe
 
 def autocast(config: StageConfig, device: torch.device) -> torch.autocast:
     """The stage's precision for a frozen network outside the engine."""
-    return torch.autocast(device.type, _DTYPES[config.precision], enabled=config.precision != "fp32")
+    return autocast_to(DTYPES[config.precision], device)
 
 
 def frozen_dtype(config: StageConfig, device: torch.device) -> torch.dtype:
     """Of a frozen decoder that a gradient passes: on CUDA the stage's precision, in which the fused head computes its
     gradient too; on a CPU float32."""
-    return _DTYPES[config.precision] if device.type == "cuda" else torch.float32
+    return DTYPES[config.precision] if device.type == "cuda" else torch.float32
 
 
 def frozen_precision(config: StageConfig, device: torch.device) -> torch.autocast:
     """`frozen_dtype` as a context."""
-    dtype = frozen_dtype(config, device)
-    return torch.autocast(device.type, dtype if dtype != torch.float32 else None, enabled=dtype != torch.float32)
+    return autocast_to(frozen_dtype(config, device), device)
 
 
 def accumulation_steps(config: StageConfig, num_workers: int) -> int:
@@ -138,8 +135,10 @@ class DeepSpeedEngine:
     def __init__(self, module: nn.Module, config: StageConfig, world: World, accumulation: int) -> None:
         deepspeed = _import_deepspeed(world.device)
         self.config, self.world = config, world
-        self.dtype = _DTYPES[config.precision]
-        exact = {name: p.detach().to("cpu", copy=True) for name, p in module.named_parameters() if p.requires_grad}
+        self.dtype = DTYPES[config.precision]
+        exact: dict[str, Tensor] = {}
+        if config.precision == "fp16":
+            exact = {n: p.detach().to("cpu", copy=True) for n, p in module.named_parameters() if p.requires_grad}
         module.to(world.device)
         self._optimizer = make_optimizer(module, config, world.device)
         backend = "nccl" if world.device.type == "cuda" else "gloo"
@@ -156,7 +155,7 @@ class DeepSpeedEngine:
         if config.zero_stage == 3:
             _gather_decoder_whole(deepspeed, self.module)
         self._fragments = self._find_fragments()
-        if config.precision == "fp16":
+        if exact:
             self._restore_masters(exact)
         self.ema = Ema(self._fragments)
         self._copies, self.stall = CpuCopies(), 0.0

@@ -65,7 +65,7 @@ def estimate(stage: str, config: StageConfig, model: ModelConfig, num_workers: i
     """Size up one stage. `UserError` when the workers cannot share the global batch."""
     accumulation = accumulation_steps(config, num_workers)
     micro = config.global_batch // num_workers // accumulation
-    case = _meta_case(stage, config, model, micro)
+    case = _meta_case(config, model, micro)
     if config.activation_checkpointing:
         enable_activation_checkpointing(case.trained)
     num = sum(p.numel() for p in case.trained.parameters())
@@ -78,7 +78,7 @@ def estimate(stage: str, config: StageConfig, model: ModelConfig, num_workers: i
             case.through(made, case.largest)
     # The trained network computes in the stage's precision, the frozen one behind it in float32.
     activations = saved.total * (4 if config.precision == "fp32" else 2) // 4 + behind.total
-    flops = _flops_per_sample(stage, config, model)
+    flops = _flops_per_sample(config, model)
     if isinstance(config, DistillStage):
         num_frozen += num  # the teacher
         flops += _teacher_flops(config, model)
@@ -93,10 +93,10 @@ _DRAWS = 6
 
 
 @functools.lru_cache(maxsize=64)
-def _flops_per_sample(stage: str, config: StageConfig, model: ModelConfig) -> float:
+def _flops_per_sample(config: StageConfig, model: ModelConfig) -> float:
     """Floating-point operations for one sample of a step, the mean over drawn sizes: forward and twice that backward
     for what is trained; forward and the gradient by the input for what is frozen behind it."""
-    case = _meta_case(stage, config, model, 1)
+    case = _meta_case(config, model, 1)
     drawn = [case.draw(step) for step in range(1, _DRAWS + 1)]
     targets = list(dict.fromkeys(drawn))  # one for all steps where nothing is drawn
     total = 0.0
@@ -126,7 +126,7 @@ def _state_bytes(num: int, config: StageConfig, num_workers: int) -> int:
 @functools.lru_cache(maxsize=64)
 def _teacher_flops(config: DistillStage, model: ModelConfig) -> float:
     """Of the teacher's trajectory for one sample, and the rendering of where it ends: forward only."""
-    case = _meta_case("distill", config, model, 1)
+    case = _meta_case(config, model, 1)
     with torch.no_grad(), _FusedAttention():
         with FlopCounterMode(display=False) as drawing:
             made = case.forward(case.largest)
@@ -180,7 +180,7 @@ class _Case:
     draw: Callable[[int], Any]
 
 
-def _meta_case(stage: str, config: StageConfig, model: ModelConfig, micro: int) -> _Case:
+def _meta_case(config: StageConfig, model: ModelConfig, micro: int) -> _Case:
     with torch.device("meta"):
         return _case(config, model, micro)
 

@@ -18,7 +18,7 @@ from training.ema import Ema, Fragment, assemble, decay_at, to_tensors
 from training.optim import make_optimizer, set_lr
 from training.world import World
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class PlainEngine:
@@ -29,7 +29,7 @@ class PlainEngine:
     def __init__(self, module: nn.Module, config: StageConfig, world: World, accumulation: int) -> None:
         self.module, self.config, self.world, self.accumulation = module.to(world.device), config, world, accumulation
         self.optimizer = make_optimizer(self.module, config, world.device)
-        self.dtype = _DTYPES[config.precision]
+        self.dtype = DTYPES[config.precision]
         self._scaler = torch.amp.GradScaler(world.device.type, enabled=config.precision == "fp16")
         self._parameters = [p for p in self.module.parameters() if p.requires_grad]
         self.ema = Ema(self.fragments())
@@ -37,7 +37,7 @@ class PlainEngine:
         self._snapshot: Snapshot | None = None
 
     def __call__(self, *inputs: Any) -> Any:
-        with torch.autocast(self.world.device.type, self.dtype, enabled=self.dtype != torch.float32):
+        with autocast_to(self.dtype, self.world.device):
             return cast(self._forward(*inputs), torch.float32)  # losses are computed outside, exactly
 
     def _forward(self, *inputs: Any) -> Any:
@@ -93,6 +93,11 @@ class PlainEngine:
     def averaged(self) -> dict[str, Tensor] | None:
         """Whole averaged weights by parameter name, on the CPU."""
         return {f.name: f.tensor.detach().cpu().reshape(f.shape) for f in self.ema.fragments(self.fragments())}
+
+
+def autocast_to(dtype: torch.dtype, device: torch.device) -> torch.autocast:
+    """A region whose operations compute in `dtype`; for float32 one that changes nothing."""
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
 
 def cast(value: Any, dtype: torch.dtype) -> Any:

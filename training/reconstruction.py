@@ -5,10 +5,9 @@ Legend: B batch, C latent channels, H/W pixels, h/w latent cells.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
-from pipeline.autoencoder import Autoencoder
+from pipeline.autoencoder import Autoencoder, posterior_sample
 from pipeline.bundle import build_autoencoder, build_decoder
 from pipeline.config import ModelConfig
 from pipeline.decoder import ImplicitDecoder
@@ -28,7 +27,10 @@ class Reconstruction(nn.Module):
         3×3 convolution, was given (B,ch,H,W)."""
         model, features = self.autoencoder, []
         stored = model.moments(image).float()
-        latent, regulariser = model.quantize(stored) if model.config.kind == "vq" else (_sample(stored, noise), stored)
+        if model.config.kind == "vq":
+            latent, regulariser = model.quantize(stored)
+        else:
+            latent, regulariser = posterior_sample(stored, noise), stored
         watch = model.decoder.conv_out.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0].detach()))
         try:
             made = model.decoder(model.post_quant_conv(latent.to(noise.dtype)))
@@ -48,13 +50,7 @@ class JointFirstStage(nn.Module):
         """image (B,3,H,W) in [-1,1], noise (B,C,h,w) → the window of ND(sample of the posterior; size), and the moments
         (B,2C,h,w)."""
         moments = self.autoencoder.moments(image).float()
-        return self.decoder(_sample(moments, noise).to(noise.dtype), size, window), moments
-
-
-def _sample(moments: Tensor, noise: Tensor) -> Tensor:
-    """A sample of the posterior, in float32: moments (B,2C,h,w) and noise (B,C,h,w) → (B,C,h,w)."""
-    mean, log_variance = moments.chunk(2, dim=1)
-    return mean + torch.exp(0.5 * log_variance.clamp(-30.0, 20.0)) * noise
+        return self.decoder(posterior_sample(moments, noise).to(noise.dtype), size, window), moments
 
 
 def joint_first_stage(model: ModelConfig) -> JointFirstStage:

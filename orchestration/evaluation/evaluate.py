@@ -23,7 +23,7 @@ from pipeline.metrics.gaussian import FeatureStatistics, frechet_distance
 from pipeline.metrics.kid import kid, polynomial_mmd
 from pipeline.metrics.manifold import manifold_samples
 from pipeline.progress import Progress
-from pipeline.starter import starter_or
+from training.starts import address
 
 PSNR_TEXT = {
     "rgb": "PSNR per 8-bit picture, RGB, no border",
@@ -72,7 +72,7 @@ def evaluate(
             raise UserError(f"the teacher {spec.teacher} is for other inputs than {model}; give the one it learnt from")
     digest = registry.bundle_digest(bundle)
     reference = ModelReference(
-        uri=_everywhere(model),
+        uri=address(model),
         tracking_uri=tracking.tracking_uri(tracking_uri),
         digest=digest,
     )
@@ -85,7 +85,7 @@ def evaluate(
         todo = store.missing()
         done = num - sum(stop - start for start, stop in todo)
         with Progress(f"evaluate {spec.task}", num, "samples", initial=done) if progress else _Silent() as bar:
-            here = dataclasses.replace(spec, teacher=_everywhere(spec.teacher))
+            here = dataclasses.replace(spec, teacher=address(spec.teacher) if spec.teacher else "")
             for chunk, arrays in _compute(here, reference, str(bundle), pictures, todo, num_workers, device):
                 store.write(chunk, arrays)
                 bar.update(chunk[1] - chunk[0])
@@ -117,11 +117,6 @@ def evaluate(
         spec=spec_to_dict(dataclasses.replace(spec, num_steps=asked)),
     )
     return report, strips
-
-
-def _everywhere(model: str) -> str:
-    """A model's address as workers with another working folder find it."""
-    return model if not model or model.startswith("models:/") or starter_or(model) != model else storage.absolute(model)
 
 
 def reduce(spec: EvaluationSpec, arrays: Mapping[str, np.ndarray]) -> tuple[list[Figure], list[str]]:

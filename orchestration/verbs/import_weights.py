@@ -92,7 +92,7 @@ def parse(argv: list[str]) -> Released | Ldm | Diffusers:
 
 
 def _run(wanted: Released | Ldm | Diffusers) -> int:
-    from pipeline.bundle import check_vacant, save_bundle
+    from pipeline.bundle import PARTS, check_vacant, save_bundle
 
     if not wanted.overwrite:  # before the work, as far as it can be known: a folder of other things, or a file
         check_vacant(wanted.out)
@@ -100,7 +100,7 @@ def _run(wanted: Released | Ldm | Diffusers) -> int:
     if left_out := bundle.meta["imported_from"].get("left_out"):
         print(f"note: its denoiser ({left_out}) takes text or other conditions; only its autoencoder is imported")
     save_bundle(wanted.out, bundle, overwrite=wanted.overwrite)
-    parts = [name for name in ("autoencoder", "decoder", "denoiser") if getattr(bundle, name) is not None]
+    parts = [name for name in PARTS if getattr(bundle, name) is not None]
     weights = f", {bundle.meta['weights']} weights" if "weights" in bundle.meta else ""
     print(f"wrote {wanted.out}: {bundle.config.name} ({', '.join(parts)}{weights})")
     return 0

@@ -69,9 +69,14 @@ class Picture:
         colour = self.srgb().image.convert("RGB")
         if self.alpha is None:
             return colour
-        white = Image.new("RGB", colour.size, (255, 255, 255))
-        white.paste(colour, mask=self.alpha)
-        return white
+        return over_white(colour, self.alpha)
+
+
+def over_white(colour: Image.Image, alpha: Image.Image) -> Image.Image:
+    """ "L" or "RGB", as it shows over white through its alpha ("L")."""
+    white = Image.new(colour.mode, colour.size, "white")
+    white.paste(colour, mask=alpha)
+    return white
 
 
 def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:

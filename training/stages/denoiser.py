@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pipeline.autoencoder import latent_of
+from pipeline.autoencoder import latent_of, posterior_sample
 from pipeline.bundle import build_denoiser
 from pipeline.config import ModelConfig
 from pipeline.denoiser import Denoiser
@@ -64,9 +64,9 @@ def scaled_latents(micro: MicroBatch, model: ModelConfig, seed: int | None, step
     def latent(stored: Tensor, key: str) -> Tensor:
         if seed is None or model.autoencoder.kind != "kl":
             return latent_of(stored, model.autoencoder) * model.scale_factor
-        mean, log_variance = stored.chunk(2, dim=1)
-        noise = micro.draws(seed, key, step).normal(tuple(mean.shape[1:])).to(mean)
-        return (mean + torch.exp(0.5 * log_variance.clamp(-30.0, 20.0)) * noise) * model.scale_factor
+        shape = (model.autoencoder.latent_channels, *stored.shape[2:])
+        noise = micro.draws(seed, key, step).normal(shape).to(stored)
+        return posterior_sample(stored, noise) * model.scale_factor
 
     assert micro.latents is not None
     z0 = latent(micro.latents, "posterior")

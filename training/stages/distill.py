@@ -27,6 +27,7 @@ from training.losses import per_sample
 from training.session import Session
 from training.stages.denoiser import scaled_latents, shown_condition, trained_denoiser
 from training.stages.parts import Trained, psnr, trained
+from training.starts import start_denoiser
 from training.targets import draw_target, render_target
 
 
@@ -94,7 +95,7 @@ def starting_student(context: Context) -> Denoiser:
     zero, as it does in a new network: from there the first guess is the mean latent, and not the noise."""
     assert context.bundle is not None and context.bundle.denoiser is not None
     student = build_denoiser(context.model)
-    student.load_state_dict(context.bundle.denoiser.state_dict(), strict=True)
+    start_denoiser(student, "bundle", context.bundle)
     if context.model.schedule.prediction != context.bundle.config.schedule.prediction:
         for parameter in student.unet.conv_out.parameters():
             torch.nn.init.zeros_(parameter)

@@ -55,7 +55,7 @@ class Summary:
             f", limited by the {self.limited_by}" if self.limited_by == "encoder" else f", limited by {self.limited_by}"
         )
         retries = f", {self.retries} attempts repeated" if self.retries else ""
-        lost = f", {self.workers_lost} workers lost" if self.workers_lost else ""
+        lost = f", {self.workers_lost} worker{'s' * (self.workers_lost > 1)} lost" if self.workers_lost else ""
         lines = [
             f"samples:  {self.num_samples} of {self.size}x{self.size} from {self.num_images} images ({splits})",
             f"latents:  {latents}",

@@ -162,7 +162,7 @@ def test_a_real_job_makes_shards_and_its_exit_status_comes_back(head: Head, at, 
         Image.fromarray(np.full((20, 20, 3), 40 * number, np.uint8)).save(images / f"{number}.png")
     assert main(["submit", "preprocess", "folder", str(images), str(shards), "--size", "16", *at]) == 0
     captured = capfd.readouterr()
-    assert '"num_samples": 4' in captured.out and "ray job submit --address" in captured.out
+    assert "4 of 16x16" in captured.out and "ray job submit --address" in captured.out
     assert json.loads((shards / "manifest.json").read_text())["num_samples"] == 4
     assert main(["submit", "preprocess", "folder", str(tmp_path / "none"), str(shards), *at]) == 2
     captured = capfd.readouterr()

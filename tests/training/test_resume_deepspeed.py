@@ -31,8 +31,12 @@ def train_bf16_weights() -> None:
     """As this project did at first: DeepSpeed's own bf16, whose weights are rounded and have float32 masters beside."""
     today = engine.deepspeed_config
 
-    def at_first(config: StageConfig, world: World, accumulation: int) -> dict[str, Any]:
-        return {**today(config, world, accumulation), "torch_autocast": {"enabled": False}, "bf16": {"enabled": True}}
+    def at_first(config: StageConfig, world: World, accumulation: int, num_parameters: int) -> dict[str, Any]:
+        return {
+            **today(config, world, accumulation, num_parameters),
+            "torch_autocast": {"enabled": False},
+            "bf16": {"enabled": True},
+        }
 
     def call(self: engine.DeepSpeedEngine, *inputs: Any) -> Any:
         return cast(self._engine(*(cast(value, torch.bfloat16) for value in inputs)), torch.float32)

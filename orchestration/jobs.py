@@ -27,6 +27,8 @@ _OWN_SOURCE = ("pipeline", "preprocess", "training", "orchestration", "requireme
 _NEVER_SENT = [".git/", ".venv/", ".env", "**/__pycache__/"]
 """Environments and secrets stay here: the cluster's image has its own."""
 _SECRET = ("PASSWORD", "PASSWD", "SECRET", "TOKEN", "CREDENTIAL", "API_KEY", "ACCESS_KEY")
+_STARTING, _PATIENCE_S = "No available agent", 120.0
+"""What a head says in its first seconds, before an agent of its own has reported; it asks to try again later."""
 STOPPED = 130
 _EXCEPTION_LINE = re.compile(r"^[\w.]*(Error|Exception): ")
 
@@ -83,6 +85,19 @@ def user_errors(address: str) -> Iterator[None]:
         raise UserError(f"the cluster at {address}: {_first_line(error)}") from error
     except ValueError as error:  # what Ray refuses before it sends anything, as a folder that is too large
         raise UserError(f"nothing was sent: {_first_line(error)}") from error
+
+
+def submit(client: JobSubmissionClient, address: str, *, patience_s: float = _PATIENCE_S, **job: Any) -> str:
+    """Send a job → its id. A head that has only just started is asked again until it can take jobs."""
+    end = time.monotonic() + patience_s
+    with user_errors(address):
+        while True:
+            try:
+                return client.submit_job(**job)
+            except RuntimeError as error:
+                if _STARTING not in str(error) or time.monotonic() > end:
+                    raise
+            time.sleep(min(1.0, patience_s))
 
 
 def environment(assignments: Sequence[str]) -> dict[str, str]:

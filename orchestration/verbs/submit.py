@@ -55,13 +55,14 @@ def main(argv: list[str]) -> int:
     print(
         jobs.ray_command(address, environment, words, name=arguments.submission_id, detach=arguments.detach), flush=True
     )
-    with jobs.user_errors(address):
-        job = client.submit_job(
-            entrypoint=shlex.join(words),
-            runtime_env=environment,
-            submission_id=arguments.submission_id or None,
-            metadata={"latentzoom_verb": command[0]},
-        )
+    job = jobs.submit(
+        client,
+        address,
+        entrypoint=shlex.join(words),
+        runtime_env=environment,
+        submission_id=arguments.submission_id or None,
+        metadata={"latentzoom_verb": command[0]},
+    )
     print(f"job {job} at {address}", flush=True)
     if arguments.detach:
         print(f"follow it: latentzoom jobs {job} --follow --address {address}")

@@ -106,6 +106,33 @@ def test_another_folder_is_sent_without_its_secrets(tmp_path):
         jobs.runtime_env(str(tmp_path / "none"), {})
 
 
+class Starting:
+    """A head that takes jobs from the third time on, and says until then what Ray's says."""
+
+    said = "Request failed with status code 500: No available agent to submit job, please try again later.."
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def submit_job(self, **job: str) -> str:
+        self.asked += 1
+        if self.asked < 3:
+            raise RuntimeError(self.said)
+        return job["submission_id"]
+
+
+def test_a_head_that_has_only_just_started_is_asked_again():
+    head = Starting()
+    assert jobs.submit(head, "http://head:8265", patience_s=9.0, submission_id="first") == "first" and head.asked == 3
+    with pytest.raises(UserError, match=r"^the cluster at http://head:8265: .*try again later"):
+        jobs.submit(Starting(), "http://head:8265", patience_s=0.0, submission_id="first")
+    refusing = Starting()
+    refusing.said = "Request failed with status code 400: a job of this name is there"
+    with pytest.raises(UserError, match="a job of this name is there"):
+        jobs.submit(refusing, "http://head:8265", submission_id="first")
+    assert refusing.asked == 1
+
+
 def test_what_ray_refuses_to_send_is_one_line():
     with pytest.raises(UserError, match="nothing was sent: Package size"), jobs.user_errors("http://h:8265"):
         raise ValueError("Package size (900MiB) exceeds the maximum size of 500MiB.\nSee the docs")

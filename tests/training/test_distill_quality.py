@@ -1,7 +1,4 @@
-"""A small super-resolution model trained from nothing on photographs, and its one-step student: what the step costs.
-
-A measurement of its own, too long for the suite: `pytest -s tests/training/distill_quality.py`.
-"""
+"""A small super-resolution model trained from nothing on photographs, and its one-step student: what the step costs."""
 
 from __future__ import annotations
 
@@ -24,11 +21,10 @@ LEARNS = {
     "decoder": ["steps=400", "lr=1e-3", "min_size=16", "crop=24"],
     "denoiser": ["steps=1200", "lr=2e-3"],
     "align": ["steps=40", "lr=1e-4", "min_size=16", "crop=24"],
-    "distill": ["steps=800", "lr=1e-3", "min_size=16", "crop=24", "teacher_steps=8"],
+    "distill": ["steps=300", "lr=7e-4", "min_size=16", "crop=24", "teacher_steps=4"],
 }
 COMMON = ["global_batch=16", "warmup_steps=20", "schedule=cosine", "beta2=0.99", "ema_decay=0.99", "grid_every=0"]
-MODEL = ["task=sr", "image_size=32", "lr_size=8", "schedule.prediction=eps"]
-"""Eps is the harder case: the student of such a teacher must learn another prediction."""
+MODEL = ["task=sr", "image_size=32", "lr_size=8"]
 
 
 @pytest.mark.slow
@@ -58,7 +54,7 @@ def test_one_step_costs_at_most_three_tenths_of_a_decibel(tmp_path: Path) -> Non
         }
         values = {method: figure.value for method, figure in figures.items() if figure is not None}
         print(scale, values)
-        assert values["teacher"] > values["nearest"]  # a teacher that has learnt something
+        assert values["teacher"] > values["bicubic"] > values["nearest"]  # a teacher that has learnt something
         assert values["ours"] > values["teacher"] - 0.3
 
 

@@ -34,7 +34,7 @@ from pipeline.plain_trunk import PlainFeatureDecoder
 from pipeline.reading import Picture, PictureSource, read_picture
 from pipeline.sampling import OnStep, Sampler, SeededNoise, ddim, dpm_solver, one_step
 from pipeline.starter import Look, starter_path
-from pipeline.tiling import Tiling, blend_tiles, tiled_prediction, whole
+from pipeline.tiling import FEATURE_BYTES, Tiling, blend_tiles, tiled_prediction, whole
 from pipeline.views import view_of
 from pipeline.windows import drawn_size, reduced_window, resize_window
 
@@ -412,16 +412,33 @@ class LatentZoom:
         return True
 
     def drawing(
-        self, latent: Tensor, size: Size, *, tile: int = 0, alpha: Tensor | None = None, is_grey: bool = False
+        self,
+        latent: Tensor,
+        size: Size,
+        *,
+        tile: int = 0,
+        alpha: Tensor | None = None,
+        is_grey: bool = False,
+        cache_bytes: int = FEATURE_BYTES,
     ) -> Drawing:
-        """Unscaled latent (1,C,h,w) at `size`, to be drawn window by window or written to a file of any size."""
-        return Drawing(self._decoder(), self._place(latent), size, self.tiling(tile), alpha, is_grey)
+        """Unscaled latent (1,C,h,w) at `size`, to be drawn window by window or written to a file of any size.
+        cache_bytes: of the features of large latents, which are kept from window to window."""
+        tiling = self.tiling(tile)
+        return Drawing(self._decoder(), self._place(latent), size, tiling, alpha, is_grey, cache_bytes=cache_bytes)
 
-    def drawing_of(self, picture: Picture, latent: Tensor, size: Size, *, tile: int = 0) -> Drawing:
+    def drawing_of(
+        self, picture: Picture, latent: Tensor, size: Size, *, tile: int = 0, cache_bytes: int = FEATURE_BYTES
+    ) -> Drawing:
         """The same for the enlargement of `picture`, whose alpha and greys it keeps."""
-        alpha, is_grey = picture.opacity(), picture.is_grey
         return Drawing(
-            self._decoder(), self._place(latent), size, self.tiling(tile), alpha, is_grey, picture.is_colourless
+            self._decoder(),
+            self._place(latent),
+            size,
+            self.tiling(tile),
+            picture.opacity(),
+            picture.is_grey,
+            picture.is_colourless,
+            cache_bytes,
         )
 
     def tiling(self, tile: int = 0) -> Tiling:

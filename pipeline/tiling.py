@@ -256,8 +256,8 @@ class TiledDecoder:
         if features.shape[2:] != (y1 - y0, x1 - x0):
             features = features[:, :, y0 - top : y1 - top, x0 - left : x1 - left].clone()
         while self._features and sum(map(_num_bytes, [features, *self._features.values()])) > self.cache_bytes:
-            # Where windows come row by row, what lies before this tile is not asked for again. Else the one used longest
-            # ago goes.
+            # Where windows come row by row, what lies before this tile is not asked for again. Else the one that was
+            # used longest ago goes.
             first, oldest = min(self._features), next(iter(self._features))
             del self._features[first if self._comes_in_rows and first < tile else oldest]
         self._features[tile] = features

@@ -127,7 +127,7 @@ class Scenes:
         self._lock = threading.Lock()
 
     def get(self, ident: str, address: str = "") -> Scene:
-        """The scene of a picture under a model, by default the one it was given with. Raises `NotThere`, `UserError`."""
+        """A picture's scene under a model, by default the one it was given with. Raises `NotThere`, `UserError`."""
         entry = self.shelf.get(ident)
         loaded = self.catalogue.get(address or entry.model)
         key = ident, loaded.name

@@ -1,4 +1,4 @@
-"""The work of `latentzoom serve`: one server on one machine."""
+"""The work of `latentzoom serve`: one server on one machine, or replicas on a cluster."""
 
 from __future__ import annotations
 
@@ -6,39 +6,29 @@ import logging
 import os
 import secrets
 import socket
+import sys
 import threading
 import webbrowser
-from pathlib import Path
-
-import uvicorn
 
 from orchestration import tracking
 from orchestration.serve.access import LOOPBACK, Access
-from orchestration.serve.app import Limits, Server, make_app
-from orchestration.serve.catalogue import Catalogue
-from orchestration.serve.shelf import Shelf
+from orchestration.serve.on_ray import NAME, Replicas, application
+from orchestration.serve.settings import Settings
 from orchestration.verbs.serve import Arguments
 from pipeline.errors import UserError
 from pipeline.progress import Notice
-from pipeline.reading import use_own_size_limit
 
 
 def run(arguments: Arguments, token: str, notice: Notice) -> int:
     """Serve until interrupted."""
-    use_own_size_limit()
-    limits = Limits(memory_bytes=int(arguments.memory * (1 << 30)), expiry_seconds=arguments.hours * 3600)
-    store = arguments.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "")
-    store = tracking.tracking_uri(store) if store else ""
-    catalogue = Catalogue(list(arguments.model), device=arguments.device, dtype=arguments.dtype, store=store)
-    model = catalogue.get().model
-    shelf = Shelf(arguments.keep or _cache(), max_bytes=limits.disk_bytes, seconds=limits.expiry_seconds)
-    threads = arguments.threads or (2 if model.device.type == "cuda" else os.cpu_count() or 1)
-    server = Server(catalogue, shelf, limits, threads)
-    is_own = arguments.host in LOOPBACK
-    token = token or ("" if is_own else secrets.token_urlsafe(24))
-    listening = _bound(arguments.host, arguments.port)
-    shown = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
-    address = f"http://{shown}:{listening.getsockname()[1]}/" + (f"?token={token}" if token else "")
+    import uvicorn
+
+    from orchestration.serve.app import make_app
+
+    server = settings_of(arguments).make_server()
+    token = token or ("" if arguments.host in LOOPBACK else secrets.token_urlsafe(24))
+    listening = bound(arguments.host, arguments.port)
+    address = _address(arguments.host, listening.getsockname()[1], token)
     notice.over()
     print(address, flush=True)
     if arguments.open:
@@ -49,11 +39,58 @@ def run(arguments: Arguments, token: str, notice: Notice) -> int:
     return 0
 
 
-def _cache() -> Path:
-    return Path(os.environ.get("LATENTZOOM_CACHE") or Path.home() / ".cache" / "latentzoom") / "serve"
+def run_on_ray(arguments: Arguments, token: str, notice: Notice) -> int:
+    """On the cluster that this process belongs to: replicas that stay when it ends."""
+    import ray
+    from ray import serve
+
+    token = token or secrets.token_urlsafe(24)
+    made = application(settings_of(arguments), replicas_of(arguments), token)
+    ray.init(address="auto", log_to_driver=False)
+    serve.start(http_options={"host": arguments.host, "port": arguments.port, "location": "EveryNode"})
+    serve.run(made, name=NAME, route_prefix="/")
+    notice.over()
+    print(_address(arguments.host, arguments.port, token), flush=True)
+    print(f"it stays when this job ends; end it with: serve delete {NAME}", file=sys.stderr)
+    return 0
 
 
-def _bound(host: str, port: int) -> socket.socket:
+def submit(arguments: Arguments, words: list[str]) -> int:
+    """Have a cluster serve: a job of it that starts the replicas."""
+    from orchestration.verbs import submit
+
+    return submit.main(["--address", arguments.address, "--", "serve", "--on-ray", *words])
+
+
+def settings_of(arguments: Arguments) -> Settings:
+    store = arguments.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "")
+    return Settings(
+        models=arguments.model,
+        keep=str(arguments.keep or ""),
+        hours=arguments.hours,
+        memory=arguments.memory,
+        threads=arguments.threads,
+        device=arguments.device,
+        dtype=arguments.dtype,
+        store=tracking.tracking_uri(store) if store else "",
+    )
+
+
+def replicas_of(arguments: Arguments) -> Replicas:
+    least, _, most = arguments.replicas.partition(":")
+    try:
+        numbers = int(least), int(most or least)
+    except ValueError:
+        raise UserError(f"--replicas {arguments.replicas} is not allowed; use NUM, or LEAST:MOST") from None
+    return Replicas(
+        min_num=numbers[0],
+        max_num=numbers[1],
+        num_gpus=arguments.gpus_per_replica,
+        num_cpus=arguments.cpus_per_replica,
+    )
+
+
+def bound(host: str, port: int) -> socket.socket:
     """A socket that listens. `UserError` where the port is taken."""
     try:
         family, *_, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -64,3 +101,8 @@ def _bound(host: str, port: int) -> socket.socket:
         raise UserError(f"cannot listen on {host}:{port}: {error.strerror or error}; give another --port") from error
     listening.listen(128)
     return listening
+
+
+def _address(host: str, port: int, token: str) -> str:
+    shown = f"[{host}]" if ":" in host else host
+    return f"http://{shown}:{port}/" + (f"?token={token}" if token else "")

@@ -112,6 +112,12 @@ class LatentZoom:
         # A CUDA graph writes every result to the same place: keep each one.
         self._run_denoiser = (lambda *arguments: compiled(*arguments).clone()) if is_cuda else compiled
 
+    def run_denoiser_by(self, wrap: Callable[[Callable[..., Tensor]], Callable[..., Tensor]]) -> None:
+        """Have `wrap(denoiser)` called in the denoiser's place, such as what evaluates the steps of several threads
+        together. It takes z_t (B,C,h,w), t (B,), the condition or None, and the strength of noise on it if there is."""
+        if self._run_denoiser is not None:
+            self._run_denoiser = wrap(self._run_denoiser)
+
     # --- the parts ----------------------------------------------------------------------------------------------------
 
     @torch.no_grad()

@@ -46,14 +46,17 @@ from pipeline.reading import read_picture
 from pipeline.sizes import Size, Window, parse_size
 
 Shrink = Annotated[int, Query(ge=1, le=64, description="reduce the picture to 1/shrink of height and width first")]
+SAMPLERS = 8
+"""Requests that are sampled at the same time."""
 MAX_SEED = (1 << 53) - 1
 """JavaScript tells whole numbers apart up to here."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What one server gives. upload_bytes: of a picture file. pixels: of a rendering. queue, seconds: of requests.
-    memory_bytes: of all pictures' latents and features. disk_bytes, expiry_seconds: of what is kept."""
+    """What one server gives. upload_bytes: of a picture file. picture_pixels, render_pixels: of what is given and of
+    what is drawn. queue, seconds, sampling_seconds: of requests that wait. memory_bytes: of all latents and features.
+    disk_bytes, expiry_seconds: of what is kept."""
 
     upload_bytes: int = 64 << 20
     picture_pixels: int = 100_000_000
@@ -63,6 +66,7 @@ class Limits:
     seeds: int = 16
     queue: int = 256
     seconds: float = 120.0
+    sampling_seconds: float = 1800.0
     memory_bytes: int = 2 << 30
     disk_bytes: int = 4 << 30
     expiry_seconds: float = 24 * 3600.0
@@ -114,6 +118,8 @@ class Server:
         self.catalogue, self.shelf, self.limits = catalogue, shelf, limits
         self.scenes = Scenes(shelf, catalogue, limits.memory_bytes)
         self.desk = Desk(num_threads, queue=limits.queue, seconds=limits.seconds)
+        # Those who sample wait for the network most of the time, which works for all of them at once.
+        self.samplers = Desk(SAMPLERS, queue=limits.queue, seconds=limits.sampling_seconds)
         self.metrics = Metrics(self.desk, self.scenes)
         self.jobs: dict[str, Job] = {}
         self.sampling: dict[str, asyncio.Task[None]] = {}
@@ -153,6 +159,7 @@ def make_app(server: Server, access: Access) -> FastAPI:
         yield
         sweeper.cancel()
         server.desk.close()
+        server.samplers.close()
 
     app = FastAPI(title="latentzoom", docs_url=None, redoc_url=None, lifespan=lifespan, version="1")
     app.middleware("http")(access.check)
@@ -223,7 +230,7 @@ def _add_tiles(app: FastAPI, server: Server) -> None:
             headers = {"ETag": etag, "Cache-Control": "private, max-age=86400"}
             if request.headers.get("if-none-match") == etag:
                 return Response(status_code=304, headers=headers)
-            await _sampled(server, ident)
+            await _ready(server, scene, look)
             data = await server.desk.do(lambda: encoded(scene.tile(level, x, y, look)), _wanted(request))
         server.metrics.tiles.labels(look).inc()
         server.scenes.tidy()
@@ -269,7 +276,7 @@ def _add_renderings(app: FastAPI, server: Server) -> None:
             )
         name = f"{Path(scene.entry.name).stem or 'picture'}-{shape[1]}x{shape[0]}.{format}"
         format_of(name, shape)
-        await _sampled(server, ident)
+        await _ready(server, scene, look)
         task = Job(shape[0] * shape[1])
         server.jobs[job or secrets.token_urlsafe(8)] = task
         folder = tempfile.TemporaryDirectory(prefix="latentzoom-render-")
@@ -339,7 +346,7 @@ def _add_generation(app: FastAPI, server: Server) -> None:
             )
             for seed in wanted.seeds
         ]  # fmt: skip
-        task = asyncio.create_task(server.desk.do(lambda: server.scenes.generate(entries)))
+        task = asyncio.create_task(server.samplers.do(lambda: server.scenes.generate(entries)))
         task.add_done_callback(lambda done: done.cancelled() or done.exception())
         for entry in entries:
             server.sampling[entry.id] = task
@@ -407,11 +414,13 @@ async def _unless_gone(request: Request, work: Awaitable[Path], job: Job) -> Pat
         watcher.cancel()
 
 
-async def _sampled(server: Server, ident: str) -> None:
-    """Wait for the latent of a picture that is being generated with others."""
-    if (task := server.sampling.get(ident)) is not None:
+async def _ready(server: Server, scene: Scene, look: Look) -> None:
+    """Wait for the latent that a picture is drawn from, where it takes sampling: with others, or now."""
+    if (task := server.sampling.get(scene.entry.id)) is not None:
         await asyncio.shield(task)
-        server.sampling.pop(ident, None)
+        server.sampling.pop(scene.entry.id, None)
+    if look == "ours" and not scene.is_ready:
+        await server.samplers.do(scene.drawing)
 
 
 async def _sweep(server: Server) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from orchestration import registry, tracking
 from orchestration.evaluation.report import Report
 from orchestration.output import Dtype, load_model
+from orchestration.serve.batching import StepBatches
 from pipeline.errors import UserError
 from pipeline.model import LatentZoom
 from pipeline.starter import LOOKS
@@ -57,7 +58,9 @@ class Catalogue:
             if address not in self._loaded:
                 if address not in self.addresses and address not in self._champions():
                     raise UserError(f"this server offers no model {address[:100]!r}; GET /models lists them")
-                self._loaded[address] = Loaded(*load_model(address, self.device, self.store, self.dtype))
+                loaded = Loaded(*load_model(address, self.device, self.store, self.dtype))
+                loaded.model.run_denoiser_by(StepBatches)
+                self._loaded[address] = loaded
             return self._loaded[address]
 
     def listed(self) -> list[Listed]:

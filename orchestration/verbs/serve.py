@@ -43,6 +43,16 @@ class Arguments:
     """cpu, cuda, cuda:1; without it CUDA where there is one."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of the networks. bfloat16 suits recent GPUs; it changes pixels by a level or two."""
+    address: Annotated[str, tyro.conf.arg(metavar="URL")] = ""
+    """Of a Ray cluster's job server, http://HEAD:8265: replicas there serve, by Ray Serve, at --port of every node."""
+    on_ray: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Start the replicas on the cluster that this process runs on, which is what --address has a job do."""
+    replicas: Annotated[str, tyro.conf.arg(metavar="NUM|LEAST:MOST")] = "1"
+    """On a cluster: how many; between two numbers they follow the load. Several need --keep on shared storage."""
+    gpus_per_replica: float = 0.0
+    """On a cluster. A part of a GPU is possible."""
+    cpus_per_replica: float = 1.0
+    """On a cluster."""
     tracking_uri: Annotated[str, tyro.conf.arg(metavar="URI")] = ""
     """MLflow store whose champions are offered too; without it MLFLOW_TRACKING_URI."""
 
@@ -50,10 +60,27 @@ class Arguments:
 def main(argv: list[str]) -> int:
     arguments = tyro.cli(Arguments, prog="latentzoom serve", args=argv)
     _check(arguments)
-    with Notice("latentzoom: starting") as notice:
-        from orchestration.serving import run
+    if arguments.address:
+        from orchestration.serving import submit
 
-        return run(arguments, os.environ.get(TOKEN_VARIABLE, ""), notice)
+        return submit(arguments, without_address(argv))
+    with Notice("latentzoom: starting") as notice:
+        from orchestration.serving import run, run_on_ray
+
+        token = os.environ.get(TOKEN_VARIABLE, "")
+        return (run_on_ray if arguments.on_ray else run)(arguments, token, notice)
+
+
+def without_address(argv: list[str]) -> list[str]:
+    """The arguments for the cluster."""
+    words = []
+    skip = False
+    for word in argv:
+        if skip or word == "--address" or word.startswith("--address="):
+            skip = word == "--address"
+            continue
+        words.append(word)
+    return words
 
 
 def _check(arguments: Arguments) -> None:

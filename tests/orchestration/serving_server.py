@@ -16,7 +16,7 @@ from orchestration.serve.access import Access
 from orchestration.serve.app import Limits, Server, make_app
 from orchestration.serve.catalogue import Catalogue
 from orchestration.serve.shelf import Shelf
-from orchestration.serving import _bound
+from orchestration.serving import bound
 
 
 @dataclass
@@ -41,7 +41,7 @@ def running(
     catalogue = Catalogue(list(models), store=store)
     shelf = Shelf(folder, max_bytes=limits.disk_bytes, seconds=limits.expiry_seconds)
     server = Server(catalogue, shelf, limits, 2)
-    listening = _bound("127.0.0.1", 0)
+    listening = bound("127.0.0.1", 0)
     app = uvicorn.Server(uvicorn.Config(make_app(server, Access(token)), log_level="warning", access_log=False))
     thread = threading.Thread(target=app.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import threading
+import time
 import xml.etree.ElementTree as ElementTree
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,11 +13,13 @@ import numpy as np
 import pytest
 import requests
 import skimage.data
+import torch
 from PIL import Image
 from serving_server import Running, running
 from tiny_bundle import make_bundle
 
 from orchestration.serve.app import Limits
+from orchestration.serve.batching import StepBatches
 from orchestration.serve.deep_zoom import Pyramid
 from orchestration.serve.shelf import Shelf
 from pipeline import LatentZoom
@@ -230,3 +234,40 @@ def test_it_describes_itself(served: Running):
     page = served.get("/")
     assert "<title>latentzoom</title>" in page.text and "http://" not in page.text and "https://" not in page.text
     assert "default-src 'self'" in page.headers["Content-Security-Policy"]
+
+
+def test_steps_of_several_requests_run_together():
+    release, sizes = threading.Event(), []
+
+    def run(z_t, t, condition=None):
+        sizes.append(len(z_t))
+        release.wait(10)
+        return z_t * t[:, None, None, None] + (0 if condition is None else condition)
+
+    batches = StepBatches(run, max_batch=4)
+    noises = [torch.randn(num, 3, 8, 8, generator=torch.Generator().manual_seed(num)) for num in (1, 2, 1, 3)]
+    times = [torch.full((len(noise),), 10 * i) for i, noise in enumerate(noises)]
+    with ThreadPoolExecutor(6) as pool:
+        first = pool.submit(batches, torch.zeros(1, 3, 8, 8), torch.zeros(1))
+        while not sizes:
+            time.sleep(0.001)
+        made = []
+        for noise, t in zip(noises, times):
+            made.append(pool.submit(batches, noise, t, None))
+            while len(batches._waiting) < len(made):
+                time.sleep(0.001)
+        conditioned = pool.submit(batches, noises[0], times[1][:1], noises[2])
+        while len(batches._waiting) < 5:
+            time.sleep(0.001)
+        release.set()
+        for noise, t, future in zip(noises, times, made):
+            assert torch.equal(future.result(), noise * t[:, None, None, None])
+        assert torch.equal(conditioned.result(), noises[0] * 10 + noises[2])
+        first.result()
+    assert sizes == [1, 4, 3, 1]  # alone; three that fit; what was too large for them; what takes a condition
+
+    def broken(*inputs):
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        StepBatches(broken)(noises[0], times[0])

@@ -7,12 +7,14 @@ Legend: B batch, C latent channels, H/W pixels, h/w latent cells. Images are (B,
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import itertools
 import logging
 import secrets
 from collections.abc import Callable, Sequence
 from functools import partial
 from numbers import Real
+from typing import Any
 
 import torch
 from PIL import Image
@@ -355,6 +357,15 @@ class LatentZoom:
         made = drawing.picture(Facts(icc=picture.icc, exif=picture.exif))
         made.info["seed"] = seed
         return made
+
+    def view(self, image: PictureSource, *, height: int = 640) -> Any:
+        """For notebooks: the page of `latentzoom serve` inline, with `image` under this model, to zoom into. height: of
+        the frame, in pixels. The page's server runs in this process, on this machine's own address. Raises `UserError`
+        where latentzoom is installed without it."""
+        found = importlib.metadata.entry_points(group="latentzoom.viewers")
+        if not found:
+            raise UserError("this installation has no viewer; install latentzoom whole (pip install -e .)")
+        return next(iter(found)).load()(self, image, height)
 
     def latent_of(
         self,

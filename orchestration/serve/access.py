@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Awaitable, Callable
+from urllib.parse import urlsplit
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, RedirectResponse, Response
@@ -43,8 +44,10 @@ class Access:
         if request.url.path in _OPEN:
             return ""
         if not self.token:
-            host = request.url.hostname or ""
-            return "" if host in LOOPBACK else f"this server is for its own machine, not for {host[:100]!r}"
+            # Neither a name that somebody pointed here, nor a page of another host that has its reader's browser ask.
+            hosts = [request.url.hostname or "", urlsplit(request.headers.get("origin", "")).hostname or "localhost"]
+            foreign = [host for host in hosts if host not in LOOPBACK]
+            return f"this server is for its own machine, not for {foreign[0][:100]!r}" if foreign else ""
         bearer = request.headers.get("authorization", "").removeprefix("Bearer ")
         if self._is_right(bearer) or self._is_right(request.cookies.get(COOKIE, "")):
             return ""

@@ -278,7 +278,8 @@ def _add_renderings(app: FastAPI, server: Server) -> None:
         format_of(name, shape)
         await _ready(server, scene, look)
         task = Job(shape[0] * shape[1])
-        server.jobs[job or secrets.token_urlsafe(8)] = task
+        known_as = job or secrets.token_urlsafe(8)
+        server.jobs[known_as] = task
         folder = tempfile.TemporaryDirectory(prefix="latentzoom-render-")
 
         def work() -> Path:
@@ -298,7 +299,7 @@ def _add_renderings(app: FastAPI, server: Server) -> None:
             folder.cleanup()
             raise
         finally:
-            server.jobs.pop(job, None)
+            server.jobs.pop(known_as, None)
             server.scenes.tidy()
         return FileResponse(
             file, filename=name, media_type=media_type(format), background=BackgroundTask(folder.cleanup)

@@ -63,6 +63,12 @@ class Catalogue:
                 self._loaded[address] = loaded
             return self._loaded[address]
 
+    def add(self, address: str, model: LatentZoom) -> None:
+        """Offer a model that is in memory already."""
+        with self._loading:
+            self._loaded[address] = Loaded(model, f"{address} {id(model)}")
+            self.addresses = list(dict.fromkeys([address, *self.addresses]))
+
     def listed(self) -> list[Listed]:
         """All that may be chosen."""
         champions = self._champions()

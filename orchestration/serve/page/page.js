@@ -111,6 +111,12 @@ viewer.addHandler("resize", () => setTimeout(place));
 viewer.addHandler("animation", () => {
   if (state.ours && document.activeElement !== $("zoom")) $("zoom").value = Number(currentZoom().toPrecision(3));
 });
+viewer.addHandler("canvas-key", (event) => {
+  const { key } = event.originalEvent; // the sign, wherever a keyboard has it
+  const factor = { "+": 1.5, "-": 1 / 1.5 }[key];
+  if (factor) viewer.viewport.zoomBy(factor);
+  if (factor || "rRfFjJkK".includes(key)) event.preventDefaultAction = true; // no turning and no mirroring
+});
 viewer.addHandler("tile-load-failed", (event) => { if (event.tiledImage === state.ours) say("a tile could not be drawn; moving the picture tries again", true); });
 
 // --- pictures in ---------------------------------------------------------------------------------------------------

@@ -152,14 +152,23 @@ class TiledDecoder:
         order, at any sizes, of several threads (each with a decoder of its own)."""
         other = copy.copy(self)
         other.size, other.drawn = size, drawn_size(size, self.cells)
-        other._table, other._comes_in_rows = None, False
+        other._comes_in_rows = False
+        if self._is_whole:
+            with self._making:  # it is the same at every size
+                other._table = self._table = self._table or self._prepared((0, 0, *self.cells))
         return other
+
+    @property
+    def _is_whole(self) -> bool:
+        """Whether the latent is one tile."""
+        return len(self.tiling.windows(self.cells)) == 1
 
     @property
     def num_bytes(self) -> int:
         """Memory of the latent and of the features that are kept."""
         with self._making:
-            return sum(map(_num_bytes, [self.latent, *self._features.values()]))
+            table = [] if self._table is None else [self._table[1]]
+            return sum(map(_num_bytes, [self.latent, *table, *self._features.values()]))
 
     @torch.no_grad()
     def window(self, window: Window) -> Tensor:
@@ -169,14 +178,17 @@ class TiledDecoder:
     def _drawn_window(self, window: Window) -> Tensor:
         region = self._region(window)
         if self._table is None or self._table[0] != region:
-            self._table = region, finite(self.decoder.prepare(self._blended(region)), "the decoder's table")
+            self._table = self._prepared(region)
         return self.decoder.render_table(
             self._table[1], self.drawn, window, cells=self.cells, origin=(region[0], region[1])
         )
 
+    def _prepared(self, region: Window) -> tuple[Window, Tensor]:
+        return region, finite(self.decoder.prepare(self._blended(region)), "the decoder's table")
+
     def _region(self, window: Window) -> Window:
         """Cells that the window's pixels touch; all of them when the latent is one tile."""
-        if len(self.tiling.windows(self.cells)) == 1:
+        if self._is_whole:
             return 0, 0, *self.cells
         (y0, y1), (x0, x1) = (
             _cells(window[axis], window[axis + 2], self.drawn[axis], self.cells[axis]) for axis in (0, 1)

@@ -193,10 +193,12 @@ def _add_pictures(app: FastAPI, server: Server) -> None:
 
     async def add(data: bytes, label: str, model: str, shrink: int) -> dict[str, Any]:
         def read() -> Entry:
-            server.catalogue.get(model)
+            loaded = server.catalogue.get(model)
             picture = read_picture(data, label, server.limits.picture_pixels)
             size = shrunk_size(picture.size, shrink)
-            return server.shelf.add_file(data, label, size, model=model, shrink=shrink)
+            entry = server.shelf.add_file(data, label, size, model=model, shrink=shrink)
+            server.scenes.add(entry, loaded, picture)
+            return entry
 
         return server.described(await server.desk.do(read))
 
@@ -230,7 +232,8 @@ def _add_tiles(app: FastAPI, server: Server) -> None:
             headers = {"ETag": etag, "Cache-Control": "private, max-age=86400"}
             if request.headers.get("if-none-match") == etag:
                 return Response(status_code=304, headers=headers)
-            await _ready(server, scene, look)
+            if scene.is_drawn(level, look):
+                await _ready(server, scene)
             data = await server.desk.do(lambda: encoded(scene.tile(level, x, y, look)), _wanted(request))
         server.metrics.tiles.labels(look).inc()
         server.scenes.tidy()
@@ -276,7 +279,8 @@ def _add_renderings(app: FastAPI, server: Server) -> None:
             )
         name = f"{Path(scene.entry.name).stem or 'picture'}-{shape[1]}x{shape[0]}.{format}"
         format_of(name, shape)
-        await _ready(server, scene, look)
+        if look == "ours":
+            await _ready(server, scene)
         task = Job(shape[0] * shape[1])
         known_as = job or secrets.token_urlsafe(8)
         server.jobs[known_as] = task
@@ -415,12 +419,12 @@ async def _unless_gone(request: Request, work: Awaitable[Path], job: Job) -> Pat
         watcher.cancel()
 
 
-async def _ready(server: Server, scene: Scene, look: Look) -> None:
+async def _ready(server: Server, scene: Scene) -> None:
     """Wait for the latent that a picture is drawn from, where it takes sampling: with others, or now."""
     if (task := server.sampling.get(scene.entry.id)) is not None:
         await asyncio.shield(task)
         server.sampling.pop(scene.entry.id, None)
-    if look == "ours" and not scene.is_ready:
+    if not scene.is_ready:
         await server.samplers.do(scene.drawing)
 
 

@@ -29,6 +29,10 @@ from pipeline.reading import Picture, read_picture
 from pipeline.sizes import Size, Window
 from pipeline.windows import resize_window
 
+SMALL_TILE = 128
+"""Cells of features made at once, so that a place's first tile comes soon; where tiles of any size are the same."""
+OVERVIEW = 4
+"""A picture that is shown at this part of its size or less is reduced whole."""
 Look = Literal["ours", "bicubic", "original"]
 """original: of a picture that was shrunk, what it was before."""
 
@@ -46,11 +50,11 @@ class Scene:
     def __init__(self, entry: Entry, loaded: Loaded, given: Picture | None, cache_bytes: int) -> None:
         self.entry, self.loaded = entry, loaded
         self.picture = picture = None if given is None else shrunk(given, entry.shrink)
-        self._original = None if given is None or picture is given else _bytes_of(given)
+        self._original = None if given is None or picture is given else Shown(given)
         self.pyramid = Pyramid(entry.size)
         self.progress = Progress()
         self._cache_bytes = cache_bytes
-        self._source = None if picture is None else _bytes_of(picture)
+        self._source = None if picture is None else Shown(picture)
         self._making = threading.Lock()
         self._drawing: Drawing | None = None
 
@@ -66,18 +70,22 @@ class Scene:
                 self._drawing = self._made()
             return self._drawing
 
+    def is_drawn(self, level: int, look: Look) -> bool:
+        """Whether tiles of a level come from the latent, and not from the photograph itself."""
+        return look == "ours" and (self._source is None or level >= self.pyramid.own)
+
     def tile(self, level: int, x: int, y: int, look: Look) -> Pixels:
         """uint8 (h, w, c) of a tile. Raises `UserError` where there is none."""
         window = self.pyramid.window(level, x, y)
-        return self.window(self.pyramid.level_size(level), window, look, reduces=level < self.pyramid.own)
+        return self.window(self.pyramid.level_size(level), window, look, reduces=not self.is_drawn(level, look))
 
     def window(self, size: Size, window: Window, look: Look, *, reduces: bool = False) -> Pixels:
         """The window (y0,x0,y1,x1) of the picture at `size`. reduces: of a photograph shown smaller than it is, which
         is then not drawn anew."""
         if look == "original" and self._original is not None:
-            return _resized(self._original, size, window)
+            return self._original.window(size, window)
         if self._source is not None and (look != "ours" or reduces):
-            return _resized(self._source, size, window)
+            return self._source.window(size, window)
         if look != "ours":
             raise UserError(f"a generated picture has no {look} beside it")
         return self.drawing().at(size).pixels(window)
@@ -85,12 +93,12 @@ class Scene:
     @property
     def channels(self) -> int:
         """Of its pixels: grey or RGB, then alpha."""
-        return 3 if self._source is None else int(self._source.shape[1])
+        return 3 if self._source is None else self._source.channels
 
     @property
     def num_bytes(self) -> int:
         """Memory that this scene holds."""
-        source = sum(held.numel() for held in (self._source, self._original) if held is not None)
+        source = sum(held.num_bytes for held in (self._source, self._original) if held is not None)
         with_features = 0 if self._drawing is None else self._drawing.num_bytes
         return source + with_features
 
@@ -98,7 +106,9 @@ class Scene:
         model = self.loaded.model
         if self.picture is not None:
             latent = model.latent_of(self.picture, on_tile=self._on, on_step=lambda *_: None)
-            return model.drawing_of(self.picture, latent, self.entry.size, cache_bytes=self._cache_bytes)
+            is_exact = model.decoder is not None and model.decoder.trunk.halo is not None
+            tile = SMALL_TILE if is_exact else 0
+            return model.drawing_of(self.picture, latent, self.entry.size, tile=tile, cache_bytes=self._cache_bytes)
         recipe = self.entry.recipe
         latent = model.sample_latents(
             num=1, seed=[recipe["seed"]], num_steps=recipe["steps"], sampler="dpm++", latent_size=recipe["latent_size"]
@@ -137,10 +147,15 @@ class Scenes:
                 return self._scenes[key]
         if entry.recipe and (address or entry.model) != entry.model:
             raise UserError("a generated picture belongs to the model that drew it")
-        picture = None if entry.recipe else read_picture(self.shelf.data(entry), entry.name).srgb()  # as pages show it
-        scene = Scene(entry, loaded, picture, cache_bytes=self.max_bytes // 4)
+        picture = None if entry.recipe else read_picture(self.shelf.data(entry), entry.name)
+        return self.add(entry, loaded, picture)
+
+    def add(self, entry: Entry, loaded: Loaded, picture: Picture | None) -> Scene:
+        """The scene of a picture that was read already."""
+        shown = None if picture is None else picture.srgb()  # as pages show it
+        scene = Scene(entry, loaded, shown, cache_bytes=self.max_bytes // 4)
         with self._lock:
-            return self._scenes.setdefault(key, scene)
+            return self._scenes.setdefault((entry.id, loaded.name), scene)
 
     def forget(self, ident: str) -> None:
         with self._lock:
@@ -189,15 +204,30 @@ def shrunk_size(size: Size, by: int) -> Size:
     return max(1, round(size[0] / by)), max(1, round(size[1] / by))
 
 
-def _bytes_of(picture: Picture) -> Tensor:
-    """(1,c,H,W) uint8, as a viewer shows it: grey or RGB, then alpha."""
-    planes = [np.asarray(picture.image)]
-    if picture.alpha is not None:
-        planes.append(np.asarray(picture.alpha))
-    planes = [plane if plane.ndim == 3 else plane[..., None] for plane in planes]
-    return torch.from_numpy(np.concatenate(planes, axis=2)).permute(2, 0, 1)[None]
+class Shown:
+    """A picture's own pixels, at any size, by anti-aliased bicubic: grey or RGB, then alpha."""
 
+    def __init__(self, picture: Picture) -> None:
+        self._image, self._alpha, self.size = picture.image, picture.alpha, picture.size
+        planes = [np.asarray(image) for image in (picture.image, picture.alpha) if image is not None]
+        planes = [plane if plane.ndim == 3 else plane[..., None] for plane in planes]
+        self._pixels = torch.from_numpy(np.concatenate(planes, axis=2)).permute(2, 0, 1)[None]
+        self.channels = int(self._pixels.shape[1])
+        self._small: dict[Size, Pixels] = {}
 
-def _resized(source: Tensor, size: Size, window: Window) -> Pixels:
-    """Bicubic, anti-aliased."""
-    return resize_window(source, size, window)[0].permute(1, 2, 0).contiguous().numpy()
+    def window(self, size: Size, window: Window) -> Pixels:
+        """uint8 (y1-y0, x1-x0, c)."""
+        if max(size) * OVERVIEW > max(self.size):
+            return resize_window(self._pixels, size, window)[0].permute(1, 2, 0).contiguous().numpy()
+        if size not in self._small:  # much smaller than the picture: made once, whole
+            self._small[size] = self._reduced(size)
+        return self._small[size][window[0] : window[2], window[1] : window[3]]
+
+    def _reduced(self, size: Size) -> Pixels:
+        images = [image for image in (self._image, self._alpha) if image is not None]
+        made = [np.asarray(image.resize(size[::-1], Image.Resampling.BICUBIC, reducing_gap=3.0)) for image in images]
+        return np.concatenate([plane if plane.ndim == 3 else plane[..., None] for plane in made], axis=2)
+
+    @property
+    def num_bytes(self) -> int:
+        return 2 * self._pixels.numel() + sum(pixels.nbytes for pixels in list(self._small.values()))

@@ -123,9 +123,26 @@ class Server:
         self.metrics = Metrics(self.desk, self.scenes)
         self.jobs: dict[str, Job] = {}
         self.sampling: dict[str, asyncio.Task[None]] = {}
+        self._preparing: set[asyncio.Task[None]] = set()
 
     async def scene(self, ident: str, model: str) -> Scene:
         return await asyncio.to_thread(self.scenes.get, ident, model)
+
+    def prepare(self, ident: str, address: str) -> None:
+        """Make the latent of a picture whose tiles will be asked for."""
+
+        def make() -> None:
+            with contextlib.suppress(UserError):  # whoever asks for a tile hears of it
+                self.scenes.get(ident, address).drawing()
+
+        task = asyncio.create_task(self.samplers.do(make))
+        self._preparing.add(task)
+        task.add_done_callback(self._prepared)
+
+    def _prepared(self, task: asyncio.Task[None]) -> None:
+        self._preparing.discard(task)
+        if not task.cancelled():
+            task.exception()  # known to be of no matter: the tile's request tries again
 
     def described(self, entry: Entry, scene: Scene | None = None) -> dict[str, Any]:
         """What a client is told of a picture."""
@@ -200,7 +217,9 @@ def _add_pictures(app: FastAPI, server: Server) -> None:
             server.scenes.add(entry, loaded, picture)
             return entry
 
-        return server.described(await server.desk.do(read))
+        told = server.described(await server.desk.do(read))
+        server.prepare(told["id"], model)
+        return told
 
     @app.get("/samples", summary="Photographs that come along")
     async def samples() -> list[str]:

@@ -18,6 +18,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "lineage": ("orchestration.verbs.lineage", "where a registered model comes from"),
     "generate": ("orchestration.verbs.generate", "draw new images at any height × width"),
     "upscale": ("orchestration.verbs.upscale", "enlarge images by any factor"),
+    "serve": ("orchestration.verbs.serve", "a page to drop pictures on and zoom without end, and its HTTP interface"),
     "pipeline": ("orchestration.verbs.pipeline", "images → promoted model as one resumable job"),
     "submit": ("orchestration.verbs.submit", "any of these verbs as a job of a Ray cluster"),
     "jobs": ("orchestration.verbs.jobs", "a cluster's jobs, their state and logs"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from pipeline.canvas import DEFAULT_QUALITY, Draw, Facts, Pixels, draw_whole, wr
 from pipeline.decoder import ImplicitDecoder
 from pipeline.geometry import Size, Window, check_size
 from pipeline.images import finite, to_uint8
-from pipeline.tiling import TiledDecoder, Tiling
+from pipeline.tiling import FEATURE_BYTES, TiledDecoder, Tiling
 from pipeline.windows import resize_window
 
 _LUMA = (0.299, 0.587, 0.114)
@@ -33,11 +34,24 @@ class Drawing:
         alpha: Tensor | None = None,
         is_grey: bool = False,
         is_colourless: bool = False,
+        cache_bytes: int = FEATURE_BYTES,
     ) -> None:
         self.size = check_size(size)
         self.alpha, self.is_grey, self.is_colourless = alpha, is_grey, is_grey or is_colourless
         self.channels = (1 if is_grey else 3) + (0 if alpha is None else 1)
-        self._decoder = TiledDecoder(decoder, latent, self.size, tiling)
+        self._decoder = TiledDecoder(decoder, latent, self.size, tiling, cache_bytes=cache_bytes)
+
+    def at(self, size: Size) -> Drawing:
+        """The same at another size. Features are shared, by several threads if need be, and made once."""
+        other = copy.copy(self)
+        other.size = check_size(size)
+        other._decoder = self._decoder.resized(size)
+        return other
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the latent and of the features that are kept, at most `cache_bytes` of them."""
+        return self._decoder.num_bytes
 
     def pixels(self, window: Window) -> Pixels:
         """uint8 (y1-y0, x1-x0, channels): grey or RGB, then alpha."""

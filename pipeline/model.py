@@ -7,12 +7,14 @@ Legend: B batch, C latent channels, H/W pixels, h/w latent cells. Images are (B,
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import itertools
 import logging
 import secrets
 from collections.abc import Callable, Sequence
 from functools import partial
 from numbers import Real
+from typing import Any
 
 import torch
 from PIL import Image
@@ -34,7 +36,7 @@ from pipeline.plain_trunk import PlainFeatureDecoder
 from pipeline.reading import Picture, PictureSource, read_picture
 from pipeline.sampling import OnStep, Sampler, SeededNoise, ddim, dpm_solver, one_step
 from pipeline.starter import Look, starter_path
-from pipeline.tiling import Tiling, blend_tiles, tiled_prediction, whole
+from pipeline.tiling import FEATURE_BYTES, Tiling, blend_tiles, tiled_prediction, whole
 from pipeline.views import view_of
 from pipeline.windows import drawn_size, reduced_window, resize_window
 
@@ -111,6 +113,12 @@ class LatentZoom:
         compiled = torch.compile(self.denoiser, mode="reduce-overhead" if is_cuda else "default")
         # A CUDA graph writes every result to the same place: keep each one.
         self._run_denoiser = (lambda *arguments: compiled(*arguments).clone()) if is_cuda else compiled
+
+    def run_denoiser_by(self, wrap: Callable[[Callable[..., Tensor]], Callable[..., Tensor]]) -> None:
+        """Have `wrap(denoiser)` called in the denoiser's place, such as what evaluates the steps of several threads
+        together. It takes z_t (B,C,h,w), t (B,), the condition or None, and the strength of noise on it if there is."""
+        if self._run_denoiser is not None:
+            self._run_denoiser = wrap(self._run_denoiser)
 
     # --- the parts ----------------------------------------------------------------------------------------------------
 
@@ -350,6 +358,15 @@ class LatentZoom:
         made.info["seed"] = seed
         return made
 
+    def view(self, image: PictureSource, *, height: int = 640) -> Any:
+        """For notebooks: the page of `latentzoom serve` inline, with `image` under this model, to zoom into. height: of
+        the frame, in pixels. The page's server runs in this process, on this machine's own address. Raises `UserError`
+        where latentzoom is installed without it."""
+        found = importlib.metadata.entry_points(group="latentzoom.viewers")
+        if not found:
+            raise UserError("this installation has no viewer; install latentzoom whole (pip install -e .)")
+        return next(iter(found)).load()(self, image, height)
+
     def latent_of(
         self,
         image: PictureSource,
@@ -412,16 +429,33 @@ class LatentZoom:
         return True
 
     def drawing(
-        self, latent: Tensor, size: Size, *, tile: int = 0, alpha: Tensor | None = None, is_grey: bool = False
+        self,
+        latent: Tensor,
+        size: Size,
+        *,
+        tile: int = 0,
+        alpha: Tensor | None = None,
+        is_grey: bool = False,
+        cache_bytes: int = FEATURE_BYTES,
     ) -> Drawing:
-        """Unscaled latent (1,C,h,w) at `size`, to be drawn window by window or written to a file of any size."""
-        return Drawing(self._decoder(), self._place(latent), size, self.tiling(tile), alpha, is_grey)
+        """Unscaled latent (1,C,h,w) at `size`, to be drawn window by window or written to a file of any size.
+        cache_bytes: of the features of large latents, which are kept from window to window."""
+        tiling = self.tiling(tile)
+        return Drawing(self._decoder(), self._place(latent), size, tiling, alpha, is_grey, cache_bytes=cache_bytes)
 
-    def drawing_of(self, picture: Picture, latent: Tensor, size: Size, *, tile: int = 0) -> Drawing:
+    def drawing_of(
+        self, picture: Picture, latent: Tensor, size: Size, *, tile: int = 0, cache_bytes: int = FEATURE_BYTES
+    ) -> Drawing:
         """The same for the enlargement of `picture`, whose alpha and greys it keeps."""
-        alpha, is_grey = picture.opacity(), picture.is_grey
         return Drawing(
-            self._decoder(), self._place(latent), size, self.tiling(tile), alpha, is_grey, picture.is_colourless
+            self._decoder(),
+            self._place(latent),
+            size,
+            self.tiling(tile),
+            picture.opacity(),
+            picture.is_grey,
+            picture.is_colourless,
+            cache_bytes,
         )
 
     def tiling(self, tile: int = 0) -> Tiling:

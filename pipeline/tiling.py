@@ -6,7 +6,9 @@ within `overlap` / 4 of a tile's inner edge, where a network feels the missing s
 
 from __future__ import annotations
 
+import copy
 import itertools
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -118,6 +120,10 @@ _MARGIN = 2
 """Cells around a tile whose features it holds too, so that a window of the tile's own pixels needs no other tile."""
 
 
+FEATURE_BYTES = 1 << 29
+"""Of features that are kept, unless told otherwise."""
+
+
 class TiledDecoder:
     """An implicit decoder over a latent (B,C,h,w) of any size: D_phi in tiles, made when a window needs them and kept
     while there is room. A latent of one tile is decoded exactly as without tiles.
@@ -129,7 +135,7 @@ class TiledDecoder:
     """
 
     def __init__(
-        self, decoder: ImplicitDecoder, latent: Tensor, size: Size, tiling: Tiling, *, cache_bytes: int = 1 << 29
+        self, decoder: ImplicitDecoder, latent: Tensor, size: Size, tiling: Tiling, *, cache_bytes: int = FEATURE_BYTES
     ) -> None:
         self.halo = decoder.trunk.halo
         self.decoder, self.latent, self.size = decoder, latent, size
@@ -138,7 +144,31 @@ class TiledDecoder:
         self.drawn = drawn_size(size, self.cells)
         self.cache_bytes = cache_bytes
         self._features: OrderedDict[Window, Tensor] = OrderedDict()
+        self._making, self._comes_in_rows = threading.RLock(), True
         self._table: tuple[Window, Tensor] | None = None
+
+    def resized(self, size: Size) -> TiledDecoder:
+        """The same latent at another size, with the tiles of features that this one has and makes: for windows in any
+        order, at any sizes, of several threads (each with a decoder of its own)."""
+        other = copy.copy(self)
+        other.size, other.drawn = size, drawn_size(size, self.cells)
+        other._comes_in_rows = False
+        if self._is_whole:
+            with self._making:  # it is the same at every size
+                other._table = self._table = self._table or self._prepared((0, 0, *self.cells))
+        return other
+
+    @property
+    def _is_whole(self) -> bool:
+        """Whether the latent is one tile."""
+        return len(self.tiling.windows(self.cells)) == 1
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the latent and of the features that are kept."""
+        with self._making:
+            table = [] if self._table is None else [self._table[1]]
+            return sum(map(_num_bytes, [self.latent, *table, *self._features.values()]))
 
     @torch.no_grad()
     def window(self, window: Window) -> Tensor:
@@ -148,14 +178,17 @@ class TiledDecoder:
     def _drawn_window(self, window: Window) -> Tensor:
         region = self._region(window)
         if self._table is None or self._table[0] != region:
-            self._table = region, finite(self.decoder.prepare(self._blended(region)), "the decoder's table")
+            self._table = self._prepared(region)
         return self.decoder.render_table(
             self._table[1], self.drawn, window, cells=self.cells, origin=(region[0], region[1])
         )
 
+    def _prepared(self, region: Window) -> tuple[Window, Tensor]:
+        return region, finite(self.decoder.prepare(self._blended(region)), "the decoder's table")
+
     def _region(self, window: Window) -> Window:
         """Cells that the window's pixels touch; all of them when the latent is one tile."""
-        if len(self.tiling.windows(self.cells)) == 1:
+        if self._is_whole:
             return 0, 0, *self.cells
         (y0, y1), (x0, x1) = (
             _cells(window[axis], window[axis + 2], self.drawn[axis], self.cells[axis]) for axis in (0, 1)
@@ -221,6 +254,10 @@ class TiledDecoder:
         )
 
     def _tile(self, tile: Window) -> Tensor:
+        with self._making:  # each tile once, whoever asks
+            return self._made_tile(tile)
+
+    def _made_tile(self, tile: Window) -> Tensor:
         if tile in self._features:
             self._features.move_to_end(tile)
             return self._features[tile]
@@ -231,9 +268,10 @@ class TiledDecoder:
         if features.shape[2:] != (y1 - y0, x1 - x0):
             features = features[:, :, y0 - top : y1 - top, x0 - left : x1 - left].clone()
         while self._features and sum(map(_num_bytes, [features, *self._features.values()])) > self.cache_bytes:
-            # Windows come row by row: what lies before this tile is not asked for again. Else the one used longest ago.
-            first = min(self._features)
-            del self._features[first if first < tile else next(iter(self._features))]
+            # Where windows come row by row, what lies before this tile is not asked for again. Else the one that was
+            # used longest ago goes.
+            first, oldest = min(self._features), next(iter(self._features))
+            del self._features[first if self._comes_in_rows and first < tile else oldest]
         self._features[tile] = features
         return features
 

@@ -15,7 +15,7 @@ def resize_window(
     image: Tensor, size: Size, window: Window, mode: Literal["bicubic", "nearest_released"] = "bicubic"
 ) -> Tensor:
     """image (B,c,h,w) → the window (y0,x0,y1,x1) of it resized to `size`; equals the crop of `resize.resize`, which is
-    anti-aliased, or of `resize.resize_nearest_released`. Only the source pixels it needs are read."""
+    anti-aliased, or of `resize.resize_nearest_released`. Only the source pixels it needs are read. uint8 is rounded."""
     y0, x0, y1, x1 = window
     if tuple(image.shape[-2:]) == tuple(size):
         return image[:, :, y0:y1, x0:x1]
@@ -31,7 +31,8 @@ def resize_window(
     top, along_y = _bicubic(y0, y1, image.shape[2], size[0])
     left, along_x = _bicubic(x0, x1, image.shape[3], size[1])
     part = image[:, :, top : top + along_y.shape[1], left : left + along_x.shape[1]].float()
-    return (along_y.to(part) @ part @ along_x.to(part).t()).to(image.dtype)
+    made = along_y.to(part) @ part @ along_x.to(part).t()
+    return made.round_().clamp_(0, 255).to(torch.uint8) if image.dtype == torch.uint8 else made.to(image.dtype)
 
 
 BLOCK = 1024

@@ -21,7 +21,7 @@ RUN_ORDER = [
     "verbs/generate", "verbs/upscale", "verbs/import", "verbs/pipeline", "verbs/doctor", "verbs/plan",
     "verbs/manifests", "recipes",
 ]  # fmt: skip
-ONLY_ON_CLUSTERS = {"submit", "jobs", "stop", "demo", "bench"}
+ONLY_ON_CLUSTERS = {"submit", "jobs", "stop", "demo", "bench", "serve"}
 
 
 @dataclass(frozen=True)

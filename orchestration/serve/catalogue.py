@@ -1,0 +1,107 @@
+"""The models that may be chosen, by their addresses; each is loaded once, when it is first asked for."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from dataclasses import dataclass, field
+from typing import Any
+
+from orchestration import registry, tracking
+from orchestration.evaluation.report import Report
+from orchestration.output import Dtype, load_model
+from orchestration.serve.batching import StepBatches
+from pipeline.errors import UserError
+from pipeline.model import LatentZoom
+from pipeline.starter import LOOKS
+
+MAX_LISTED = 100
+"""Registered models in the list."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listed:
+    """A model that may be chosen. figures: of its evaluation report, by name."""
+
+    address: str
+    title: str
+    task: str = ""
+    figures: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model in memory. name: exactly which one, with its digest."""
+
+    model: LatentZoom
+    name: str
+
+
+class Catalogue:
+    """`addresses` (the first is the default), the starters, and the champions of the tracking store."""
+
+    def __init__(self, addresses: list[str], *, device: str = "", dtype: Dtype = "float32", store: str = "") -> None:
+        self.device, self.dtype, self.store = device, dtype, store
+        self.addresses = list(dict.fromkeys([*addresses, *(f"starter:{look}" for look in LOOKS)]))
+        self._loaded: dict[str, Loaded] = {}
+        self._loading = threading.Lock()
+
+    @property
+    def default(self) -> str:
+        return self.addresses[0]
+
+    def get(self, address: str = "") -> Loaded:
+        """The model at an address of this catalogue. Raises `UserError` for others: nobody makes a server load what
+        its owner did not offer."""
+        address = address or self.default
+        with self._loading:
+            if address not in self._loaded:
+                if address not in self.addresses and address not in self._champions():
+                    raise UserError(f"this server offers no model {address[:100]!r}; GET /models lists them")
+                loaded = Loaded(*load_model(address, self.device, self.store, self.dtype))
+                loaded.model.run_denoiser_by(StepBatches)
+                self._loaded[address] = loaded
+            return self._loaded[address]
+
+    def add(self, address: str, model: LatentZoom) -> None:
+        """Offer a model that is in memory already."""
+        with self._loading:
+            self._loaded[address] = Loaded(model, f"{address} {id(model)}")
+            self.addresses = list(dict.fromkeys([address, *self.addresses]))
+
+    def listed(self) -> list[Listed]:
+        """All that may be chosen."""
+        champions = self._champions()
+        own = [Listed(address=a, title=a, **self._known(a)) for a in self.addresses if a not in champions]
+        return [*own, *champions.values()]
+
+    def _known(self, address: str) -> dict[str, Any]:
+        loaded = self._loaded.get(address)
+        task = loaded.model.config.task if loaded else "direct" if address.startswith("starter:") else ""
+        return {"task": task}
+
+    def _champions(self) -> dict[str, Listed]:
+        """Registered models with a champion, by address."""
+        if not self.store:
+            return {}
+        with tracking.user_errors(self.store):
+            models = tracking.client(self.store).search_registered_models(max_results=MAX_LISTED)
+        listed = (self._champion(model.name) for model in models)
+        return {found.address: found for found in listed if found is not None}
+
+    def _champion(self, name: str) -> Listed | None:
+        version = registry.get_version(name, registry.CHAMPION, tracking_uri=self.store)
+        if version is None:
+            return None
+        figures: dict[str, float] = {}
+        with contextlib.suppress(UserError):  # a report that is lost is no reason not to look at the model
+            if report := registry.stored_report(version, tracking_uri=self.store):
+                figures = {
+                    f"{f.name} {f.setting}": f.value for f in Report.from_dict(report).figures if f.method == "ours"
+                }
+        return Listed(
+            address=f"models:/{name}@{registry.CHAMPION}",
+            title=f"{name}, version {version.version}",
+            task=version.tags.get("latentzoom.task", ""),
+            figures=figures,
+        )

@@ -1,0 +1,233 @@
+"""Pictures under models, ready to be drawn: one latent each, and the features that all its tiles share.
+
+A scene is made when its first tile is asked for, kept while there is room, and made anew when it is asked for again:
+what is on the shelf decides it. Above a picture's own size a tile is drawn from the features; below, a photograph is
+shown as it is, reduced, since there is nothing to add.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from orchestration.serve.catalogue import Catalogue, Loaded
+from orchestration.serve.deep_zoom import Pyramid
+from orchestration.serve.shelf import Entry, Shelf
+from pipeline.canvas import Pixels
+from pipeline.drawing import Drawing
+from pipeline.errors import UserError
+from pipeline.reading import Picture, read_picture
+from pipeline.sizes import Size, Window
+from pipeline.windows import resize_window
+
+SMALL_TILE = 128
+"""Cells of features made at once, so that a place's first tile comes soon; where tiles of any size are the same."""
+OVERVIEW = 4
+"""A picture that is shown at this part of its size or less is reduced whole."""
+Look = Literal["ours", "bicubic", "original"]
+"""original: of a picture that was shrunk, what it was before."""
+
+
+@dataclass
+class Progress:
+    """How far the latent is: 0 to 1."""
+
+    done: float = 0.0
+
+
+class Scene:
+    """One picture under one model. given: the picture file; None for a generated one, which is its latent alone."""
+
+    def __init__(self, entry: Entry, loaded: Loaded, given: Picture | None, cache_bytes: int) -> None:
+        self.entry, self.loaded = entry, loaded
+        self.picture = picture = None if given is None else shrunk(given, entry.shrink)
+        self._original = None if given is None or picture is given else Shown(given)
+        self.pyramid = Pyramid(entry.size)
+        self.progress = Progress()
+        self._cache_bytes = cache_bytes
+        self._source = None if picture is None else Shown(picture)
+        self._making = threading.Lock()
+        self._drawing: Drawing | None = None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the latent is there: until then the first tile of `ours` makes it."""
+        return self._drawing is not None
+
+    def drawing(self) -> Drawing:
+        """At the picture's own size; `at` gives others. The first call makes the latent."""
+        with self._making:
+            if self._drawing is None:
+                self._drawing = self._made()
+            return self._drawing
+
+    def is_drawn(self, level: int, look: Look) -> bool:
+        """Whether tiles of a level come from the latent, and not from the photograph itself."""
+        return look == "ours" and (self._source is None or level >= self.pyramid.own)
+
+    def tile(self, level: int, x: int, y: int, look: Look) -> Pixels:
+        """uint8 (h, w, c) of a tile. Raises `UserError` where there is none."""
+        window = self.pyramid.window(level, x, y)
+        return self.window(self.pyramid.level_size(level), window, look, reduces=not self.is_drawn(level, look))
+
+    def window(self, size: Size, window: Window, look: Look, *, reduces: bool = False) -> Pixels:
+        """The window (y0,x0,y1,x1) of the picture at `size`. reduces: of a photograph shown smaller than it is, which
+        is then not drawn anew."""
+        if look == "original" and self._original is not None:
+            return self._original.window(size, window)
+        if self._source is not None and (look != "ours" or reduces):
+            return self._source.window(size, window)
+        if look != "ours":
+            raise UserError(f"a generated picture has no {look} beside it")
+        return self.drawing().at(size).pixels(window)
+
+    @property
+    def channels(self) -> int:
+        """Of its pixels: grey or RGB, then alpha."""
+        return 3 if self._source is None else self._source.channels
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that this scene holds."""
+        source = sum(held.num_bytes for held in (self._source, self._original) if held is not None)
+        with_features = 0 if self._drawing is None else self._drawing.num_bytes
+        return source + with_features
+
+    def _made(self) -> Drawing:
+        model = self.loaded.model
+        if self.picture is not None:
+            latent = model.latent_of(self.picture, on_tile=self._on, on_step=lambda *_: None)
+            is_exact = model.decoder is not None and model.decoder.trunk.halo is not None
+            tile = SMALL_TILE if is_exact else 0
+            return model.drawing_of(self.picture, latent, self.entry.size, tile=tile, cache_bytes=self._cache_bytes)
+        recipe = self.entry.recipe
+        latent = model.sample_latents(
+            num=1, seed=[recipe["seed"]], num_steps=recipe["steps"], sampler="dpm++", latent_size=recipe["latent_size"]
+        )
+        return self._of_latent(latent)
+
+    def _of_latent(self, latent: Tensor) -> Drawing:
+        side = max(latent.shape[-2:])
+        return self.loaded.model.drawing(latent, self.entry.size, tile=side, cache_bytes=self._cache_bytes)
+
+    def put(self, latent: Tensor) -> None:
+        """The latent (1,C,h,w) of a generated picture that was sampled with others."""
+        with self._making:
+            self._drawing = self._of_latent(latent)
+
+    def _on(self, done: int, total: int) -> None:
+        self.progress.done = done / total
+
+
+class Scenes:
+    """The scenes in memory; `max_bytes` bounds them together, the ones used longest ago go first."""
+
+    def __init__(self, shelf: Shelf, catalogue: Catalogue, max_bytes: int) -> None:
+        self.shelf, self.catalogue, self.max_bytes = shelf, catalogue, max_bytes
+        self._scenes: OrderedDict[tuple[str, str], Scene] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, ident: str, address: str = "") -> Scene:
+        """A picture's scene under a model, by default the one it was given with. Raises `NotThere`, `UserError`."""
+        entry = self.shelf.get(ident)
+        loaded = self.catalogue.get(address or entry.model)
+        key = ident, loaded.name
+        with self._lock:
+            if key in self._scenes:
+                self._scenes.move_to_end(key)
+                return self._scenes[key]
+        if entry.recipe and (address or entry.model) != entry.model:
+            raise UserError("a generated picture belongs to the model that drew it")
+        picture = None if entry.recipe else read_picture(self.shelf.data(entry), entry.name)
+        return self.add(entry, loaded, picture)
+
+    def add(self, entry: Entry, loaded: Loaded, picture: Picture | None) -> Scene:
+        """The scene of a picture that was read already."""
+        shown = None if picture is None else picture.srgb()  # as pages show it
+        scene = Scene(entry, loaded, shown, cache_bytes=self.max_bytes // 4)
+        with self._lock:
+            return self._scenes.setdefault((entry.id, loaded.name), scene)
+
+    def forget(self, ident: str) -> None:
+        with self._lock:
+            for key in [key for key in self._scenes if key[0] == ident]:
+                del self._scenes[key]
+
+    def tidy(self) -> None:
+        """Let go of scenes until the rest fits; the newest stays."""
+        with self._lock:
+            while len(self._scenes) > 1 and sum(scene.num_bytes for scene in self._scenes.values()) > self.max_bytes:
+                self._scenes.popitem(last=False)
+
+    def num_bytes(self) -> int:
+        with self._lock:
+            return sum(scene.num_bytes for scene in self._scenes.values())
+
+    def generate(self, entries: list[Entry], on_step: Callable[[int, int], object] | None = None) -> None:
+        """Sample the latents of several generated pictures of one model, size and number of steps together."""
+        scenes = [self.get(entry.id) for entry in entries]
+        model, recipe = scenes[0].loaded.model, entries[0].recipe
+        latents = model.sample_latents(
+            num=len(entries),
+            seed=[entry.recipe["seed"] for entry in entries],
+            num_steps=recipe["steps"],
+            sampler="dpm++",
+            latent_size=tuple(recipe["latent_size"]),
+        )
+        for scene, latent in zip(scenes, latents):
+            scene.put(latent[None])
+
+
+def shrunk(picture: Picture, by: int) -> Picture:
+    """Reduced by anti-aliased bicubic to 1/`by` of height and width; 1 leaves it."""
+    if by == 1:
+        return picture
+    height, width = shrunk_size(picture.size, by)
+
+    def reduced(image: Image.Image) -> Image.Image:
+        return image.resize((width, height), Image.Resampling.BICUBIC)
+
+    alpha = None if picture.alpha is None else reduced(picture.alpha)
+    return dataclasses.replace(picture, image=reduced(picture.image), alpha=alpha)
+
+
+def shrunk_size(size: Size, by: int) -> Size:
+    return max(1, round(size[0] / by)), max(1, round(size[1] / by))
+
+
+class Shown:
+    """A picture's own pixels, at any size, by anti-aliased bicubic: grey or RGB, then alpha."""
+
+    def __init__(self, picture: Picture) -> None:
+        self._image, self._alpha, self.size = picture.image, picture.alpha, picture.size
+        planes = [np.asarray(image) for image in (picture.image, picture.alpha) if image is not None]
+        planes = [plane if plane.ndim == 3 else plane[..., None] for plane in planes]
+        self._pixels = torch.from_numpy(np.concatenate(planes, axis=2)).permute(2, 0, 1)[None]
+        self.channels = int(self._pixels.shape[1])
+        self._small: dict[Size, Pixels] = {}
+
+    def window(self, size: Size, window: Window) -> Pixels:
+        """uint8 (y1-y0, x1-x0, c)."""
+        if max(size) * OVERVIEW > max(self.size):
+            return resize_window(self._pixels, size, window)[0].permute(1, 2, 0).contiguous().numpy()
+        if size not in self._small:  # much smaller than the picture: made once, whole
+            self._small[size] = self._reduced(size)
+        return self._small[size][window[0] : window[2], window[1] : window[3]]
+
+    def _reduced(self, size: Size) -> Pixels:
+        images = [image for image in (self._image, self._alpha) if image is not None]
+        made = [np.asarray(image.resize(size[::-1], Image.Resampling.BICUBIC, reducing_gap=3.0)) for image in images]
+        return np.concatenate([plane if plane.ndim == 3 else plane[..., None] for plane in made], axis=2)
+
+    @property
+    def num_bytes(self) -> int:
+        return 2 * self._pixels.numel() + sum(pixels.nbytes for pixels in list(self._small.values()))

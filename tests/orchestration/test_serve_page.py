@@ -1,0 +1,266 @@
+"""The page of `latentzoom serve` in a real browser: dropped, zoomed, divided, saved, generated, on any screen."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skimage.data
+from PIL import Image
+from serving_server import Running, running
+from tiny_bundle import make_bundle
+
+selenium = pytest.importorskip("selenium")
+from selenium import webdriver  # noqa: E402
+from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
+from selenium.webdriver.common.by import By  # noqa: E402
+from selenium.webdriver.common.keys import Keys  # noqa: E402
+from selenium.webdriver.support.ui import Select  # noqa: E402
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs Debian's chromium and chromium-driver"),
+]
+DROP = """
+const [name, base64] = arguments;
+const bytes = Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));
+const data = new DataTransfer();
+data.items.add(new File([bytes], name, { type: "image/png" }));
+document.dispatchEvent(new DragEvent("drop", { dataTransfer: data, bubbles: true, cancelable: true }));
+"""
+
+
+class Page:
+    """The browser, with words for what the tests do."""
+
+    def __init__(self, driver: webdriver.Chrome, downloads: Path) -> None:
+        self.driver, self.downloads = driver, downloads
+
+    def get(self, ident: str):
+        return self.driver.find_element(By.ID, ident)
+
+    def wait(self, until: Callable[[], object], seconds: float = 60) -> object:
+        end = time.monotonic() + seconds
+        while not (found := until()):
+            assert time.monotonic() < end, self.get("said").text
+            time.sleep(0.05)
+        return found
+
+    def drop(self, array: np.ndarray, name: str = "photo.png") -> None:
+        import base64
+
+        stream = io.BytesIO()
+        Image.fromarray(array).save(stream, "PNG")
+        self.driver.execute_script(DROP, name, base64.b64encode(stream.getvalue()).decode())
+        self.wait(lambda: self.get("said").text.startswith(f"{name}, "))
+
+    def set(self, ident: str, value: str) -> None:
+        field = self.get(ident)
+        field.click()
+        field.send_keys(Keys.CONTROL, "a", Keys.NULL, value, Keys.TAB)
+
+    def settled(self) -> None:
+        """Nothing moves, and no tile is awaited any more."""
+        still = "const v = latentzoomViewer.viewport; return Math.abs(v.getZoom(true) / v.getZoom(false) - 1) < 1e-6"
+        self.wait(lambda: self.driver.execute_script(still))
+        world = "latentzoomViewer.world"
+        loaded = f"return {world}.getItemCount() > 0 && {world}._items.every((item) => item.getFullyLoaded())"
+        self.wait(lambda: self.driver.execute_script(loaded))
+
+    def tiles(self) -> list[str]:
+        """Addresses of the tiles that were asked for."""
+        script = (
+            "return performance.getEntriesByType('resource').map((e) => e.name).filter((n) => n.includes('/tiles/'))"
+        )
+        return list(self.driver.execute_script(script))
+
+    def clip(self) -> float:
+        """Where the upper layer begins, as a part of the picture's width."""
+        top = "latentzoomViewer.world.getItemAt(latentzoomViewer.world.getItemCount() - 1)"
+        return float(self.driver.execute_script(f"return {top}.getClip().x / {top}.getContentSize().x"))
+
+    def bounds(self) -> list[float]:
+        return list(
+            self.driver.execute_script(
+                "const b = latentzoomViewer.viewport.getBounds(true); return [b.x, b.y, b.width]"
+            )
+        )
+
+    def errors(self) -> list[str]:
+        return [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] == "SEVERE"]
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory) -> Iterator[Running]:
+    bundle = make_bundle(tmp_path_factory.mktemp("bundle"))
+    with running(tmp_path_factory.mktemp("shelf"), "starter:faithful", "starter:sharp", bundle) as served:
+        yield served
+
+
+@pytest.fixture
+def page(served: Running, tmp_path: Path) -> Iterator[Page]:
+    options = webdriver.ChromeOptions()
+    options.binary_location = str(CHROMIUM)
+    for word in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--window-size=1200,800",
+    ):
+        options.add_argument(word)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    options.add_experimental_option("prefs", {"download.default_directory": str(tmp_path)})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(str(DRIVER)))
+    try:
+        driver.get(served.url)
+        page = Page(driver, tmp_path)
+        page.wait(lambda: len(Select(page.get("model")).options) == 3)
+        yield page
+        assert page.errors() == []
+    finally:
+        driver.quit()
+
+
+PHOTO = skimage.data.coffee()[60:300, 100:460]
+
+
+def test_a_dropped_picture_is_zoomed_into_without_seams(served: Running, page: Page):
+    page.drop(PHOTO)
+    page.settled()
+    page.set("zoom", "64")
+    page.settled()
+    assert abs(float(page.get("zoom").get_property("value")) - 64) < 0.5
+    deepest = [address for address in page.tiles() if "/tiles/15/" in address and "look=ours" in address]
+    assert 4 <= len(deepest) < 40  # what shows, never the whole: that has 90 * 60 tiles at this level
+    for address in deepest[:4]:
+        x, y = (int(part) for part in address.partition("/tiles/15/")[2].partition("?")[0].split("_"))
+        ident = address.partition("/pictures/")[2].partition("/")[0]
+        tile = _pixels(served, f"/pictures/{ident}/tiles/15/{x}_{y}")
+        window = f"{y * 256 - 100},{x * 256 - 100},{y * 256 + 300},{x * 256 + 300}"
+        part = _pixels(served, f"/pictures/{ident}/render?scale=64&window={window}")
+        assert np.array_equal(part[100:356, 100:356], tile)
+
+
+def test_the_divider_by_mouse_and_by_keys(page: Page):
+    page.drop(PHOTO)
+    assert abs(page.clip() - 0.5) < 0.01
+    ActionChains(page.driver).drag_and_drop_by_offset(page.get("divider"), 100, 0).perform()
+    moved = page.clip()
+    assert moved > 0.55 and int(page.get("divider").get_attribute("aria-valuenow")) > 55
+    page.get("divider").send_keys(Keys.ARROW_LEFT, Keys.ARROW_LEFT)
+    assert page.clip() < moved
+    assert "bicubic on its left" in page.get("divider").get_attribute("aria-label")
+
+
+def test_against_the_original_of_a_shrunk_picture(page: Page):
+    Select(page.get("shrink")).select_by_value("4")
+    page.drop(skimage.data.coffee())
+    assert page.get("said").text == "photo.png, 150 × 100"
+    Select(page.get("beside")).select_by_value("original")
+    page.wait(lambda: any("look=original" in address for address in page.tiles()))
+    page.settled()
+
+
+def test_saving_the_whole_and_what_shows(served: Running, page: Page):
+    page.drop(PHOTO[:100, :120])
+    page.set("width", "301")
+    assert page.get("height").get_property("value") == "251"
+    page.get("save").click()
+    page.wait(lambda: list(page.downloads.glob("photo-301x251.png")))
+    page.wait(lambda: page.get("said").text == "saved photo-301x251.png")
+    ident = page.tiles()[0].partition("/pictures/")[2].partition("/")[0]
+    saved = np.asarray(Image.open(page.downloads / "photo-301x251.png"))
+    assert np.array_equal(saved, _pixels(served, f"/pictures/{ident}/render?size=251x301"))
+    page.set("zoom", "32")
+    page.settled()
+    Select(page.get("part")).select_by_value("view")
+    Select(page.get("format")).select_by_visible_text("tif")
+    page.set("scale", "8")
+    page.get("save").click()
+    page.wait(lambda: list(page.downloads.glob("*.tif")))
+    with Image.open(next(page.downloads.glob("*.tif"))) as image:
+        assert abs(image.width - 1200 / 32 * 8) < 12
+
+
+def test_a_long_save_can_be_stopped(served: Running, page: Page):
+    page.drop(PHOTO)
+    page.set("scale", "50")
+    page.get("save").click()
+    page.wait(lambda: served.server.jobs)
+    page.wait(lambda: page.get("cancel").is_displayed())
+    page.get("cancel").click()
+    page.wait(lambda: page.get("said").text == "stopped")
+    page.wait(lambda: not served.server.jobs and not served.server.desk.busy)
+    assert not list(page.downloads.iterdir())
+
+
+def test_switching_the_model_keeps_the_place(page: Page):
+    page.drop(PHOTO)
+    page.set("zoom", "16")
+    page.settled()
+    before = page.bounds()
+    Select(page.get("model")).select_by_value("starter:sharp")
+    page.wait(lambda: any("sharp" in address for address in page.tiles()))
+    page.settled()
+    assert page.bounds() == pytest.approx(before, abs=1e-6)
+
+
+def test_a_gallery_of_generated_pictures(page: Page):
+    page.get("tab-generate").click()
+    Select(page.get("model")).select_by_index(2)
+    page.set("num", "3")
+    page.set("steps", "2")
+    page.get("generate").find_element(By.XPATH, ".//button[text()='Generate']").click()
+    page.wait(lambda: len(page.get("gallery").find_elements(By.TAG_NAME, "img")) == 3)
+    page.settled()
+    page.get("gallery").find_elements(By.TAG_NAME, "button")[2].click()
+    page.wait(lambda: page.get("said").text.startswith("seed 2, "))
+    assert not page.get("divider").is_displayed()
+    page.set("latent", "8x16")
+    page.get("generate").find_element(By.XPATH, ".//button[text()='Generate']").click()
+    page.wait(lambda: page.get("said").text.startswith("seed 0, "))
+    width, height = page.get("said").text.removeprefix("seed 0, ").split(" × ")
+    assert int(width) == 2 * int(height)
+
+
+def test_mistakes_are_said(page: Page):
+    page.driver.execute_script(DROP, "note.png", "aGVsbG8=")
+    page.wait(lambda: "no known image format" in page.get("said").text)
+    assert "error" in page.get("said").get_attribute("class")
+    page.driver.get_log("browser")  # the refusal itself is in the browser's log
+
+
+def test_keys_dark_and_a_phone(page: Page):
+    page.drop(PHOTO)
+    page.get("viewer").find_element(By.CSS_SELECTOR, ".openseadragon-canvas").send_keys("+", "+")
+    page.wait(lambda: page.bounds()[2] < 1)
+    light = page.driver.execute_script("return getComputedStyle(document.body).backgroundColor")
+    page.driver.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
+    )
+    dark = page.driver.execute_script("return getComputedStyle(document.body).backgroundColor")
+    assert (light, dark) == ("rgb(250, 250, 250)", "rgb(22, 24, 28)")
+    page.get("theme").click()
+    assert page.driver.execute_script("return getComputedStyle(document.body).backgroundColor") == light
+    page.driver.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride", {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
+    )
+    assert page.driver.execute_script("return document.scrollingElement.scrollWidth") <= 390
+    assert page.get("stage").size["height"] > 300 and page.get("save").is_displayed()
+    unnamed = """return [...document.querySelectorAll("button, input:not([hidden]), select, [role=slider]")]
+        .filter((e) => !(e.getAttribute("aria-label") || e.labels?.length || e.textContent.trim() || e.title))
+        .map((e) => e.id)"""
+    assert page.driver.execute_script(unnamed) == []
+
+
+def _pixels(served: Running, path: str) -> np.ndarray:
+    answer = served.get(path)
+    assert answer.status_code == 200, answer.text
+    return np.asarray(Image.open(io.BytesIO(answer.content)))

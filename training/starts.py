@@ -7,7 +7,7 @@ finds its beginning there.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -100,18 +100,24 @@ def with_start(preset: Preset, stage: str, name: str, start: str) -> Preset:
 
 
 def with_starts(
-    stage: str, config: StageConfig, model: ModelConfig, bundle: Bundle | None, places: Mapping[str, str]
+    stage: str,
+    config: StageConfig,
+    model: ModelConfig,
+    bundle: Bundle | None,
+    places: Mapping[str, str],
+    load: Callable[[str], Bundle] = load_bundle,
 ) -> tuple[Bundle | None, dict[str, Origin]]:
     """The bundle that a stage works on, which is `bundle` with the parts that it starts from, and for each part that
     the stage trains so where its weights come from.
 
-    places: address → where its bundle really lies (registered models). Raises `UserError` in one line where a part is
+    places: address → where its bundle really lies (registered models). load: `pipeline.bundle.outline` does where only
+    the settings count. Raises `UserError` in one line where a part is
     missing, or was made for another kind of model or with other shapes.
     """
     origins: dict[str, Origin] = {}
     others: dict[str, Bundle] = {}
     for part, start in given_starts(stage, config).items():
-        other = load_bundle(places.get(start, starter_or(start))) if is_address(start) else bundle
+        other = load(places.get(start, starter_or(start))) if is_address(start) else bundle
         where = without_secrets(start) if is_address(start) else "the bundle"
         source = "autoencoder" if start == "autoencoder" else part
         if other is None or getattr(other, source) is None:

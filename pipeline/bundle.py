@@ -116,6 +116,27 @@ def load_bundle(url: str) -> Bundle:
     """Load a bundle folder, or starter:LOOK, onto the CPU in evaluation mode. Raises `UserError` naming the file that
     is missing, damaged (SHA-256), or does not fit its configuration."""
     url = starter_or(url) if url.startswith("starter:") else url
+    raw = _read_config(url)
+    bundle = _built(url, raw)
+    for name in PARTS:
+        if (part := getattr(bundle, name)) is not None:
+            file = f"{name}.safetensors"
+            _load_weights(part, storage.join(url, file), raw["files"].get(file))
+    with contextlib.suppress(UserError):  # it may be missing; some stores answer "forbidden" then
+        bundle.card = storage.read_bytes(storage.join(url, "README.md")).decode(errors="replace")
+    return bundle
+
+
+def outline(url: str) -> Bundle:
+    """A bundle's parts without weights, on the device "meta": what can be known without fetching more than its
+    config.json. Raises `UserError` as `load_bundle`."""
+    url = starter_or(url) if url.startswith("starter:") else url
+    with torch.device("meta"):
+        return _built(url, _read_config(url))
+
+
+def _read_config(url: str) -> dict[str, Any]:
+    """A bundle's config.json, checked."""
     if not storage.exists(storage.join(url, "config.json")):
         raise UserError(f"no bundle at {url}: it has no config.json")
     raw = storage.read_json(storage.join(url, "config.json"))
@@ -128,19 +149,17 @@ def load_bundle(url: str) -> Bundle:
     for name in ("model", "files", "meta"):
         if not isinstance(raw.get(name, {}), dict):
             raise UserError(f"{url}/config.json is damaged: the field {name} is no object")
+    return raw
+
+
+def _built(url: str, raw: dict[str, Any]) -> Bundle:
+    """The parts that a config.json names, with new weights."""
     config = from_dict(ModelConfig, raw["model"], where=f"{url}/config.json: model")
     files: dict[str, str] = raw["files"]
     autoencoder = build_autoencoder(config, has_decoder=bool(raw["autoencoder_has_decoder"]))
     decoder = build_decoder(config) if "decoder.safetensors" in files else None
     denoiser = build_denoiser(config) if "denoiser.safetensors" in files else None
-    for name, module in (("autoencoder", autoencoder), ("decoder", decoder), ("denoiser", denoiser)):
-        if module is not None:
-            file = f"{name}.safetensors"
-            _load_weights(module, storage.join(url, file), files.get(file))
-    card = ""
-    with contextlib.suppress(UserError):  # it may be missing; some stores answer "forbidden" then
-        card = storage.read_bytes(storage.join(url, "README.md")).decode(errors="replace")
-    return Bundle(config, autoencoder, decoder, denoiser, raw.get("meta", {}), card)
+    return Bundle(config, autoencoder, decoder, denoiser, raw.get("meta", {}))
 
 
 def missing_parts(task: str, parts: Collection[str]) -> list[str]:

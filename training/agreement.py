@@ -75,9 +75,13 @@ def trunk_disagreement(autoencoder: Autoencoder, decoder: DecoderConfig, where: 
 
 
 def check_trunk(autoencoder: Autoencoder, model: ModelConfig, where: str = "") -> None:
-    """D_phi can begin as the autoencoder's own decoder. Raises `UserError` where the two differ."""
-    channels = autoencoder.config.latent_channels, model.autoencoder.latent_channels
-    problem = _sentence("autoencoder", [("autoencoder.latent_channels", *channels)], where)
+    """D_phi can begin as the autoencoder's own decoder, and the model's latents are of that autoencoder's kind. Raises
+    `UserError` where they differ."""
+    pairs = [
+        (f"autoencoder.{name}", getattr(autoencoder.config, name), getattr(model.autoencoder, name))
+        for name in ("kind", "latent_channels")
+    ]
+    problem = _sentence("autoencoder", pairs, where)
     _refuse([problem, trunk_disagreement(autoencoder, model.decoder, where)])
 
 

@@ -144,6 +144,7 @@ class DecoderStage(StageConfig):
         decoder of --bundle goes on, the address of a bundle whose decoder does, or "autoencoder": D_phi begins as the
         autoencoder's own decoder without its up-sampling layers, the head at random.
     latent_noise: standard deviation of Gaussian noise added to latents, in units of the latents' own deviation.
+    sample_latents: cached KL latents are drawn from their distribution, as released, instead of taken as their mean.
     perceptual_weight: weight of an LPIPS term beside the loss; it needs windows (scattered = false).
     lpips_weights, lpips_heads: as in AutoencoderStage.
 
@@ -174,6 +175,7 @@ class DecoderStage(StageConfig):
     scattered: bool = False
     turns: bool = False
     max_aspect: float = 1.0
+    sample_latents: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

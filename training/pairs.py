@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.autoencoder import Autoencoder, latent_of
+from pipeline.autoencoder import Autoencoder, latent_of, posterior_sample
 from pipeline.config import ModelConfig
 from training.config import DecoderStage
 from training.session import MicroBatch
@@ -44,7 +44,7 @@ def latent_pairs(config: DecoderStage, model: ModelConfig, step: int) -> MakePai
     def make(micro: MicroBatch) -> Pair:
         stored = micro.condition if shows_condition else micro.latents
         assert micro.pixels is not None and stored is not None
-        latent = latent_of(stored, model.autoencoder)
+        latent = _latent(micro, stored, config, model, step)
         if noise_scale:
             noise = micro.draws(config.seed, "latent", step).normal(tuple(latent.shape[1:]))
             latent = latent + noise_scale * noise.to(latent)
@@ -59,11 +59,19 @@ def cached_pairs(config: DecoderStage, model: ModelConfig, step: int) -> MakePai
 
     def make(micro: MicroBatch) -> Pair:
         assert micro.pixels is not None and micro.condition is not None
-        latent = latent_of(micro.condition, model.autoencoder)
+        latent = _latent(micro, micro.condition, config, model, step)
         target = draw_target(config, model, step, smallest=latent.shape[-1])
         return Pair(latent, (target.size, target.window), target.cut(micro.pixels))
 
     return make
+
+
+def _latent(micro: MicroBatch, stored: Tensor, config: DecoderStage, model: ModelConfig, step: int) -> Tensor:
+    """Stored latents (B,S,h,w) → (B,C,h,w): the mean of KL latents, or with `sample_latents` a sample."""
+    if not config.sample_latents or model.autoencoder.kind != "kl":
+        return latent_of(stored, model.autoencoder)
+    shape = (model.autoencoder.latent_channels, *stored.shape[2:])
+    return posterior_sample(stored, micro.draws(config.seed, "posterior", step).normal(shape).to(stored))
 
 
 def direct_pairs(config: DecoderStage, model: ModelConfig, autoencoder: Autoencoder, step: int) -> MakePair:

@@ -39,6 +39,9 @@ _LDM_CHURCHES = DenoiserConfig(
 _LDM_BSR = DenoiserConfig(base_width=160, width_mult=(1, 2, 2, 4), attention_factors=(8, 16), head_channels=32)
 _PAPER_SR = DenoiserConfig(base_width=256, width_mult=(1, 2, 4, 4), attention_factors=(1, 2, 4), head_channels=32)
 
+_MAX_ASPECT = 1.5
+"""Of targets. The released code draws squares only, from which the head never learns other pixels."""
+
 _LDM_NOISE = ScheduleConfig(beta_start=0.0015, beta_end=0.0195)
 _WEAKER_NOISE = ScheduleConfig(beta_start=0.0015, beta_end=0.0155)
 _PAPER_SR_NOISE = ScheduleConfig(beta_start=1e-4, beta_end=0.015)
@@ -151,6 +154,9 @@ def _paper(
     """The paper's training: Adam; 5e-5 for the decoder, 1e-6 for the alignment, EMA 0.9999, KL latents drawn from their
     distribution; here in bf16 under ZeRO 1. loss: of the denoiser and of alignment stage 2.
 
+    Targets have the paper's range of sizes, and height and width of their own (`max_aspect`), since models are asked
+    for pictures that are not square; the paper's are squares, which max_aspect=1 gives.
+
     Alignment stage 2 renders a window of 12 × 12 latent cells of each target, and D_phi sees 4 cells around it: the
     work is the same for every target size, little more than the denoiser's. docs/verbs/train.md has the figures.
     Distillation to one step, which the paper does not have, is this project's and off unless asked for (`one_step`).
@@ -170,7 +176,17 @@ def _paper(
         name=model.name,
         model=model,
         autoencoder=AutoencoderStage(steps=200_000, global_batch=32, lr=3.6e-5, ema_decay=0.9999, **common),
-        decoder=DecoderStage(steps=200_000, global_batch=32, lr=5e-5, min_size=low, max_size=high, crop=128, **common),
+        decoder=DecoderStage(
+            steps=200_000,
+            global_batch=32,
+            lr=5e-5,
+            min_size=low,
+            max_size=high,
+            max_aspect=_MAX_ASPECT,
+            crop=128,
+            sample_latents=is_drawn,
+            **common,
+        ),
         denoiser=DenoiserStage(
             steps=500_000,
             global_batch=96,
@@ -188,6 +204,7 @@ def _paper(
             loss=loss,
             min_size=low,
             max_size=high,
+            max_aspect=_MAX_ASPECT,
             crop_cells=12,
             context_cells=4,
             sample_latents=is_drawn,
@@ -200,6 +217,7 @@ def _paper(
             warmup_steps=1_000,
             min_size=low,
             max_size=high,
+            max_aspect=_MAX_ASPECT,
             crop_cells=12,
             context_cells=4,
             **common,
@@ -219,5 +237,6 @@ def _joint(preset: Preset) -> Preset:
         global_batch=8,
         min_size=low,
         max_size=high,
+        max_aspect=_MAX_ASPECT,
     )
     return dataclasses.replace(preset, autoencoder=first)

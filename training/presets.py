@@ -70,9 +70,11 @@ def demo(minutes: float = 10.0) -> Preset:
         autoencoder=AutoencoderStage(
             global_batch=4, lr=5e-4, start="linear", kl_weight=1e-6 * 3 * 64 * 64, **steps(500), **common
         ),
-        decoder=DecoderStage(global_batch=8, lr=1e-3, start="linear", min_size=32, crop=32, **steps(500), **common),
+        decoder=DecoderStage(
+            global_batch=8, lr=1e-3, start="linear", min_size=32, max_aspect=1.5, crop=32, **steps(500), **common
+        ),
         denoiser=DenoiserStage(global_batch=16, lr=2e-3, **steps(1500), **{**common, "ema_decay": 0.995}),
-        align=AlignStage(global_batch=8, lr=1e-4, crop=32, **steps(80), **common),
+        align=AlignStage(global_batch=8, lr=1e-4, max_aspect=1.5, crop=32, **steps(80), **common),
     )
 
 

@@ -212,11 +212,16 @@ def check_stage(stage: str, model: ModelConfig) -> None:
         raise UserError("stage autoencoder: the kind 'identity' has no weights to train; begin with `decoder`")
 
 
+def require_beginning(stage: str, model: ModelConfig, bundle: Bundle | None) -> None:
+    """`UserError` where the bundle lacks a part that the stage builds on."""
+    if _NEEDS[stage] and not (stage == "decoder" and model.autoencoder.kind == "identity" and bundle is None):
+        require_parts(bundle, stage, *_NEEDS[stage])
+
+
 def check(context: Context) -> None:
     """Everything that can be known before training starts; the first problem is a `UserError`."""
     stage, config, model, manifest = context.stage, context.config, context.model, context.manifest
-    if not (stage == "decoder" and model.autoencoder.kind == "identity" and context.bundle is None):
-        require_parts(context.bundle, stage, *_NEEDS[stage]) if _NEEDS[stage] else None
+    require_beginning(stage, model, context.bundle)
     accumulation_steps(config, context.world.size)
     if manifest.size != model.image_size:
         raise UserError(

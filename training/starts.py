@@ -7,7 +7,7 @@ finds its beginning there.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,6 +27,8 @@ from training.config import Preset, StageConfig, is_address, is_joint
 
 _OF_DENOISER = ("schedule", "scale_factor", "task", "image_size", "lr_size", "condition_resize")
 """Settings of a model that belong to its denoiser's weights."""
+_STAGES_OF_DENOISER = ("denoiser", "align", "distill")
+"""Stages that train them."""
 
 Origin = dict[str, str]
 """part: whose weights were taken; of: the bundle's address, "bundle" for --bundle; model: its name."""
@@ -98,17 +100,24 @@ def with_start(preset: Preset, stage: str, name: str, start: str) -> Preset:
 
 
 def with_starts(
-    stage: str, config: StageConfig, model: ModelConfig, bundle: Bundle | None, places: Mapping[str, str]
+    stage: str,
+    config: StageConfig,
+    model: ModelConfig,
+    bundle: Bundle | None,
+    places: Mapping[str, str],
+    load: Callable[[str], Bundle] = load_bundle,
 ) -> tuple[Bundle | None, dict[str, Origin]]:
     """The bundle that a stage works on, which is `bundle` with the parts that it starts from, and for each part that
     the stage trains so where its weights come from.
 
-    places: address → where its bundle really lies (registered models). Raises `UserError` in one line where a part is
+    places: address → where its bundle really lies (registered models). load: `pipeline.bundle.outline` does where only
+    the settings count. Raises `UserError` in one line where a part is
     missing, or was made for another kind of model or with other shapes.
     """
     origins: dict[str, Origin] = {}
+    others: dict[str, Bundle] = {}
     for part, start in given_starts(stage, config).items():
-        other = load_bundle(places.get(start, starter_or(start))) if is_address(start) else bundle
+        other = load(places.get(start, starter_or(start))) if is_address(start) else bundle
         where = without_secrets(start) if is_address(start) else "the bundle"
         source = "autoencoder" if start == "autoencoder" else part
         if other is None or getattr(other, source) is None:
@@ -129,8 +138,11 @@ def with_starts(
         if part == "autoencoder" and not is_joint(config) and not other.autoencoder.has_decoder:
             raise UserError(f"the autoencoder of {where} has no convolutional decoder to go on from")
         origins[part] = {"part": source, "of": where.removeprefix("the "), "model": other.config.name}
+        others[part] = other
         if other is not bundle:
             bundle = _with_part(part, other, bundle, stage)
+    if bundle is not None:
+        bundle = dataclasses.replace(bundle, meta=_meta(stage, bundle, others))
     return bundle, origins
 
 
@@ -138,11 +150,24 @@ def _with_part(part: str, other: Bundle, bundle: Bundle | None, stage: str) -> B
     """`bundle` with one part of `other` and what belongs to it: of a denoiser, what it was trained for and with. Where
     nothing else was given, all of `other`."""
     if bundle is None:
-        imported = {name: other.meta[name] for name in ("imported_from",) if name in other.meta}
-        return other if stage != "autoencoder" else Bundle(other.config, other.autoencoder, meta=imported)
+        return other if stage != "autoencoder" else Bundle(other.config, other.autoencoder, other.decoder)
     names = (part, *_OF_DENOISER) if part == "denoiser" else (part,)
     config = dataclasses.replace(bundle.config, **{name: getattr(other.config, name) for name in names})
     return dataclasses.replace(bundle, config=config, **{part: getattr(other, part)})
+
+
+def _meta(stage: str, bundle: Bundle, others: Mapping[str, Bundle]) -> dict[str, Any]:
+    """What is told of the bundle that a stage works on, where parts begin as those of `others`: nothing of weights that
+    are not at work in it, and what became of those that are."""
+    used = [*([] if stage == "autoencoder" else [bundle]), *others.values()]
+    imported = [one.meta["imported_from"] for one in used if "imported_from" in one.meta]
+    stages = {**bundle.meta.get("stages", {})}
+    if stage in _STAGES_OF_DENOISER:
+        before = others["denoiser"].meta.get("stages", {}) if "denoiser" in others else {}
+        stages = {name: facts for name, facts in stages.items() if name not in _STAGES_OF_DENOISER}
+        stages |= {name: facts for name, facts in before.items() if name in _STAGES_OF_DENOISER}
+    rest = {name: value for name, value in bundle.meta.items() if name != "imported_from"}
+    return {**rest, "stages": stages, **({"imported_from": imported[0]} if imported else {})}
 
 
 def start_autoencoder(autoencoder: Autoencoder, start: str, bundle: Bundle | None) -> None:

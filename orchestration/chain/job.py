@@ -13,7 +13,7 @@ step that was killed finds its own checkpoint again.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -33,6 +33,7 @@ from preprocess.config import PreprocessConfig
 from preprocess.manifest import load_manifest
 from preprocess.sources import open_source
 from training.config import Preset, is_address, is_joint, model_settings, preset_to_dict
+from training.rehearsal import rehearse
 from training.run import TrainResult
 from training.starts import given_starts
 
@@ -166,6 +167,15 @@ def _stages(job: Job) -> list[str]:
     if "autoencoder" in known and "autoencoder" not in chosen:
         raise UserError("--stages leaves the autoencoder out; give a bundle that has one, with --init or --autoencoder")
     return chosen
+
+
+def rehearse_stages(job: Job, steps: Collection[Step]) -> None:
+    """`UserError` where one of the stages among the steps could not begin, as far as settings and bundles tell."""
+    stages = [name for name in _stages(job) if name in {step.name for step in steps}]
+    found: dict[str, str] = {}
+    for name in stages:
+        found |= places(job.preset, name, job.work, job.tracking_uri, local=True)
+    rehearse(job.preset, stages, job.autoencoder or None, found)
 
 
 def _start_digest(job: Job, start: str) -> str:

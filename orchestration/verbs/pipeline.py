@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import sys
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -74,7 +75,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str]) -> int:
     arguments = parser().parse_args(argv)
-    from orchestration.chain.job import Chain
+    from orchestration.chain.job import Chain, rehearse_stages
     from orchestration.chain.lease import sole_job
     from orchestration.chain.redo import Redo
     from orchestration.chain.steps import statuses
@@ -89,7 +90,12 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--from {arguments.from_step} comes after --until {arguments.until}")
     if arguments.dry_run:
         print(plan_table(chain, statuses(job.work, steps)))
+        try:
+            rehearse_stages(job, steps)
+        except UserError as error:
+            print(f"latentzoom: warning: as it is, this would not begin: {error}", file=sys.stderr)
         return 0
+    rehearse_stages(job, steps)
     with sole_job(job.work) as chain.still_ours:
         asked.save(job.work)
         results = _run(chain, arguments, steps)

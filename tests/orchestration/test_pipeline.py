@@ -57,8 +57,13 @@ def test_the_dry_run_knows_fine_tuning_and_distillation(images, tmp_path, capsys
     theirs = make_bundle(tmp_path / "theirs")
     plan = command(images, tmp_path / "work", "--dry-run", "--init", theirs, "--stages", "decoder,align")
     assert main(plan) == 0
-    text = capsys.readouterr().out
+    text, warning = capsys.readouterr()
     assert list(states(text)) == ["latents", "decoder", "align", "evaluate", "register", "promote"]
+    assert "would not begin: the decoder of" in warning  # theirs is another model, and a real run refuses it:
+    assert main([word for word in plan if word != "--dry-run"]) == 2
+    error = capsys.readouterr().err
+    assert "autoencoder.kind = 'vq' in the bundle and 'kl' in the preset" in error and error.count("\n") == 1
+    assert not (tmp_path / "work").exists()
     folders = text.split()
     make_bundle(tmp_path / "theirs", seed=1)  # other weights at the same place: nothing of before is taken for it
     assert main(plan) == 0

@@ -12,7 +12,7 @@ from pipeline.config import ScheduleConfig
 from pipeline.diffusion import Schedule
 from pipeline.errors import UserError
 from training.config import DenoiserStage
-from training.losses import denoising_loss, min_snr_weight, per_sample
+from training.losses import Kind, denoising_loss, min_snr_weight, per_sample
 from training.run import TrainResult
 
 Run = Callable[..., TrainResult]
@@ -58,6 +58,23 @@ def test_the_stage_weighs_its_loss(run_stage: Run, tmp_path: Path) -> None:
         for gamma in (0, 1e6, 0.5)
     }
     assert first[1e6] == pytest.approx(first[0], rel=1e-5) and first[0.5] < 0.9 * first[0]
+
+
+def test_the_stage_takes_the_root_of_weights_where_errors_are_absolute(
+    run_stage: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights: dict[str, torch.Tensor] = {}
+
+    def watched(prediction: torch.Tensor, target: torch.Tensor, kind: Kind, weight: torch.Tensor) -> torch.Tensor:
+        weights[kind] = weight
+        return denoising_loss(prediction, target, kind, weight)
+
+    monkeypatch.setattr("training.stages.denoiser.denoising_loss", watched)
+    for kind in ("l1", "l2"):
+        settings = ["denoiser.steps=1", "denoiser.min_snr_gamma=0.5", f"denoiser.loss={kind}"]
+        run_stage("denoiser", *settings, run_dir=tmp_path / kind)
+    assert float(weights["l2"].min()) < 0.5
+    torch.testing.assert_close(weights["l1"], weights["l2"].sqrt())
 
 
 def test_bad_values(run_stage: Run) -> None:

@@ -177,6 +177,9 @@ def test_a_preset_is_its_row_of_the_released_configurations(name: str) -> None:
         assert first.decoder == "convolutional"
     assert preset.stages == ("autoencoder", *([] if is_joint else ["decoder"]), "denoiser", "align")
     assert (decoder.lr, decoder.loss, align.lr) == (5e-5, "l1", 1e-6)  # [P]
+    assert decoder.sample_latents == is_drawn  # [A] FirstStageModel samples the posterior of a frozen encoder too
+    for stage in (decoder, align, preset.distill, *([first] if is_joint else [])):
+        assert stage.max_aspect == 1.5  # this project's: models are asked for pictures that are not square
     assert (align.lambda_dm, align.lambda_recon) == (1.0, 1.0)
     assert (denoiser.lr, denoiser.warmup_steps, denoiser.ema_decay) == (row["lr"], row.get("warmup", 0), 0.9999)
     assert denoiser.loss == align.loss == row.get("loss", "l2")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,6 +25,8 @@ from training.run import TrainResult, train
 from training.starts import start_decoder, with_init, with_whole
 
 Run = Callable[..., TrainResult]
+JOINT = ("model.task=sr", "model.lr_size=8", "autoencoder.decoder=implicit")
+SAME_BLOCKS = ("model.decoder.base_width=8", "model.decoder.width_mult=[1,1,2]")
 STILL = ("lr=1e-12", "ema_decay=0", "steps=1")
 """A step that moves no weight by more than rounding."""
 
@@ -87,6 +90,46 @@ def test_a_denoiser_that_goes_on_keeps_the_schedule_of_its_weights_and_may_chang
     assert (aligned.config.schedule, aligned.config.scale_factor) == (schedule, 0.37)
 
 
+def test_the_implicit_decoder_alone_starts_the_joint_first_stage(shop: Shop, other: str, tmp_path: Path) -> None:
+    preset = with_init(override(debug(), [*JOINT, *still("autoencoder")]), "autoencoder", [f"decoder={other}"])
+    made = load_bundle(train("autoencoder", preset, data=shop.pixels, run_dir=str(tmp_path), device="cpu").bundle)
+    theirs = load_bundle(other)
+    assert largest_change(theirs.decoder, made.decoder) < 1e-6
+    assert theirs.autoencoder.identity() != made.autoencoder.identity()
+    assert made.meta["stages"]["autoencoder"]["started_from"].keys() == {"decoder"}
+
+
+def test_d_phi_of_another_kind_does_not_start_the_joint_first_stage(shop: Shop, tmp_path: Path) -> None:
+    preset = override(debug(), [*JOINT, *SAME_BLOCKS])
+    vq = override(debug(), ["model.autoencoder.kind=vq"]).model
+    save_bundle(url := str(tmp_path / "vq"), Bundle(vq, build_autoencoder(vq)))
+    preset = with_init(preset, "autoencoder", ["decoder=autoencoder"])
+    with pytest.raises(UserError, match="autoencoder.kind = 'vq' in the bundle and 'kl' in the preset"):
+        train("autoencoder", preset, data=shop.pixels, bundle=url, run_dir=str(tmp_path / "run"), device="cpu")
+
+
+def test_what_is_told_of_weights_goes_with_them(run_stage: Run, shop: Shop, other: str, tmp_path: Path) -> None:
+    """Where they were imported from, and the stages that made a denoiser: of new weights neither is true."""
+
+    def meta(stage: str, *settings: str, bundle: str, folder: str) -> dict[str, Any]:
+        settings = (*still(stage, *settings), "model.scale_factor=0.37")
+        return load_bundle(run_stage(stage, *settings, bundle=bundle, run_dir=tmp_path / folder).bundle).meta
+
+    began = meta("denoiser", f"start={other}", bundle=shop.bundle, folder="began")
+    assert began["imported_from"]["file"] == "model.ckpt" and began["stages"].keys() == {"denoiser"}
+    aligned = meta("align", bundle=str(tmp_path / "began/bundle"), folder="aligned")
+    assert aligned["stages"].keys() == {"denoiser", "align"}
+    tuned = meta("denoiser", "start=bundle", bundle=str(tmp_path / "aligned/bundle"), folder="tuned")
+    assert tuned["stages"].keys() == {"denoiser", "align"}
+    moved = meta("align", f"start={tmp_path}/began/bundle", bundle=str(tmp_path / "tuned/bundle"), folder="moved")
+    assert moved["stages"]["denoiser"]["started_from"] == began["stages"]["denoiser"]["started_from"]
+    anew = meta("denoiser", bundle=str(tmp_path / "aligned/bundle"), folder="anew")
+    assert anew["stages"].keys() == {"denoiser"}
+    preset = override(debug(), still("autoencoder"))
+    first = train("autoencoder", preset, data=shop.pixels, bundle=other, run_dir=str(tmp_path / "first"), device="cpu")
+    assert "imported_from" not in load_bundle(first.bundle).meta
+
+
 def test_new_weights_start_from_nothing(run_stage: Run, shop: Shop) -> None:
     made = load_bundle(run_stage("denoiser", *still("denoiser")).bundle)
     assert "started_from" not in made.meta["stages"]["denoiser"]
@@ -109,9 +152,6 @@ def test_the_starter_goes_on(shop: Shop, tmp_path: Path) -> None:
     assert made.meta["stages"]["decoder"]["started_from"]["decoder"]["of"] == "starter:faithful"
 
 
-SAME_BLOCKS = ["model.decoder.base_width=8", "model.decoder.width_mult=[1,1,2]"]
-
-
 def test_training_begins_with_d_phi_of_the_autoencoder(run_stage: Run, shop: Shop) -> None:
     result = run_stage("decoder", *SAME_BLOCKS, *still("decoder", "start=autoencoder"), bundle=_first(shop))
     made = load_bundle(result.bundle)
@@ -127,8 +167,7 @@ def _first(shop: Shop) -> str:
 
 
 def test_the_joint_first_stage_starts_part_by_part(shop: Shop, other: str, tmp_path: Path) -> None:
-    joint = ["model.task=sr", "model.lr_size=8", "autoencoder.decoder=implicit"]
-    preset = override(debug(), [*joint, *still("autoencoder")])
+    preset = override(debug(), [*JOINT, *still("autoencoder")])
     preset = with_init(preset, "autoencoder", [other, f"decoder={shop.bundle}"])
     result = train("autoencoder", preset, data=shop.pixels, run_dir=str(tmp_path / "run"), device="cpu")
     made = load_bundle(result.bundle)
@@ -205,7 +244,7 @@ def test_init_is_a_setting_of_the_stage(other: str, monkeypatch: pytest.MonkeyPa
 
 def test_whole_of_a_first_stage_alone_starts_d_phi_where_it_fits(shop: Shop) -> None:
     first = _first(shop)
-    assert with_whole(override(debug(), SAME_BLOCKS), first, first).decoder.start == "autoencoder"
+    assert with_whole(override(debug(), [*SAME_BLOCKS]), first, first).decoder.start == "autoencoder"
     assert with_whole(debug(), first, first).decoder.start == "random"
 
 

@@ -138,6 +138,17 @@ def test_latent_noise_is_in_units_of_the_latents_own_deviation() -> None:
     torch.testing.assert_close(difference, 0.5 / 4.0 * expected, atol=1e-6, rtol=1e-5)
 
 
+def test_kl_latents_are_drawn_from_their_distribution_where_asked() -> None:
+    """As the released code trains the implicit decoder over a frozen encoder; another sample at each step."""
+    model, batch = debug().model, micro()
+    assert batch.latents is not None
+    batch.latents[:, :3], batch.latents[:, 3:] = 0.5, 2 * math.log(0.3)  # mean and log-variance
+    config = dataclasses.replace(debug().decoder, sample_latents=True)
+    drawn = torch.stack([latent_pairs(config, model, step)(batch).latent for step in range(40)])
+    assert torch.equal(drawn[3], latent_pairs(config, model, 3)(batch).latent)
+    assert float(drawn.mean()) == pytest.approx(0.5, abs=0.02) and float(drawn.std()) == pytest.approx(0.3, rel=0.05)
+
+
 def test_cached_pairs_go_from_the_input_s_size_to_the_image_s() -> None:
     preset = override(debug(), WITH_ENCODER)
     sides = [cached_pairs(preset.decoder, preset.model, step)(micro(False)).where[0][0] for step in range(200)]

@@ -48,7 +48,7 @@ def train(context: Context) -> Trained:
             prediction = engine(z_t, t, *shown_condition(micro, condition, model, config.seed, step))
             weight = None
             if config.min_snr_gamma:
-                weight = min_snr_weight(schedule.snr(t), model.schedule.prediction, config.min_snr_gamma)
+                weight = min_snr_weight(schedule.snr(t), model.schedule.prediction, config.min_snr_gamma, config.loss)
             loss = denoising_loss(prediction, schedule.target(z0, eps, t), config.loss, weight)
             session.backward(loss, {})
         session.end_step()

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from pipeline.decoder import ImplicitDecoder
 from pipeline.errors import UserError
+from pipeline.precision import keep_norms_exact
 from training.config import StageConfig
 from training.copies import CpuCopies, Snapshot
 from training.ema import Ema, Fragment, assemble, decay_at, to_tensors
@@ -71,6 +72,8 @@ def make_engine(module: nn.Module, config: StageConfig, world: World, *, deepspe
         module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if config.activation_checkpointing:
         enable_activation_checkpointing(module)
+    if config.precision == "bf16" and world.device.type == "cpu":
+        keep_norms_exact(module)
     compile_where_it_pays(module, config, world.device)
     if deepspeed:
         return DeepSpeedEngine(module, config, world, accumulation)

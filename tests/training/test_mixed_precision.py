@@ -70,6 +70,17 @@ def test_codes_under_the_plain_engine() -> None:
     check(make_engine(Codes(), CONFIG, current_world("cpu"), deepspeed=False)(latents()))
 
 
+def test_norms_hand_on_float32() -> None:
+    module = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.GroupNorm(2, 8), nn.SiLU(), nn.Conv2d(8, 3, 3, padding=1))
+    seen: list[tuple[Tensor, Tensor]] = []
+    engine = make_engine(module, CONFIG, current_world("cpu"), deepspeed=False)
+    module[1].register_forward_hook(lambda norm, inputs, made: seen.append((inputs[0].detach(), made.detach())))
+    engine.backward(engine(latents()).square().mean())
+    (given, made), *_ = seen
+    assert made.dtype == torch.float32
+    torch.testing.assert_close(made, F.group_norm(given.float(), 2, module[1].weight, module[1].bias).detach())
+
+
 def test_codes_under_autocast_and_where_matrix_products_are_rounded() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         check(Codes()(latents()))

@@ -113,6 +113,11 @@ def launch(
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     gpus = gpus_of_each(gpus_per_worker, ray.cluster_resources())
     use_gpu = gpus > 0
+    if 0 < gpus < 1 and most > 1:
+        raise UserError(
+            f"--gpus-per-worker {gpus:g} has several workers share a GPU, which NCCL refuses; use one GPU for each "
+            "worker and fewer workers, or --gpus-per-worker 0"
+        )
     cpus = cpus_per_worker or (1.0 if use_gpu else max(1.0, cpus_for_each(machine_cpus(), most)))
     _check_capacity(ray.cluster_resources(), least, cpus, gpus)
     run_dir = storage.absolute(run_dir)
@@ -155,6 +160,8 @@ def launch(
         with relay, scaling_among(counts):
             result = _fit(trainer, relay, still_ours)
     except TrainingFailedError as error:
+        if message := _read_error(run_dir):
+            raise UserError(message) from error
         raise UserError(
             f"training {stage} failed on its workers {max_failures + 1} times: {_last_line(error)}"
         ) from error
@@ -179,6 +186,8 @@ def _worker(arguments: dict[str, Any]) -> dict[str, Any]:
     log.handlers, log.propagate = [stream.logging_handler()], False
     log.setLevel(logging.INFO)
     torch.set_num_threads(arguments["threads"])
+    if message := _read_error(arguments["run_dir"]):  # a worker's before, whose fellows had to be ended
+        return {"error": message}
     preset = preset_from_dict(arguments["preset"])
     num_workers = ray.train.get_context().get_world_size()
     try:

@@ -178,6 +178,8 @@ def launch(
 
 def _worker(arguments: dict[str, Any]) -> dict[str, Any]:
     """What every Ray worker runs. An error that a user can mend is returned, so that Ray does not try again."""
+    if message := _read_error(arguments["run_dir"]):  # of an attempt before, whose other workers had to be ended
+        return {"error": message}
     import ray.train
     import torch.distributed as dist
 
@@ -186,8 +188,6 @@ def _worker(arguments: dict[str, Any]) -> dict[str, Any]:
     log.handlers, log.propagate = [stream.logging_handler()], False
     log.setLevel(logging.INFO)
     torch.set_num_threads(arguments["threads"])
-    if message := _read_error(arguments["run_dir"]):  # a worker's before, whose fellows had to be ended
-        return {"error": message}
     preset = preset_from_dict(arguments["preset"])
     num_workers = ray.train.get_context().get_world_size()
     try:

@@ -175,10 +175,7 @@ class Session:
         """Update the weights; report, check and save when it is time."""
         config, step = self.config, self.step
         self._window.lr = lr_at(step, config)
-        norm = self.engine.step(step, self._window.lr)
-        if not isinstance(norm, Tensor):  # such as DeepSpeed's infinity of a step that it left out
-            norm = torch.full((), norm, device=self.world.device)
-        self._window.norms.append(norm)
+        self._window.norms.append(torch.as_tensor(self.engine.step(step, self._window.lr)))
         save = step % config.checkpoint_every == 0 or step == config.steps
         stop = self._question() if step % self._ask_every == 0 else Stop.NO
         save = save or stop is Stop.LEAVE or (stop is Stop.SAVE and not self._warned)

@@ -17,6 +17,7 @@ CASES = {
     "autoencoder, implicit decoder": ["decoder=implicit"],
     "autoencoder, vq": ["model.autoencoder.kind=vq", "model.autoencoder.num_embeddings=16"],
     "decoder": [*PERCEPTUAL, "min_size=16"],
+    "decoder, light": ["model.decoder.kind=light"],
     "decoder, direct": [*(word.removeprefix("decoder.") for word in WITH_ENCODER), "conditions=drawn"],
     "denoiser": ["sample_latents=true"],
     "align": ["context_cells=1", "crop_cells=4"],

@@ -38,7 +38,7 @@ def shared_alarm(world: World, *, every_s: float = 1.0, grace_s: float = 30.0) -
         return
     # A connection of its own: who waits for a key on the group's, as NCCL does before its first message, keeps it from
     # everybody else. Every worker comes here equally often, so the numbers agree.
-    base = dist.distributed_c10d._get_default_store().clone()
+    base = dist.distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]
     store = dist.PrefixStore(f"latentzoom/alarm/{next(_numbers)}", base)
     over = threading.Event()
     heard: list[_Failure] = []

@@ -113,6 +113,11 @@ def launch(
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     gpus = gpus_of_each(gpus_per_worker, ray.cluster_resources())
     use_gpu = gpus > 0
+    if 0 < gpus < 1 and most > 1:
+        raise UserError(
+            f"--gpus-per-worker {gpus:g} has several workers share a GPU, which NCCL refuses; use one GPU for each "
+            "worker and fewer workers, or --gpus-per-worker 0"
+        )
     cpus = cpus_per_worker or (1.0 if use_gpu else max(1.0, cpus_for_each(machine_cpus(), most)))
     _check_capacity(ray.cluster_resources(), least, cpus, gpus)
     run_dir = storage.absolute(run_dir)
@@ -155,6 +160,8 @@ def launch(
         with relay, scaling_among(counts):
             result = _fit(trainer, relay, still_ours)
     except TrainingFailedError as error:
+        if message := _read_error(run_dir):
+            raise UserError(message) from error
         raise UserError(
             f"training {stage} failed on its workers {max_failures + 1} times: {_last_line(error)}"
         ) from error
@@ -171,6 +178,8 @@ def launch(
 
 def _worker(arguments: dict[str, Any]) -> dict[str, Any]:
     """What every Ray worker runs. An error that a user can mend is returned, so that Ray does not try again."""
+    if message := _read_error(arguments["run_dir"]):  # of an attempt before, whose other workers had to be ended
+        return {"error": message}
     import ray.train
     import torch.distributed as dist
 

@@ -144,8 +144,9 @@ class ImplicitDecoder(nn.Module):
                 raise UserError(f"{name} of a lattice must be a vector of ascending pixel indices, at least one")
         table = self.prepare(features)
         dtype, device = torch.promote_types(table.dtype, torch.float32), table.device
-        along_y = axis_at(rows.to(device), size[0], table.shape[1], dtype)
-        along_x = axis_at(cols.to(device), size[1], table.shape[2], dtype)
+        # Not waited for: what is drawn on the host lies there.
+        along_y = axis_at(rows.to(device, non_blocking=True), size[0], table.shape[1], dtype)
+        along_x = axis_at(cols.to(device, non_blocking=True), size[1], table.shape[2], dtype)
         return self.head.grid(table, along_y, along_x)
 
     def query(self, features: Tensor, size: Size, index_y: Tensor, index_x: Tensor) -> Tensor:

@@ -23,7 +23,12 @@ def from_uint8(pixels: Tensor) -> Tensor:
 
 def to_uint8(image: Tensor) -> Tensor:
     """Float in [-1, 1] → uint8, rounded to nearest and clamped (never truncated). `UserError` for NaN and infinity."""
-    return ((finite(image, "the picture").float() + 1.0).mul_(127.5)).round_().clamp_(0, 255).to(torch.uint8)
+    return rounded(finite(image, "the picture"))
+
+
+def rounded(image: Tensor) -> Tensor:
+    """As `to_uint8`, of what is known to be finite: the question would wait for the device."""
+    return ((image.float() + 1.0).mul_(127.5)).round_().clamp_(0, 255).to(torch.uint8)
 
 
 def to_pictures(image: Tensor) -> list[Image.Image]:

@@ -60,7 +60,7 @@ class LightHead(nn.Module):
         """All pixels rows × cols: table (B,h,w,3D) → (B,3,len(rows),len(cols))."""
         with_grad = torch.is_grad_enabled() and (table.requires_grad or self.out.weight.requires_grad)
         if cpu.supports(table, with_grad):
-            shift = self.pixel_size(table.new_tensor([rows.cell, cols.cell]))
+            shift = self._shift(table, rows.cell, cols.cell)
             layers = [cast(nn.Linear, layer) for layer in self.hidden]
             part = max(1, chunk // torch.get_num_threads()) if chunk else CPU_CHUNK
             return cpu.render_light(table, rows, cols, layers, self.out, shift, part)
@@ -97,8 +97,13 @@ class LightHead(nn.Module):
         weight = weight[:, None, None]
         return (constant + slope_y * rel[:, None, None]) * weight, slope_x * weight
 
+    def _shift(self, like: Tensor, cell_y: float, cell_x: float) -> Tensor:
+        """What the pixel's size adds to the first hidden vector, (D,). The two numbers are filled in where they are
+        used: brought there as a tensor, they would wait for the device."""
+        return self.pixel_size(torch.stack([like.new_full((), cell_y), like.new_full((), cell_x)]))
+
     def _mlp(self, hidden: Tensor, cell_y: float, cell_x: float) -> Tensor:
-        hidden = torch.relu(hidden + self.pixel_size(hidden.new_tensor([cell_y, cell_x])))
+        hidden = torch.relu(hidden + self._shift(hidden, cell_y, cell_x))
         for layer in self.hidden:
             hidden = torch.relu(cast(nn.Linear, layer)(hidden))
         return self.out(hidden)

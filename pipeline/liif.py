@@ -68,7 +68,8 @@ class LiifHead(nn.Module):
                 max(1, chunk // num_threads) if chunk else CPU_CHUNK,
             )
         if table.is_cuda and chunk is None:
-            image = self._fused(table, rows, cols, with_grad)
+            with torch.cuda.device(table.device):  # Triton launches on the current device, wherever the tensors are
+                image = self._fused(table, rows, cols, with_grad)
             if image is not None:
                 return image
         chunk = chunk or (CUDA_CHUNK if table.is_cuda else GRADIENT_CHUNK if with_grad else CPU_CHUNK)

@@ -159,6 +159,7 @@ class LatentZoom:
     def denoise(self, z_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
         """z_t (B,C,h,w) and condition scaled, t (B,) → eps_pred (B,C,h,w), whatever the model predicts itself."""
         condition = None if condition is None else finite(condition, "condition")
+        self.schedule.check_t(t, batch=len(z_t))
         prediction = self._predict(finite(z_t, "z_t"), t, condition)
         return self.schedule.to_eps(self._place(z_t), prediction, t.to(self.device))
 
@@ -500,7 +501,6 @@ class LatentZoom:
             )
         if self._run_denoiser is None:
             raise UserError("this bundle has no denoiser yet; train the stage `denoiser` first")
-        self.schedule.check_t(t, batch=len(z_t))
         condition = self._place(condition) if condition is not None else None
         if not strength:
             return self._run_denoiser(self._place(z_t), t.to(self.device), condition)

@@ -85,10 +85,10 @@ def blend_tiles(size: Size, tiling: Tiling, evaluate: Callable[[Window], Tensor]
         result = evaluate(window)
         if total is None:
             total = result.new_zeros(*result.shape[:2], *size)
-        total[:, :, y0:y1, x0:x1] += result * weight.to(result)
+        total[:, :, y0:y1, x0:x1] += result * weight.to(result, non_blocking=True)
         weights[y0:y1, x0:x1] += weight
     assert total is not None
-    return total.div_(weights.to(total))
+    return total.div_(weights.to(total, non_blocking=True))
 
 
 def tiled_prediction(
@@ -211,8 +211,9 @@ class TiledDecoder:
                 sides = region[2] - region[0], region[3] - region[1]
                 total, weights = features.new_zeros(*features.shape[:2], *sides), features.new_zeros(sides)
             here = slice(y0 - region[0], y1 - region[0]), slice(x0 - region[1], x1 - region[1])
+            weight = weight.to(weights, non_blocking=True)
             total[:, :, here[0], here[1]] += features * weight.to(features)
-            weights[here] += weight.to(weights)
+            weights[here] += weight
         assert total is not None and weights is not None
         return total.div_(weights)
 

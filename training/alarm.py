@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,7 +21,7 @@ import torch.distributed as dist
 from pipeline.errors import Stopped, UserError, first_line
 from training.world import World
 
-_KEY = "failure"
+_KEY, _HEARD = "failure", "heard"
 _numbers = itertools.count()
 
 
@@ -35,9 +36,12 @@ def shared_alarm(world: World, *, every_s: float = 1.0, grace_s: float = 30.0) -
     if world.size == 1:
         yield
         return
-    # Every worker comes here equally often, so the numbers agree.
-    store = dist.PrefixStore(f"latentzoom/alarm/{next(_numbers)}", dist.distributed_c10d._get_default_store())
-    over, heard = threading.Event(), threading.Event()
+    # A connection of its own: who waits for a key on the group's, as NCCL does before its first message, keeps it from
+    # everybody else. Every worker comes here equally often, so the numbers agree.
+    base = dist.distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]
+    store = dist.PrefixStore(f"latentzoom/alarm/{next(_numbers)}", base)
+    over = threading.Event()
+    heard: list[_Failure] = []
 
     def listen() -> None:
         while not over.wait(every_s):
@@ -45,9 +49,12 @@ def shared_alarm(world: World, *, every_s: float = 1.0, grace_s: float = 30.0) -
                 if not store.check([_KEY]):
                     continue
                 failure = _read(store)
-            except Exception:  # the worker that holds the store is gone: collective operations fail by themselves
-                return
-            heard.set()
+                store.add(_HEARD, 1)
+            except Exception:  # the process that holds the store has ended, after its work or without a word
+                if over.wait(10 * every_s):
+                    return
+                failure = _Failure(0, "its process ended without a word", False)
+            heard.append(failure)
             with contextlib.suppress(Exception):
                 dist.distributed_c10d._abort_process_group()
             if not over.wait(grace_s):
@@ -63,9 +70,11 @@ def shared_alarm(world: World, *, every_s: float = 1.0, grace_s: float = 30.0) -
         raise
     except BaseException as error:
         over.set()
-        first = None
+        first = heard[0] if heard else None
         with contextlib.suppress(Exception):  # the store may be gone
-            first = _read(store) if heard.is_set() else _ring(store, world.rank, error)
+            first = first or _ring(store, world.rank, error)
+            if world.is_main:  # the store may be in this process, which is about to end
+                _wait_until_heard(store, world.size, 5 * every_s)
         if first is not None and first.rank != world.rank:
             raise first.as_error() from error
         raise
@@ -92,7 +101,15 @@ def _ring(store: Any, rank: int, error: BaseException) -> _Failure:
     is_users = isinstance(error, UserError)
     text = str(error) if is_users else f"{type(error).__name__}: {first_line(error)}"
     store.compare_set(_KEY, "", json.dumps([rank, text, is_users]))
+    store.add(_HEARD, 1)
     return _read(store)
+
+
+def _wait_until_heard(store: Any, num_workers: int, seconds: float) -> None:
+    """Until every worker has heard of the failure, or has failed itself."""
+    deadline = time.monotonic() + seconds
+    while store.add(_HEARD, 0) < num_workers and time.monotonic() < deadline:
+        time.sleep(0.02)
 
 
 def _read(store: Any) -> _Failure:

@@ -25,7 +25,7 @@ from pipeline.diffusion import Schedule
 from pipeline.geometry import axis_range
 from pipeline.liif import LiifHead
 from training.config import AlignStage, Precision, Preset
-from training.engine import Engine, make_engine
+from training.engine import Engine, frozen_precision, make_engine
 from training.losses import alignment_loss, diffusion_weight
 from training.paper_presets import ffhq_256
 from training.targets import Target, draw_target, render_target, size_range
@@ -58,14 +58,15 @@ def narrow_preset(width: float, batch: int, precision: Precision = "fp32") -> Pr
 
 
 def settings_of(kind: str, preset: AlignStage) -> AlignStage:
-    """The preset's settings as one way changes them."""
+    """The preset's settings as one way changes them. None is compiled, as none is on a CPU: that would take minutes for
+    each, and has nothing to do with the way."""
     changes = {
         "straightforward": {"crop": 0, "crop_cells": 0, "channels_last": False, "activation_checkpointing": False},
         "cached": {"context_cells": 0},
         "neighbourhood": {},
         "frugal": {"activation_checkpointing": True},
     }[kind]
-    return dataclasses.replace(preset, **changes)  # type: ignore[arg-type]
+    return dataclasses.replace(preset, compile=False, **changes)  # type: ignore[arg-type]
 
 
 class AlignStep:
@@ -108,9 +109,10 @@ class AlignStep:
         return self.cached if self.encoder is None else self.encoder.encode(self.pixels)
 
     def _render(self, z0_pred: Tensor, target: Target) -> Tensor:
-        if self.plain:
-            return render_plainly(self.decoder, z0_pred, target.size)
-        return render_target(self.decoder, z0_pred, target, self.config.context_cells)
+        with frozen_precision(self.config, z0_pred.device):
+            if self.plain:
+                return render_plainly(self.decoder, z0_pred, target.size).float()
+            return render_target(self.decoder, z0_pred, target, self.config.context_cells).float()
 
 
 def align_step(kind: str, preset: Preset, device: str, num_steps: int) -> dict[str, float]:

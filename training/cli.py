@@ -97,6 +97,8 @@ def _run(arguments: argparse.Namespace, run: Run) -> int:
     if arguments.dry_run:
         from training.estimate import dry_run
 
+        if arguments.engine == "ddp" or (arguments.local and arguments.engine != "deepspeed"):  # they split nothing
+            preset = override(preset, [f"{arguments.stage}.zero_stage=0"])
         print(dry_run(arguments.stage, preset, parse_workers(arguments.workers)[1], arguments.device))
         return 0
     if arguments.local and (arguments.workers != "1" or arguments.gpus_per_worker is not None):

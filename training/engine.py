@@ -48,7 +48,7 @@ class Engine(Protocol):
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of one micro-batch, whose mean loss this is."""
 
-    def step(self, step: int, lr: float) -> Tensor | float:
+    def step(self, step: int, lr: float) -> Tensor:
         """Apply optimizer step `step` (1, 2, ...) and average the weights → global gradient norm, where it is: reading
         it waits for the device."""
 
@@ -175,7 +175,7 @@ class DeepSpeedEngine:
         if not self._engine.is_gradient_accumulation_boundary():
             self._engine.step()
 
-    def step(self, step: int, lr: float) -> Tensor | float:
+    def step(self, step: int, lr: float) -> Tensor:
         if self._snapshot is not None:
             self.stall += self._snapshot.wait()
         set_lr(self._engine.optimizer, lr)
@@ -183,7 +183,9 @@ class DeepSpeedEngine:
         self._engine.step()
         self.ema.update(self._fragments, decay_at(step, self.config.ema_decay, self.config.ema_warmup))
         norm = whole_norm if whole_norm is not None else self._engine.get_global_grad_norm()
-        return float("nan") if norm is None else norm
+        norm = float("nan") if norm is None else norm
+        # DeepSpeed says a number of a step that it left out. Figures of many steps are read at once, from one device.
+        return norm if isinstance(norm, Tensor) else torch.full((), norm, device=self.world.device)
 
     def _unpartitioned_norm(self) -> Tensor | None:
         """ZeRO 0 on float32 weights clips by torch's function and keeps no norm, so it is taken here."""

@@ -28,7 +28,7 @@ class DdpEngine(PlainEngine):
         super().__init__(module, config, world, accumulation)
         self._parallel = DistributedDataParallel(
             self.module,
-            device_ids=[world.device] if world.device.type == "cuda" else None,
+            device_ids=None,  # else it would bring what is meant for the host, a lattice's places, to the device
             broadcast_buffers=False,  # none of the networks has buffers that learn
             gradient_as_bucket_view=True,
         )

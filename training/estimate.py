@@ -26,7 +26,7 @@ from pipeline.errors import UserError
 from pipeline.geometry import Size
 from pipeline.progress import format_seconds
 from training.config import AlignStage, AutoencoderStage, DecoderStage, DistillStage, Preset, StageConfig, is_joint
-from training.engine import accumulation_steps, bucket_size, enable_activation_checkpointing
+from training.engine import accumulation_steps, bucket_size, enable_activation_checkpointing, frozen_dtype
 from training.reconstruction import Reconstruction, joint_first_stage
 from training.targets import draw_target, largest_target, render_target
 from training.zoom import draw_zoom, largest_zoom
@@ -61,8 +61,10 @@ class Estimate:
         return self.state_bytes + self.activation_bytes
 
 
-def estimate(stage: str, config: StageConfig, model: ModelConfig, num_workers: int) -> Estimate:
-    """Size up one stage. `UserError` when the workers cannot share the global batch."""
+def estimate(
+    stage: str, config: StageConfig, model: ModelConfig, num_workers: int, device: torch.device | str = "cpu"
+) -> Estimate:
+    """Size up one stage on such a device. `UserError` when the workers cannot share the global batch."""
     accumulation = accumulation_steps(config, num_workers)
     micro = config.global_batch // num_workers // accumulation
     case = _meta_case(config, model, micro)
@@ -76,8 +78,9 @@ def estimate(stage: str, config: StageConfig, model: ModelConfig, num_workers: i
             made = case.forward(case.largest)
         with torch.autograd.graph.saved_tensors_hooks(behind.pack, behind.unpack):
             case.through(made, case.largest)
-    # The trained network computes in the stage's precision, the frozen one behind it in float32.
-    activations = saved.total * (4 if config.precision == "fp32" else 2) // 4 + behind.total
+    # The trained network computes in the stage's precision, the frozen one behind it in its own.
+    frozen_bytes = frozen_dtype(config, torch.device(device)).itemsize
+    activations = (saved.total * (4 if config.precision == "fp32" else 2) + behind.total * frozen_bytes) // 4
     flops = _flops_per_sample(config, model)
     if isinstance(config, DistillStage):
         num_frozen += num  # the teacher
@@ -261,7 +264,8 @@ def check_memory(stage: str, config: StageConfig, model: ModelConfig, num_worker
     """`UserError` when a CUDA device has less free memory than the estimate."""
     if device.type != "cuda":
         return
-    needed, (free, whole) = estimate(stage, config, model, num_workers).total_bytes, torch.cuda.mem_get_info(device)
+    needed = estimate(stage, config, model, num_workers, device).total_bytes
+    free, whole = torch.cuda.mem_get_info(device)
     free += torch.cuda.memory_reserved(device)  # by this process, for itself
     if needed > free:
         raise UserError(
@@ -273,8 +277,8 @@ def check_memory(stage: str, config: StageConfig, model: ModelConfig, num_worker
 def dry_run(stage: str, preset: Preset, num_workers: int, device: str | None = None) -> str:
     """A table for people."""
     config = preset.stage(stage)
-    result = estimate(stage, config, preset.model, num_workers)
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    result = estimate(stage, config, preset.model, num_workers, place)
     speed = (peak_flops(place, config.precision) or 0.0) * 0.3 or _measured_speed(place, config.precision)
     seconds = config.steps * result.flops_per_step / (speed * num_workers)
     rows = [

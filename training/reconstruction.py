@@ -20,23 +20,25 @@ class Reconstruction(nn.Module):
     def __init__(self, autoencoder: Autoencoder) -> None:
         super().__init__()
         self.autoencoder = autoencoder
+        self._given: list[Tensor] = []
+        # Once for all: what is hooked on and off in every pass cannot be compiled.
+        autoencoder.decoder.conv_out.register_forward_pre_hook(self._watch)
+
+    def _watch(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self._given[:] = [inputs[0].detach()]
 
     def forward(self, image: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """image (B,3,H,W) in [-1,1], noise (B,C,h,w) → reconstruction (B,3,H,W); what the regulariser looks at: "kl"
         the moments (B,2C,h,w), "vq" the codebook loss (scalar); and, without gradient, what the decoder's last layer, a
         3×3 convolution, was given (B,ch,H,W)."""
-        model, features = self.autoencoder, []
+        model = self.autoencoder
         stored = model.moments(image).float()
         if model.config.kind == "vq":
             latent, regulariser = model.quantize(stored)
         else:
             latent, regulariser = posterior_sample(stored, noise), stored
-        watch = model.decoder.conv_out.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0].detach()))
-        try:
-            made = model.decoder(model.post_quant_conv(latent.to(noise.dtype)))
-        finally:
-            watch.remove()
-        return made, regulariser, features[0]
+        made = model.decoder(model.post_quant_conv(latent.to(noise.dtype)))
+        return made, regulariser, self._given.pop()
 
 
 class JointFirstStage(nn.Module):

@@ -256,7 +256,8 @@ def check(context: Context) -> None:
             f"denoiser.min_snr_gamma = {config.min_snr_gamma:g} gives no weight to the last step of a schedule with "
             "zero_terminal_snr, where sampling begins; set one of them only"
         )
-    check_memory(stage, config, model, context.world.size, context.world.device)
+    held = config if context.use_deepspeed else dataclasses.replace(config, zero_stage=0)  # who else splits nothing
+    check_memory(stage, held, model, context.world.size, context.world.device)
     if problem := free_space_error(context.run_dir, 64 << 20):
         raise UserError(f"{problem}; free some, or choose another run folder")
 

@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from pipeline.errors import UserError
+
 
 @dataclass(frozen=True)
 class World:
@@ -50,22 +52,28 @@ class World:
 
     def barrier(self) -> None:
         if self.size > 1:
-            dist.barrier()
+            dist.barrier(device_ids=[self.device.index] if self.device.type == "cuda" else None)
 
 
 def current_world(device: str | None = None) -> World:
     """The world that the launcher described in RANK, WORLD_SIZE and LOCAL_RANK (Ray Train, torchrun); one worker when
     there is none. Where the launcher has not made a process group yet, as torchrun does not, it is made here.
 
-    device: "cpu", "cuda", or None for a CUDA device where one is visible.
+    device: "cpu", "cuda", or None for a CUDA device where one is visible. `UserError` for "cuda" where none is.
     """
     kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if kind == "cuda" and not torch.cuda.device_count():  # asked of the driver: no context is opened
+        raise UserError(
+            "this process sees no CUDA device; train on the CPU, or look at the GPU's driver and at the "
+            "build of PyTorch (latentzoom doctor)"
+        )
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     chosen = torch.device(kind, local_rank % torch.cuda.device_count()) if kind == "cuda" else torch.device(kind)
     if kind == "cuda":
         torch.cuda.set_device(chosen)  # whatever asks for "cuda" without a number means this worker's
     if dist.is_available() and not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        dist.init_process_group("nccl" if kind == "cuda" else "gloo")
+        is_cuda = kind == "cuda"
+        dist.init_process_group("nccl" if is_cuda else "gloo", device_id=chosen if is_cuda else None)
     if dist.is_available() and dist.is_initialized():
         return World(dist.get_rank(), dist.get_world_size(), local_rank, chosen)
     return World(0, 1, 0, chosen)

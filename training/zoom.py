@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pipeline.geometry import Size
-from pipeline.images import from_uint8, to_uint8
+from pipeline.images import from_uint8, rounded
 from pipeline.resize import enlarge, resize
 from training.config import DecoderStage
 from training.optim import generator_for
@@ -49,7 +49,7 @@ class Zoom:
 
     def low_resolution(self, region: Tensor) -> Tensor:
         """The region reduced to (B,3,cells,cells): anti-aliased bicubic, 8 bits, as people's small pictures are."""
-        return from_uint8(to_uint8(resize(region, (self.cells, self.cells))))
+        return from_uint8(rounded(resize(region, (self.cells, self.cells))))
 
 
 def draw_zoom(config: DecoderStage, image_size: int, step: int) -> Zoom:

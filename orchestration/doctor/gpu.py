@@ -44,11 +44,12 @@ class Part:
 
 PARTS = (
     Part("data", 60),
-    Part("kernels", 60),
+    Part("kernels", 120),
     Part("train local", 75),
     Part("train ddp", 90),
     Part("train deepspeed", 120),
     Part("resume", 45),
+    Part("compiled", 90),
     Part("sampling", 45),
     Part("decode", 90),
     Part("tests", 120),
@@ -111,10 +112,17 @@ def run_part(name: str, device: str, scratch: Path, limit_s: float) -> Outcome:
     """One part in a process of its own, which is killed with all its children when time is over."""
     result, log = scratch / "outcome.json", scratch / "log.txt"
     result.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "orchestration.doctor.gpu_parts", name, device, str(scratch), str(result)]
+    kind = torch.device(device).type
+    command = [sys.executable, "-m", "orchestration.doctor.gpu_parts", name, kind, str(scratch), str(result)]
     started = time.monotonic()
     with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+        process = subprocess.Popen(
+            command,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env={**os.environ, **one_card(device, os.environ.get("CUDA_VISIBLE_DEVICES", ""))},
+        )
         try:
             code = process.wait(limit_s)
         except subprocess.TimeoutExpired:
@@ -130,6 +138,15 @@ def run_part(name: str, device: str, scratch: Path, limit_s: float) -> Outcome:
         return Outcome(name, "FAILED", seconds, f"exit status {code}; {_last_line(log)}")
     found = json.loads(result.read_text())
     return Outcome(name, found["state"], seconds, found["text"], found["figures"])
+
+
+def one_card(device: str, visible: str) -> dict[str, str]:
+    """What lets a process see no other GPU than `device`, of those in CUDA_VISIBLE_DEVICES (empty: all)."""
+    chosen = torch.device(device)
+    if chosen.type != "cuda":
+        return {}
+    names, index = [name.strip() for name in visible.split(",") if name.strip()], chosen.index or 0
+    return {"CUDA_VISIBLE_DEVICES": names[index] if names else str(index)}
 
 
 def _last_line(log: Path) -> str:

@@ -11,6 +11,7 @@ import pytest
 from orchestration import cli
 from orchestration.doctor import gpu
 from pipeline.errors import UserError
+from training.world import current_world
 
 
 def without(monkeypatch: pytest.MonkeyPatch, folder: Path, *packages: str) -> None:
@@ -72,6 +73,59 @@ def test_a_part_that_fails_or_hangs_ends_alone(
     outcome = gpu.run_part("kernels", "cpu", tmp_path, 3.0)
     assert outcome.state == state and text in outcome.text
     assert not Path(f"/proc/{started[0]}").exists()
+
+
+@pytest.mark.parametrize(
+    "device, visible, expected",
+    [
+        ("cuda", "", "0"),
+        ("cuda:1", "", "1"),
+        ("cuda:1", "4,6", "6"),
+        ("cuda", "GPU-8a, GPU-8b", "GPU-8a"),
+        ("cpu", "3", ""),
+    ],
+)
+def test_parts_see_one_card(device: str, visible: str, expected: str) -> None:
+    assert gpu.one_card(device, visible).get("CUDA_VISIBLE_DEVICES", "") == expected
+
+
+def test_two_processes_share_the_card(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Each takes the machine's only device, and so does DeepSpeed, which goes by LOCAL_RANK; it is "cuda", whose number
+    nobody may ask for."""
+    import torch
+
+    from orchestration.doctor import gpu_parts
+
+    started: list[dict[str, str]] = []
+
+    class Process:
+        returncode = 0
+
+        def __init__(self, command: list[str], env: dict[str, str], **_: object) -> None:
+            started.append(env)
+
+        def communicate(self) -> tuple[str, None]:
+            return "", None
+
+    monkeypatch.setattr(gpu_parts.subprocess, "Popen", Process)
+    gpu_parts._two(gpu_parts.Bench("cuda", tmp_path), "deepspeed", "nccl", tmp_path / "result.json")
+    assert [env["RANK"] for env in started] == ["0", "1"] and {env["LOCAL_RANK"] for env in started} == {"0"}
+
+    chosen: list[object] = []
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: chosen.append(torch.device(device).index))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for name in ("init_process_group", "destroy_process_group"):
+        monkeypatch.setattr(torch.distributed, name, lambda *_, **__: None)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
+
+    def train_stages(bench: gpu_parts.Bench, engine: str, name: str) -> dict[str, object]:
+        monkeypatch.setenv("LOCAL_RANK", started[1]["LOCAL_RANK"])
+        current_world(bench.device)
+        return {}
+
+    monkeypatch.setattr(gpu_parts, "train_stages", train_stages)
+    gpu_parts.as_one_of_two(gpu_parts.Bench("cuda", tmp_path), "ddp", "nccl", tmp_path / "result.json")
+    assert chosen == [0]
 
 
 def test_no_time_left_is_said(tmp_path: Path) -> None:

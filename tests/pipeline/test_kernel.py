@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib.util
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -68,6 +70,42 @@ def test_gradient_on_a_gpu(dtype: torch.dtype, is_frozen: bool) -> None:
     for value, usual, here in zip(*(exact, *(gradients(low, features.to(dtype), c) for c in (10**6, None)))):
         error, usual_error = (float((x.double() - value).norm() / value.norm()) for x in (here, usual))
         assert error < 2 * usual_error + 1e-5
+
+
+class OnSecond(torch.Tensor):
+    """A CPU tensor that says it is on the second GPU."""
+
+    @property
+    def is_cuda(self) -> bool:  # type: ignore[override]
+        return True
+
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        return torch.device("cuda", 1)
+
+
+def test_the_kernel_runs_on_the_device_of_its_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton launches on the current device, which is the first one unless somebody says otherwise."""
+    now: list[torch.device] = [torch.device("cuda", 0)]
+
+    @contextlib.contextmanager
+    def device(wanted: torch.device) -> Iterator[None]:
+        now.append(wanted)
+        yield
+        now.pop()
+
+    seen: list[torch.device] = []
+
+    def fused(*_: object) -> torch.Tensor:
+        seen.append(now[-1])
+        return torch.zeros(1)
+
+    head = LiifHead(8, 16, 2)
+    monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr(head, "_fused", fused)
+    rows, cols = (axis_range(0, n, n, 4, dtype=torch.float32, device=torch.device("cpu")) for n in (9, 7))
+    head.grid(torch.zeros(1, 4, 4, 16).as_subclass(OnSecond), rows, cols)
+    assert seen == [torch.device("cuda", 1)] and now == [torch.device("cuda", 0)]
 
 
 def test_a_kernel_that_fails_gives_way_to_the_plain_path(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import sys
 
 import torch
 from PIL import Image
-from second_device import NAME, WrongDevice, second_device
+from second_device import NAME, WrongDevice, second_device, waits
 
 import training.stages.denoiser as denoiser_stage
 from pipeline.bundle import Bundle, load_bundle, save_bundle
@@ -15,13 +15,35 @@ from pipeline.model import LatentZoom
 from training.config import override
 from training.presets import debug
 from training.run import TrainResult, train
+from training.session import Session
 
 torch.set_num_threads(1)
 
 
+def waits_by_step() -> list[list[str]]:
+    """From now on, what the host waits for from the end of one optimizer step to the end of the next, reports and the
+    way of a batch to the device (which CUDA has from page-locked memory) left out."""
+    by_step: list[list[str]] = []
+    end_step, report = Session.end_step, Session._report
+
+    def ended(self: Session) -> None:
+        end_step(self)
+        by_step.append([wait for wait in waits if "in _moved\n" not in wait])
+        waits.clear()
+
+    def unwatched(self: Session) -> None:
+        before = len(waits)
+        report(self)
+        del waits[before:]
+
+    Session.end_step, Session._report = ended, unwatched  # type: ignore[method-assign]
+    return by_step
+
+
 def run(stage: str, device: str, settings: list[str]) -> TrainResult:
     words = [f"{stage}.{word}" if not word.startswith("model.") else word for word in settings]
-    words += [f"{stage}.{word}" for word in ("steps=2", "log_every=2", "grid_every=2", "micro_batch=2")]
+    words += [f"{stage}.{word}" for word in ("steps=4", "log_every=4", "grid_every=4", "micro_batch=2")]
+    words += [f"{stage}.checkpoint_every=4"]
     return train(
         stage,
         override(debug(), words),
@@ -45,6 +67,14 @@ def use() -> None:
     model = LatentZoom(load_bundle(bundle), device=NAME)
     for sampler in ("ddim", "dpm++"):
         model.generate(2, (40, 33), num_steps=3, sampler=sampler, eta=0.5 if sampler == "ddim" else 0.0)  # type: ignore[arg-type]
+        seen: list[list[str]] = []
+
+        def on_step(*_: object) -> None:
+            seen.append(list(waits))  # noqa: B023
+            waits.clear()
+
+        model.sample_latents(num=2, num_steps=4, sampler=sampler, on_step=on_step)  # type: ignore[arg-type]
+        assert len(seen) == 4 and not any(seen[1:]), "".join(seen[1] + seen[2])
     model.upscale(Image.new("RGB", (32, 40)), 3.3, tile=16)
 
 
@@ -67,7 +97,10 @@ with second_device():
     elif case == "planted":
         plant()
     else:
+        by_step = waits_by_step()
         there = run(case, NAME, settings)
+        # The first step may set things up; the last one saves.
+        assert len(by_step) == 4 and by_step[1:3] == [[], []], "\n\n".join(by_step[1][:3])
         assert load_bundle(there.bundle).autoencoder is not None
 if case not in ("use", "planted"):  # the same numbers: nothing went astray in the device's making either
     here = run(case, "cpu", settings)

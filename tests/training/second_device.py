@@ -1,7 +1,8 @@
 """A second device for machines without one: its tensors are the CPU's, and remember where they are said to be.
 
 An operation that is given tensors of both devices is an error, as it is on CUDA: all but copies, whose purpose that is,
-and numbers (0-dimensional CPU tensors), which CUDA takes too. What the host reads back is counted.
+and numbers (0-dimensional CPU tensors), which CUDA takes too. What the host waits for is listed: values read back, and
+copies either way that were not asked for as non-blocking.
 """
 
 from __future__ import annotations
@@ -57,23 +58,41 @@ class Placed(torch.Tensor):
 
 
 class _Mode(TorchDispatchMode):
-    def __init__(self) -> None:
-        super().__init__()
-        self.reads: list[str] = []
-
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return _run(function, args, kwargs or {}, self.reads)
+        return _run(function, args, kwargs or {})
 
 
-def _run(function: Any, args: Any, kwargs: dict[str, Any], reads: list[str] | None = None) -> Any:
+waits: list[str] = []
+"""Where the host has waited for the second device, as stacks of calls."""
+
+
+def _note_wait() -> None:
+    waits.append("".join(traceback.format_stack(limit=14)[:-2]))
+
+
+def _waits(name: str, args: Any, kwargs: dict[str, Any], placed: list[Placed]) -> bool:
+    """Whether CUDA would have the host wait in an operation."""
+    if name not in ("aten::_to_copy", "aten::copy_"):
+        return name in _READS and bool(placed)
+    if kwargs.get("non_blocking") or (name == "aten::copy_" and len(args) > 2 and args[2]):
+        return False
+    source, target = (args[1], args[0]) if name == "aten::copy_" else (args[0], None)
+    if not isinstance(source, torch.Tensor) or not source.numel():
+        return False
+    ends_here = isinstance(target, Placed) if target is not None else _asked(kwargs) == NAME
+    leaves = not isinstance(target, Placed) if target is not None else _asked(kwargs) == "cpu"
+    return leaves if isinstance(source, Placed) else ends_here
+
+
+def _run(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     name = function._schema.name
     tensors = [value for value in tree_flatten((args, kwargs))[0] if isinstance(value, torch.Tensor)]
     placed = [tensor for tensor in tensors if isinstance(tensor, Placed)]
     others = [t for t in tensors if not isinstance(t, Placed) and (t.ndim or name in _STRICT)]
     if placed and others and name not in _COPIES:
         raise WrongDevice(f"{name} is given tensors on {NAME}:0 and on cpu: {[tuple(t.shape) for t in tensors]}")
-    if reads is not None and placed and (name in _READS or (name == "aten::_to_copy" and _asked(kwargs) == "cpu")):
-        reads.append("".join(traceback.format_stack(limit=12)))
+    if _waits(name, args, kwargs, placed):
+        _note_wait()
     lands_here = _asked(kwargs) == NAME or (_asked(kwargs) is None and bool(placed))
     plain = {k: torch.device("cpu") if k == "device" and v is not None else v for k, v in kwargs.items()}
     inner_args, inner = tree_map(_unwrapped, (args, plain))
@@ -127,6 +146,8 @@ def _register() -> None:
 
 
 def _copy_from(source: torch.Tensor, target: Any, non_blocking: bool = False) -> Any:
+    if not non_blocking and not isinstance(source, Placed):
+        _note_wait()
     target.held.copy_(_unwrapped(source))
     return target
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 
@@ -25,7 +26,9 @@ def worker(how: str) -> None:
         with shared_alarm(world, every_s=0.2, grace_s=1.0):
             dist.barrier()
             if world.rank == 1:
-                raise {"user": UserError("no room in /data"), "crash": ZeroDivisionError("division by zero")}[how]
+                raise ZeroDivisionError("division by zero") if how == "crash" else UserError("no room in /data")
+            if how == "store":  # as NCCL waits for the first worker's address before the first message
+                dist.distributed_c10d._get_default_store().get("of nobody")
             dist.all_reduce(torch.ones(3))
     except UserError as error:
         print("user", error, flush=True)
@@ -36,7 +39,11 @@ def worker(how: str) -> None:
 
 @pytest.mark.parametrize(
     ("how", "message"),
-    [("user", "no room in /data"), ("crash", "worker 1 failed: ZeroDivisionError: division by zero")],
+    [
+        ("user", "no room in /data"),
+        ("crash", "worker 1 failed: ZeroDivisionError: division by zero"),
+        ("store", "no room in /data"),
+    ],
 )
 def test_the_others_end_with_the_first_workers_message(how: str, message: str) -> None:
     waiting, failing = start_workers(__file__, how)
@@ -47,6 +54,26 @@ def test_the_others_end_with_the_first_workers_message(how: str, message: str) -
         failing.kill()
         failing.communicate()
     assert message in output and waiting.returncode == 1
+
+
+def main_fails() -> None:
+    """Worker 0, whose process holds the store, fails and ends at once; worker 1 asks seldom and has much to do."""
+    world = current_world("cpu")
+    try:
+        with shared_alarm(world, every_s=2.0):
+            dist.barrier()
+            if world.rank == 0:
+                raise UserError("no room in /data")
+            time.sleep(5.0)
+            dist.all_reduce(torch.ones(3))
+    except UserError as error:
+        print("user", error, flush=True)
+    os._exit(0)
+
+
+def test_the_first_worker_tells_the_others_before_it_ends() -> None:
+    outputs = [process.communicate(timeout=_LONG)[0] for process in start_workers(__file__, "main")]
+    assert all("user no room in /data" in output for output in outputs), outputs
 
 
 def both_fail() -> None:
@@ -76,4 +103,4 @@ def test_one_worker_has_nobody_to_tell() -> None:
 
 
 if __name__ == "__main__":
-    both_fail() if sys.argv[1] == "both" else worker(sys.argv[1])
+    {"both": both_fail, "main": main_fails}.get(sys.argv[1], lambda: worker(sys.argv[1]))()

@@ -170,11 +170,13 @@ def test_a_grid_and_the_frozen_decoder_need_memory_too() -> None:
     num = estimate("align", preset.align, preset.model, 1).parameters
     plain, drawn = (estimate("align", p.align, p.model, 1) for p in (preset, with_grids))
     assert drawn.state_bytes - plain.state_bytes == 4 * num  # the averaged network
-    # Behind a denoiser of half precision the frozen decoder computes in float32.
+    # Behind a denoiser of half precision the frozen decoder computes in float32, but on CUDA.
     exact = override(preset, ["align.precision=fp32"])
     denoiser, both = (estimate(s, exact.stage(s), exact.model, 1).activation_bytes for s in ("denoiser", "align"))
     behind = both - denoiser * exact.align.global_batch // exact.denoiser.global_batch
     assert plain.activation_bytes == pytest.approx((both - behind) / 2 + behind, rel=0.02)
+    there = estimate("align", preset.align, preset.model, 1, "cuda")
+    assert there.activation_bytes == pytest.approx(both / 2, rel=0.02)
 
 
 def test_only_free_memory_counts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,6 +190,17 @@ def test_only_free_memory_counts(monkeypatch: pytest.MonkeyPatch) -> None:
         else:
             with pytest.raises(UserError, match="free of 80.00 GiB; lower micro_batch"):
                 check()
+
+
+def test_engines_that_split_nothing_are_sized_so(capsys: pytest.CaptureFixture[str]) -> None:
+    """DeepSpeed shares the optimizer's state among the workers; with ddp each has it all."""
+    words = ["denoiser", "--preset", "ffhq-256", "--data", "d", "--run-dir", "r", "--workers", "8", "--dry-run"]
+    told = {}
+    for engine in ("deepspeed", "ddp"):
+        assert main([*words, "--device", "cpu", "--engine", engine]) == 0
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("workers")]
+        told[engine] = line
+    assert "ZeRO 1" in told["deepspeed"] and "ZeRO 0" in told["ddp"]
 
 
 def test_dry_run_refuses_what_the_run_would_refuse() -> None:

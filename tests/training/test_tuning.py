@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from small_shop import Shop
 from torch import nn
 
-from pipeline.bundle import build_decoder
-from training.config import StageConfig
+from pipeline.bundle import build_autoencoder, build_decoder
+from pipeline.liif import LiifHead
+from training import engine
+from training.config import StageConfig, override
 from training.engine import frozen_dtype
 from training.presets import debug
+from training.reconstruction import Reconstruction
+from training.run import train
 from training.tuning import compile_where_it_pays, tune
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -61,6 +67,40 @@ def test_compiled_where_it_pays_or_as_asked(
     assert compile_where_it_pays(module, config, device) == expected
     assert (module._compiled_call_impl is not None) == expected
     assert torch._dynamo.config.suppress_errors == (expected and config.compile is None)
+
+
+def test_the_first_stage_compiles_in_one_piece() -> None:
+    """As on CUDA it is; the features of its last layer come along."""
+    network = Reconstruction(build_autoencoder(debug().model))
+    image, noise = torch.randn(2, 3, 32, 32), torch.randn(2, 3, 8, 8)
+    plain = network(image, noise)
+    network.compile(backend="eager", fullgraph=True)
+    for _ in range(2):
+        made, regulariser, features = network(image, noise)
+        for tensor, expected in zip((made, regulariser, features), plain):
+            torch.testing.assert_close(tensor, expected)
+    torch.testing.assert_close(network.autoencoder.decoder.conv_out(features), made)
+    assert not features.requires_grad
+
+
+@pytest.mark.parametrize("stage", ["align", "distill"])
+def test_the_frozen_decoder_is_rendered_in_the_frozen_precision(
+    monkeypatch: pytest.MonkeyPatch, sr_shop: Shop, tmp_path: Path, stage: str
+) -> None:
+    """As on CUDA in half precision; on a CPU it would be float32."""
+    seen: set[torch.dtype] = set()
+    grid = LiifHead.grid
+
+    def watched(self: LiifHead, table: torch.Tensor, *places: Any, **options: Any) -> torch.Tensor:
+        seen.add(table.dtype)
+        return grid(self, table, *places, **options)
+
+    monkeypatch.setattr(engine, "frozen_dtype", lambda config, device: torch.bfloat16)
+    monkeypatch.setattr(LiifHead, "grid", watched)
+    words = ("steps=1", "precision=bf16", *(["teacher_steps=1"] if stage == "distill" else []))
+    preset = override(sr_shop.preset, [f"{stage}.{word}" for word in words])
+    train(stage, preset, data=sr_shop.data, bundle=sr_shop.bundle, run_dir=str(tmp_path / "run"), device="cpu")
+    assert seen == {torch.bfloat16}
 
 
 @pytest.mark.parametrize(

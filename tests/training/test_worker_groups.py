@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import cloudpickle
 import pytest
+import torch
 
+from orchestration import ray_train
 from orchestration.elastic import scaling_among, worker_counts
 from orchestration.ray_train import gpus_of_each
 from pipeline.errors import UserError
 from training.config import StageConfig
+from training.ema import Ema
+from training.engine import DeepSpeedEngine
+from training.presets import debug
+from training.world import World, current_world
 
 
 @pytest.mark.parametrize(
@@ -54,6 +63,73 @@ def test_ray_takes_the_next_smaller_allowed_number(there: int, expected: int) ->
 )
 def test_workers_have_a_gpu_each_where_there_are_any(asked: float | None, there: int, expected: float) -> None:
     assert gpus_of_each(asked, {"CPU": 16.0, **({"GPU": float(there)} if there else {})}) == expected
+
+
+@pytest.fixture
+def eight_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Ray says of a cluster."""
+    ray = pytest.importorskip("ray")
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 16.0, "GPU": 8.0})
+    monkeypatch.setattr(ray_train, "start_ray", lambda **_: False)
+
+
+def launched(tmp_path: Path, **options: Any) -> Any:
+    return ray_train.launch("denoiser", debug(), data="data", run_dir=str(tmp_path), **options)
+
+
+def test_workers_may_not_share_a_gpu(eight_gpus: None, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--gpus-per-worker 0.5 has several workers share a GPU") as error:
+        launched(tmp_path, num_workers=2, gpus_per_worker=0.5)
+    assert "\n" not in str(error.value)
+
+
+def test_one_decision_of_the_device(eight_gpus: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing said, GPUs in the cluster: one for each worker, NCCL between them, and training told so. And a user's
+    error is what is said in the end, though the other workers had to be killed, and no worker tries again."""
+    from ray.train.v2.api.exceptions import WorkerGroupError
+
+    seen: list[Any] = []
+
+    def fit(trainer: Any, *_: object) -> Any:
+        seen.append(trainer)
+        (tmp_path / "error.json").write_text('{"error": "no room in /data"}')
+        raise WorkerGroupError("rank 3 died", {})
+
+    monkeypatch.setattr(ray_train, "_fit", fit)
+    with pytest.raises(UserError, match="^no room in /data$"):
+        launched(tmp_path, num_workers=4)
+    [trainer] = seen
+    assert trainer.scaling_config.resources_per_worker == {"CPU": 1.0, "GPU": 1.0} and trainer.scaling_config.use_gpu
+    assert trainer.backend_config.backend == "nccl" and trainer.train_loop_config["device"] == "cuda"
+    assert ray_train._worker({"run_dir": str(tmp_path)}) == {"error": "no room in /data"}
+
+
+def test_a_gpu_that_is_not_there_is_one_line() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(UserError, match="this process sees no CUDA device; train on the CPU"):
+        current_world("cuda")
+
+
+def test_a_step_that_deepspeed_left_out_has_a_norm_on_the_device_too() -> None:
+    """Its number among tensors of a GPU could not be stacked with them. ("meta": a device that is not the CPU.)"""
+
+    class Wrapped:
+        optimizer = SimpleNamespace(param_groups=[])
+        norm: Any = float("inf")
+
+        def step(self) -> None: ...
+
+        def get_global_grad_norm(self) -> Any:
+            return self.norm
+
+    engine = DeepSpeedEngine.__new__(DeepSpeedEngine)
+    engine.config, engine.world = StageConfig(), World(0, 1, 0, torch.device("meta"))
+    engine._engine, engine._fragments, engine._snapshot, engine.ema = Wrapped(), [], None, Ema([])
+    norms = [engine.step(1, 0.1)]
+    Wrapped.norm = torch.ones((), device="meta")
+    norms.append(engine.step(2, 0.1))
+    assert torch.stack(norms).device.type == "meta"
 
 
 @pytest.mark.parametrize("set_before", [False, True])

@@ -21,7 +21,7 @@ from pipeline.diffusion import Schedule
 from pipeline.sampling import dpm_solver
 from training.config import DistillStage
 from training.context import Context, require_parts
-from training.engine import autocast, make_engine
+from training.engine import autocast, frozen_precision, make_engine
 from training.grids import Grids
 from training.losses import per_sample
 from training.session import Session
@@ -70,9 +70,10 @@ def train(context: Context) -> Trained:
             z_0 = teach(noise, *shown)
             t = torch.full((len(noise),), model.schedule.num_steps - 1, dtype=torch.int64, device=device)
             z0_pred = schedule.to_x0(noise, engine(noise, t, *shown), t)
-            rendered = render_target(decoder, z0_pred / model.scale_factor, target, config.context_cells)
-            with torch.no_grad():
-                taught = render_target(decoder, z_0 / model.scale_factor, target, config.context_cells)
+            with frozen_precision(config, device):
+                rendered = render_target(decoder, z0_pred / model.scale_factor, target, config.context_cells).float()
+                with torch.no_grad():
+                    taught = render_target(decoder, z_0 / model.scale_factor, target, config.context_cells).float()
             truth = target.cut(micro.pixels)
             terms = {
                 "loss_latent": per_sample(z0_pred, z_0, config.loss).mean(),

@@ -168,7 +168,6 @@ def _paper(
         "checkpoint_every": 2000,
         "grid_every": 2000,
         "log_every": 50,
-        "channels_last": True,
     }
     low, high = model.latent_size, model.image_size
     is_drawn = model.autoencoder.kind == "kl"

@@ -16,6 +16,11 @@ from pipeline.errors import UserError, first_line
 from pipeline.importing.content import impostor
 
 
+def cache_folder() -> Path:
+    """Of this user: LATENTZOOM_CACHE, else ~/.cache/latentzoom."""
+    return Path(os.environ.get("LATENTZOOM_CACHE") or Path.home() / ".cache" / "latentzoom")
+
+
 def bundle_digest(folder: str | Path) -> str:
     """SHA-256 of config.json, which itself lists the SHA-256 of every weight file."""
     return storage.sha256_file(str(Path(folder) / "config.json"))
@@ -64,7 +69,7 @@ def cached(digest: str, location: str, store: str | None, what: str) -> Path:
 
     store: the tracking store that keeps it; None: `location` is an fsspec URL. what: its name in messages. Where the
     cache cannot be written, a bundle on a local disk is used where it lies."""
-    root = Path(os.environ.get("LATENTZOOM_CACHE") or Path.home() / ".cache" / "latentzoom") / "bundles"
+    root = cache_folder() / "bundles"
     target = root / digest
     try:
         is_there = target.is_dir()

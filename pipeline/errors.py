@@ -105,6 +105,9 @@ def exit_status(command: Callable[[], int]) -> int:
         if isinstance(error, OSError) and error.filename is not None and not is_network_error(error):
             print(f"latentzoom: error: {error.filename}: {error.strerror}", file=sys.stderr)
             return 2
+        if isinstance(error, OSError) and error.errno in _LOCAL:
+            print(f"latentzoom: error: cannot write: {error.strerror}", file=sys.stderr)
+            return 2
         if not is_network_error(error):
             raise
         print(f"latentzoom: error: {unreachable(_place_of(error), error)}", file=sys.stderr)

@@ -42,9 +42,11 @@ class KeptPieces:
         text = json.dumps(dict(key), sort_keys=True)
         try:
             if not (folder / "work.json").is_file() or (folder / "work.json").read_text() != text:
-                shutil.rmtree(folder, ignore_errors=True)
-                folder.mkdir(parents=True)
-                (folder / "work.json").write_text(text)
+                drop(folder)
+                folder.mkdir(parents=True, exist_ok=True)
+                self._is_usable = not any(folder.iterdir())  # or it is somebody else's
+                if self._is_usable:
+                    (folder / "work.json").write_text(text)
         except OSError:
             self._is_usable = False
 
@@ -73,7 +75,13 @@ class KeptPieces:
 
     def remove(self) -> None:
         """The work is done."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        drop(self.folder)
+
+
+def drop(folder: Path) -> None:
+    """Remove what was kept in a folder, if that is what it holds."""
+    if (folder / "work.json").is_file():
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def keep_pixels(keep: Keep, draw: Draw) -> Draw:

@@ -51,7 +51,7 @@ class KeptPieces:
             self._is_usable = False
 
     def __call__(self, name: str, make: Callable[[], Tensor]) -> Tensor:
-        file = self.folder / f"{name}.safetensors"
+        file = self._file(name)
         if self._is_usable and file.is_file():
             with contextlib.suppress(OSError, SafetensorError, KeyError):
                 piece = load_file(file)["piece"]
@@ -61,6 +61,12 @@ class KeptPieces:
         if self._is_usable:
             self._store(file, piece)
         return piece
+
+    def has(self, name: str) -> bool:
+        return self._is_usable and self._file(name).is_file()
+
+    def _file(self, name: str) -> Path:
+        return self.folder / f"{name}.safetensors"
 
     def _store(self, file: Path, piece: Tensor) -> None:
         temporary = file.with_name(f".{file.name}.{os.getpid()}")

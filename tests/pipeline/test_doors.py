@@ -228,6 +228,13 @@ def test_no_value_without_meaning_becomes_a_pixel(value: float) -> None:
         (lambda z: z.upscale("no/such.png", 2), "no such file: no/such.png"),
         (lambda z: z.upscale(7, 2), "cannot read int as a picture"),
         (lambda z: LatentZoom.load("models:/tiny@champion"), "orchestration.registry.load"),
+        (lambda z: LatentZoom.load(Path("no/such/bundle")), "no bundle at no/such/bundle"),
+        (lambda z: LatentZoom.load(None), "None is no address of a bundle"),  # type: ignore[arg-type]
+        (lambda z: LatentZoom.starter(dtype=torch.int8), "dtype = torch.int8 is not allowed"),
+        (lambda z: LatentZoom.starter(dtype="half-baked"), "dtype = 'half-baked' is not allowed"),  # type: ignore[arg-type]
+        (lambda z: z.upscale(photo(4, 4), 2, seed="x"), "seed = 'x' is not allowed"),
+        (lambda z: z.upscale(photo(4, 4), 2, seed=1.5), "seed = 1.5 is not allowed"),
+        (lambda z: z.upscale(photo(4, 4), 2, num_steps=-1), "num_steps = -1 is not allowed"),
         (lambda z: LatentZoom.starter(device="tpu"), "device 'tpu' is not there"),
     ],
 )

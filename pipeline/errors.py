@@ -68,7 +68,8 @@ def is_network_error(error: BaseException) -> bool:
         return isinstance(error, Unreachable)
     if isinstance(error, OSError):
         return error.errno not in _LOCAL
-    return type(error).__module__.split(".")[0] in NETWORK_MODULES
+    package = type(error).__module__.split(".")[0]
+    return not NETWORK_MODULES.isdisjoint({package, package.rstrip("0123456789")})  # httpx2 is httpx
 
 
 def unreachable(where: str, error: BaseException) -> Unreachable:

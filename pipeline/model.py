@@ -496,7 +496,8 @@ def _seed_or_new(seed: int | None) -> int:
 def _checked_dtype(dtype: torch.dtype | str) -> torch.dtype:
     """Also by its name. `UserError` for numbers that no network computes in."""
     found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if found not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+    allowed = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+    if not isinstance(found, torch.dtype) or found not in allowed:
         raise UserError(f"dtype = {dtype!r} is not allowed; use torch.float32, torch.bfloat16 or torch.float16")
     return found
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
+import os
 import sys
 
 from pipeline.errors import UserError, exit_status
@@ -44,7 +47,33 @@ def main(argv: list[str] | None = None) -> int:
 
         print(f"latentzoom {version('latentzoom')}")
         return 0
-    return exit_status(lambda: _run(verb, rest))
+    _say_any_name()
+    return _flushed(exit_status(lambda: _run(verb, rest)))
+
+
+def _say_any_name() -> None:
+    """Names of files that are no text, or none that this terminal's encoding has, must end no work; neither must a
+    standard error that is closed."""
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            is_utf8 = stream.encoding.lower().replace("-", "") == "utf8"
+            stream.reconfigure(errors="surrogateescape" if is_utf8 else "backslashreplace")
+
+
+def _flushed(status: int) -> int:
+    """`status`, once what was printed has arrived: where it cannot, a line instead of what Python says as it ends."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):  # a reader that has seen enough is no mistake
+            print(f"latentzoom: error: cannot write to standard output: {error.strerror}", file=sys.stderr)
+            return status or 2
+    return status
 
 
 def _run(verb: str, rest: list[str]) -> int:

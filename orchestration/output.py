@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal
@@ -13,6 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from orchestration import registry
+from pipeline.beside import replacing
+from pipeline.canvas import Facts, read_text
 from pipeline.device import checked_device
 from pipeline.errors import UserError
 from pipeline.geometry import Size
@@ -71,17 +72,15 @@ def origin(model: str, facts: Mapping[str, object]) -> dict[str, str]:
 
 def save_atomically(picture: Image.Image, target: Path, form: str, options: Mapping[str, object]) -> None:
     """Write beside `target` and rename. Raises `UserError` when the folder cannot be written."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(temporary, form, **options)
-        temporary.replace(target)
+        with replacing(target) as stream:
+            picture.save(stream, form, **options)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         raise UserError(f"cannot write {target}: {error.strerror or error}") from error
 
 
+_PREVIEW = "latentzoom:preview"
+"""Text by which a preview says what it is: anything else in its place is a person's picture."""
 PREVIEW_SIDE = 512
 """Largest height and width of a preview, in pixels."""
 
@@ -107,6 +106,10 @@ class Previews:
         reduction = max(1.0, max(size) / PREVIEW_SIDE)
         self.size: Size = (max(1, round(size[0] / reduction)), max(1, round(size[1] / reduction)))
         self.file = target.with_suffix(".preview.png")
+        if every and self.file.exists() and _PREVIEW not in read_text(self.file):
+            raise UserError(
+                f"{self.file} is there already, where the preview would go; move it, or leave --preview out"
+            )
         self._progress: Progress | None = None
 
     def __enter__(self) -> Previews:
@@ -135,7 +138,7 @@ class Previews:
             self._progress.update(1)
         if self.every and done % self.every == 0 and done < total:
             latent = x0_pred[:1] / self.model.config.scale_factor
-            self.model.drawing(latent, self.size).write(self.file)
+            self.model.drawing(latent, self.size).write(self.file, Facts(text=origin("", {_PREVIEW: done})))
 
     def __exit__(self, *_: object) -> None:
         if self._progress is not None:

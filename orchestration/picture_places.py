@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pipeline.errors import UserError
 from pipeline.formats import FORMATS, PICTURE_SUFFIXES, format_of, looks_like_picture, own_suffix, suffix_of
+from pipeline.kinds import said
 
 PIPE = "-"
 _NO_MENTION = {".ds_store", "thumbs.db", "desktop.ini"}
@@ -55,7 +56,7 @@ def places(words: Sequence[str], output: str, form: str = "") -> Places:
             named += _in_folder(source, output, left_out)
         else:
             _check_there(source)
-            named.append((source, source.rstrip("/").rsplit("/", 1)[-1].split("?")[0] or "picture"))
+            named.append((source, _name_of(source)))
     if not named:
         raise UserError(f"no pictures in {', '.join(inputs)} ({', '.join(PICTURE_SUFFIXES)})")
     is_folder = is_many or _is_output_folder(output)
@@ -97,6 +98,12 @@ def _is_file(place: str) -> bool:
     from pipeline import storage
 
     return not _is_folder(place) and storage.exists(place)
+
+
+def _name_of(source: str) -> str:
+    """In an output folder. Behind `?` a URL says what is no name; in a file's name it is a letter as any other."""
+    path = source.split("?")[0].split("#")[0] if _is_url(source) else source
+    return path.rstrip("/").rsplit("/", 1)[-1] or "picture"
 
 
 def _is_folder(place: str) -> bool:
@@ -160,7 +167,8 @@ def _files(folder: str, output: str) -> list[tuple[str, str]]:
     for place, folders, names in os.walk(folder):
         folders[:] = sorted(f for f in folders if Path(place, f).absolute() != skipped and not _is_of_work(f))
         found += [Path(place, name) for name in names]
-    return [(str(file), str(file.relative_to(folder))) for file in sorted(found) if file.is_file()]
+    there = [file for file in sorted(found) if file.is_file() or not file.exists()]  # a link that leads nowhere is said
+    return [(str(file), str(file.relative_to(folder))) for file in there]
 
 
 def _is_of_work(folder: str) -> bool:
@@ -169,6 +177,9 @@ def _is_of_work(folder: str) -> bool:
 
 
 def _head(file: str) -> bytes:
+    """The first bytes of a file; none of a pipe, which would lose them."""
+    if not _is_url(file) and not Path(file).is_file():
+        return b""
     from pipeline import storage
 
     try:
@@ -222,6 +233,5 @@ def left_out_line(left_out: list[str]) -> str:
     if not left_out:
         return ""
     kinds = Counter(suffix_of(name.rsplit("/", 1)[-1]) or "without suffix" for name in left_out)
-    shown = ", ".join(f"{num} {kind}" for kind, num in kinds.most_common(6))
     files = "file that is no picture" if len(left_out) == 1 else "files that are no pictures"
-    return f"left out {len(left_out)} {files}: {shown}{', ...' if len(kinds) > 6 else ''}"
+    return f"left out {len(left_out)} {files}: {said(kinds)}"

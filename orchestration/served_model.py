@@ -97,7 +97,10 @@ def _rows(model_input: Any) -> list[Mapping[Any, Any]]:
     if isinstance(model_input, Mapping):
         cells = _plain(model_input)
         is_columns = any(isinstance(column, (list, tuple)) for column in cells.values())
-        return pd.DataFrame(cells).to_dict("records") if is_columns else [cells]
+        try:
+            return pd.DataFrame(cells).to_dict("records") if is_columns else [cells]
+        except ValueError as error:
+            raise BadRequest(f"the request's columns do not fit together: {error}") from error
     rows = list(model_input) if hasattr(model_input, "__iter__") and not isinstance(model_input, str) else None
     if rows is None or not all(isinstance(row, Mapping) for row in rows):
         raise BadRequest("the request holds no rows with named columns; send dataframe_records, a list of objects")

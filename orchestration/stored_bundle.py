@@ -11,9 +11,14 @@ from typing import Any
 
 from orchestration import local_store, tracking
 from pipeline import storage
-from pipeline.bundle import FILES
+from pipeline.bundle import FILES, read_config
 from pipeline.errors import UserError, first_line
 from pipeline.importing.content import impostor
+
+
+def cache_folder() -> Path:
+    """Of this user: LATENTZOOM_CACHE, else ~/.cache/latentzoom."""
+    return Path(os.environ.get("LATENTZOOM_CACHE") or Path.home() / ".cache" / "latentzoom")
 
 
 def bundle_digest(folder: str | Path) -> str:
@@ -24,9 +29,7 @@ def bundle_digest(folder: str | Path) -> str:
 def verify_bundle(folder: str | Path) -> dict[str, Any]:
     """Check every weight file against config.json without loading it; returns the parsed config.json."""
     folder = Path(folder)
-    if not (folder / "config.json").is_file():
-        raise UserError(f"no bundle at {folder}: it has no config.json")
-    config = storage.read_json(str(folder / "config.json"))
+    config = read_config(str(folder))
     files = config.get("files") if isinstance(config, dict) else None
     if not isinstance(files, dict) or not set(files) <= FILES:
         raise UserError(f"{folder}/config.json does not describe a bundle")
@@ -64,7 +67,7 @@ def cached(digest: str, location: str, store: str | None, what: str) -> Path:
 
     store: the tracking store that keeps it; None: `location` is an fsspec URL. what: its name in messages. Where the
     cache cannot be written, a bundle on a local disk is used where it lies."""
-    root = Path(os.environ.get("LATENTZOOM_CACHE") or Path.home() / ".cache" / "latentzoom") / "bundles"
+    root = cache_folder() / "bundles"
     target = root / digest
     try:
         is_there = target.is_dir()
@@ -115,8 +118,8 @@ def _fetch(location: str, folder: Path, store: str | None, what: str) -> None:
 
 def _fetch_named(url: str, folder: Path) -> None:
     """The files that config.json names, one by one: many web servers list no folders."""
+    config = read_config(url)
     (folder / "config.json").write_bytes(storage.read_bytes(storage.join(url, "config.json")))
-    config = storage.read_json(str(folder / "config.json"))
     files = config.get("files") if isinstance(config, dict) else None
     if not isinstance(files, dict) or not set(files) <= FILES:
         raise UserError(f"{url}/config.json does not describe a bundle")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
 import sys
@@ -16,13 +17,15 @@ import torch
 from orchestration import made_before
 from orchestration.output import Previews, load_model, origin, slow_dtype, within_memory
 from orchestration.picture_places import PIPE, Places, Task
+from orchestration.stored_bundle import cache_folder
 from orchestration.verbs.upscale import Arguments
 from pipeline import storage
+from pipeline.beside import hidden
 from pipeline.canvas import Facts, read_text, write_png
 from pipeline.drawing import Drawing
 from pipeline.errors import UserError
 from pipeline.formats import JPEG, format_of
-from pipeline.kept import Keep, KeptPieces, keep_nothing, keep_pixels
+from pipeline.kept import Keep, KeptPieces, drop, keep_nothing, keep_pixels
 from pipeline.model import LatentZoom
 from pipeline.progress import Notice, Progress
 from pipeline.reading import MAX_INPUT_PIXELS, Picture, Unreadable, oriented_size, read_picture, use_own_size_limit
@@ -82,6 +85,7 @@ class Upscaler:
 def run(arguments: Arguments, found: Places, notice: Notice) -> int:
     """Everything that `found` names; the notice is of the model's loading. Exit status 1: some pictures could not be
     enlarged."""
+    _drained.cache_clear()
     use_own_size_limit()  # Pillow would warn of pictures that `read_picture` allows
     if not found.is_said:
         _check_meant(found.tasks[0])
@@ -164,15 +168,21 @@ def _notices(picture: Picture, task: Task, size: Size) -> None:
 
 
 def _pieces(upscaler: Upscaler, task: Task, picture: Picture, size: Size, facts: Facts) -> KeptPieces | None:
-    """For a large picture that goes to a local file: where its finished tiles are kept until it is done."""
-    if task.target == PIPE or "://" in task.target:
+    """For a large picture that goes to a file or URL: where its finished tiles are kept until it is done, beside the
+    file or in the cache."""
+    if task.target == PIPE:
         return None
+    if "://" in task.target:
+        folder = cache_folder() / "parts" / hashlib.sha256(task.target.encode()).hexdigest()[:16]
+    else:
+        folder = hidden(Path(task.target), "parts")
     num_input = picture.size[0] * picture.size[1]
     if size[0] * size[1] < LARGE_OUTPUT and not (upscaler.is_diffused and num_input >= LARGE_DIFFUSED):
+        drop(folder)  # of other work that was to become this file
         return None
-    target, device = Path(task.target), upscaler.model.device.type
+    device = upscaler.model.device.type
     key = {**facts.text, "tile": str(upscaler.arguments.tile), "device": device, "torch": str(torch.__version__)}
-    return KeptPieces(target.with_name(f".{target.name}.parts"), key)
+    return KeptPieces(folder, key)
 
 
 @contextlib.contextmanager
@@ -260,14 +270,22 @@ def _size_of(data: bytes) -> Size:
         return read_picture(data).size
 
 
+@functools.cache
+def _drained(source: str) -> bytes:
+    """What a pipe gives, which it gives once."""
+    if source != PIPE:
+        return Path(source).read_bytes()
+    if sys.stdin is None:
+        raise UserError("standard input is closed; give a file")
+    return sys.stdin.buffer.read()
+
+
 def _bytes_of(source: str) -> bytes:
-    if source == PIPE:
-        if sys.stdin is None:
-            raise UserError("standard input is closed; give a file")
-        return sys.stdin.buffer.read()
     if "://" in source:
         return storage.read_bytes(source)
     try:
+        if source == PIPE or Path(source).is_fifo():
+            return _drained(source)
         return Path(source).read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {source}: {error.strerror or error}") from error

@@ -116,7 +116,7 @@ def load_bundle(url: str) -> Bundle:
     """Load a bundle folder, or starter:LOOK, onto the CPU in evaluation mode. Raises `UserError` naming the file that
     is missing, damaged (SHA-256), or does not fit its configuration."""
     url = starter_or(url) if url.startswith("starter:") else url
-    raw = _read_config(url)
+    raw = _checked_config(url)
     bundle = _built(url, raw)
     for name in PARTS:
         if (part := getattr(bundle, name)) is not None:
@@ -132,14 +132,12 @@ def outline(url: str) -> Bundle:
     config.json. Raises `UserError` as `load_bundle`."""
     url = starter_or(url) if url.startswith("starter:") else url
     with torch.device("meta"):
-        return _built(url, _read_config(url))
+        return _built(url, _checked_config(url))
 
 
-def _read_config(url: str) -> dict[str, Any]:
-    """A bundle's config.json, checked."""
-    if not storage.exists(storage.join(url, "config.json")):
-        raise UserError(f"no bundle at {url}: it has no config.json")
-    raw = storage.read_json(storage.join(url, "config.json"))
+def _checked_config(url: str) -> dict[str, Any]:
+    """A bundle's config.json, judged."""
+    raw = read_config(url)
     if not isinstance(raw, dict) or raw.get("format") != FORMAT:
         found = raw.get("format") if isinstance(raw, dict) else None
         raise UserError(f"{url}/config.json has format {found!r}; this version reads {FORMAT!r}")
@@ -160,6 +158,26 @@ def _built(url: str, raw: dict[str, Any]) -> Bundle:
     decoder = build_decoder(config) if "decoder.safetensors" in files else None
     denoiser = build_denoiser(config) if "denoiser.safetensors" in files else None
     return Bundle(config, autoencoder, decoder, denoiser, raw.get("meta", {}))
+
+
+def read_config(url: str) -> Any:
+    """A bundle's config.json, parsed and not judged. `UserError` where none is there, and for what is no JSON or that
+    of other weights."""
+    file = storage.join(url, "config.json")
+    if not storage.exists(file):
+        if storage.is_local(url) and Path(url).is_file():
+            raise UserError(
+                f"{url} is a file, and a bundle is a folder; `latentzoom import` makes one of other weights"
+            )
+        raise UserError(f"no bundle at {url}: it has no config.json")
+    if words := impostor(storage.read_head(file, 1024)):
+        raise UserError(f"{file} is {words}")
+    raw = storage.read_json(file)
+    if isinstance(raw, dict) and "_class_name" in raw and "format" not in raw:
+        raise UserError(
+            f"{url} is of diffusers, no bundle; make one of it: latentzoom import diffusers {url} --out FOLDER"
+        )
+    return raw
 
 
 def missing_parts(task: str, parts: Collection[str]) -> list[str]:

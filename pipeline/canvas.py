@@ -6,9 +6,7 @@ Legend: H/W pixels, c channels; windows are (y0, x0, y1, x1).
 
 from __future__ import annotations
 
-import contextlib
 import io
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,6 +20,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
 from pipeline import storage
+from pipeline.beside import replacing
 from pipeline.errors import UserError
 from pipeline.formats import FORMATS, PNG, TIFF, format_of, suffix_of
 from pipeline.png_stream import PngStream
@@ -73,10 +72,8 @@ def write_canvas(
     """
     form = format_of(str(target), size)
     facts = facts or Facts()
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as stream:
+        with replacing(target) as stream:
             if form is PNG:
                 write_png(stream, size, draw, channels=channels, facts=facts, on_pixels=on_pixels)
             elif form is TIFF:
@@ -86,12 +83,8 @@ def write_canvas(
                 write_whole(
                     stream, form, pixels, quality=quality, text=dict(facts.text), icc=facts.icc, exif=facts.exif
                 )
-        temporary.replace(target)
     except OSError as error:
         raise UserError(f"cannot write {target}: {error.strerror or error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
 
 
 def draw_whole(size: Size, draw: Draw, channels: int) -> Pixels:

@@ -43,13 +43,17 @@ def _described(hint: Any, field: dataclasses.Field[Any]) -> Any:
 
 
 def _parser(plain: Any) -> list[Any]:
-    """For numbers, and for what may be left out: how one word becomes a value, and what is said where it is none."""
+    """For numbers, for one of several words, and for what may be left out: how one word becomes a value, and what is
+    said where it is none."""
     kinds = [kind for kind in typing.get_args(plain) if kind is not type(None)] if _is_union(plain) else [plain]
-    if len(kinds) != 1 or not (_is_union(plain) or plain in (int, float)):
+    kind, choices = kinds[0], typing.get_args(kinds[0]) if typing.get_origin(kinds[0]) is typing.Literal else ()
+    is_words = bool(choices) and all(isinstance(choice, str) for choice in choices)
+    if len(kinds) != 1 or not (_is_union(plain) or is_words or plain in (int, float)):
         return []
-    kind, choices = kinds[0], typing.get_args(kinds[0]) if typing.get_origin(kinds[0]) is typing.Literal else None
 
     def parsed(words: list[str]) -> Any:
+        if is_words and words[0] not in choices:
+            raise ValueError(f"{words[0]!r} is none of {', '.join(choice for choice in choices if choice)}")
         try:
             return words[0] if choices else kind(words[0])
         except ValueError:
@@ -62,7 +66,7 @@ def _parser(plain: Any) -> list[Any]:
             instance_from_str=parsed,
             is_instance=lambda value: True,
             str_from_instance=lambda value: [str(value)],
-            choices=choices,
+            choices=None if is_words else choices or None,
         )
     ]
 

@@ -13,7 +13,7 @@ def checked_device(device: torch.device | str) -> torch.device:
         found = torch.empty(0, device=device).device
         is_real, reason = found.type != "meta", "it holds no numbers"
     except (RuntimeError, AssertionError, ImportError, TypeError) as error:  # what PyTorch raises depends on its build
-        is_real, reason = False, first_line(error)
+        is_real, reason = False, first_line(error).split(". ")[0]
     if not is_real:
         raise UserError(f"device {str(device)!r} is not there ({reason}); use cpu, cuda, or cuda:1")
     return torch.device(device)

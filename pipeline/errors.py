@@ -68,7 +68,8 @@ def is_network_error(error: BaseException) -> bool:
         return isinstance(error, Unreachable)
     if isinstance(error, OSError):
         return error.errno not in _LOCAL
-    return type(error).__module__.split(".")[0] in NETWORK_MODULES
+    package = type(error).__module__.split(".")[0]
+    return not NETWORK_MODULES.isdisjoint({package, package.rstrip("0123456789")})  # httpx2 is httpx
 
 
 def unreachable(where: str, error: BaseException) -> Unreachable:
@@ -104,6 +105,9 @@ def exit_status(command: Callable[[], int]) -> int:
     except Exception as error:
         if isinstance(error, OSError) and error.filename is not None and not is_network_error(error):
             print(f"latentzoom: error: {error.filename}: {error.strerror}", file=sys.stderr)
+            return 2
+        if isinstance(error, OSError) and error.errno in _LOCAL:
+            print(f"latentzoom: error: cannot write: {error.strerror}", file=sys.stderr)
             return 2
         if not is_network_error(error):
             raise

@@ -42,14 +42,16 @@ class KeptPieces:
         text = json.dumps(dict(key), sort_keys=True)
         try:
             if not (folder / "work.json").is_file() or (folder / "work.json").read_text() != text:
-                shutil.rmtree(folder, ignore_errors=True)
-                folder.mkdir(parents=True)
-                (folder / "work.json").write_text(text)
+                drop(folder)
+                folder.mkdir(parents=True, exist_ok=True)
+                self._is_usable = not any(folder.iterdir())  # or it is somebody else's
+                if self._is_usable:
+                    (folder / "work.json").write_text(text)
         except OSError:
             self._is_usable = False
 
     def __call__(self, name: str, make: Callable[[], Tensor]) -> Tensor:
-        file = self.folder / f"{name}.safetensors"
+        file = self._file(name)
         if self._is_usable and file.is_file():
             with contextlib.suppress(OSError, SafetensorError, KeyError):
                 piece = load_file(file)["piece"]
@@ -59,6 +61,12 @@ class KeptPieces:
         if self._is_usable:
             self._store(file, piece)
         return piece
+
+    def has(self, name: str) -> bool:
+        return self._is_usable and self._file(name).is_file()
+
+    def _file(self, name: str) -> Path:
+        return self.folder / f"{name}.safetensors"
 
     def _store(self, file: Path, piece: Tensor) -> None:
         temporary = file.with_name(f".{file.name}.{os.getpid()}")
@@ -73,7 +81,13 @@ class KeptPieces:
 
     def remove(self) -> None:
         """The work is done."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        drop(self.folder)
+
+
+def drop(folder: Path) -> None:
+    """Remove what was kept in a folder, if that is what it holds."""
+    if (folder / "work.json").is_file():
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def keep_pixels(keep: Keep, draw: Draw) -> Draw:

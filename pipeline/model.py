@@ -10,6 +10,8 @@ import dataclasses
 import importlib.metadata
 import itertools
 import logging
+import operator
+import os
 import secrets
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -66,6 +68,7 @@ class LatentZoom:
         }
         self.bundle = dataclasses.replace(bundle, **parts)
         self.config: ModelConfig = bundle.config
+        dtype = _checked_dtype(dtype)
         trunk = self.bundle.decoder.trunk if self.bundle.decoder is not None else None
         if self.config.autoencoder.kind == "identity" and isinstance(trunk, PlainFeatureDecoder):
             trunk.block_dtype = dtype if dtype.itemsize < 4 else None
@@ -87,9 +90,14 @@ class LatentZoom:
         self._run_denoiser: Callable[..., Tensor] | None = self.denoiser
 
     @classmethod
-    def load(cls, url: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> LatentZoom:
+    def load(
+        cls, url: str | os.PathLike[str], device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> LatentZoom:
         """Load a bundle folder (path or any fsspec URL). Raises `UserError` when it is missing or damaged."""
-        if str(url).startswith("models:/"):
+        if not isinstance(url, (str, os.PathLike)):
+            raise UserError(f"{url!r} is no address of a bundle; give a folder or a URL")
+        url = os.fspath(url)
+        if url.startswith("models:/"):
             raise UserError(f"{url} is an address of a registry: use orchestration.registry.load({str(url)!r})")
         checked_device(device)  # before anything is fetched
         return cls(load_bundle(url), device, dtype)
@@ -409,6 +417,7 @@ class LatentZoom:
     def evaluations(self, num_steps: int | None, default: int = 20) -> int:
         """Evaluations of the denoiser for one picture: those asked for, by default those that it was distilled to, or
         `default`. `UserError` where a distilled one is asked for another number."""
+        _check_steps(num_steps)
         own = self.config.schedule.distilled_steps
         if own and num_steps not in (None, own):
             raise UserError(
@@ -420,6 +429,7 @@ class LatentZoom:
     def renders_condition(self, num_steps: int | None) -> bool:
         """Whether an enlargement renders its condition, without diffusion: all models but those for super-resolution
         do, and these with num_steps = 0. `UserError` where the decoder was not trained for that."""
+        _check_steps(num_steps)
         if not self._is_sr() or num_steps != 0:
             return not self._is_sr()
         if self.config.decoder.inputs == "latent":
@@ -512,7 +522,24 @@ def _seed_or_new(seed: int | None) -> int:
     if seed is None:
         seed = secrets.randbelow(1 << 31)
         _LOGGER.warning("seed %d was drawn; give seed=%d for the same picture again", seed, seed)
-    return seed
+    if isinstance(seed, bool) or not hasattr(seed, "__index__"):
+        raise UserError(f"seed = {seed!r} is not allowed; use a whole number, or None for a new one")
+    return operator.index(seed)
+
+
+def _checked_dtype(dtype: torch.dtype | str) -> torch.dtype:
+    """Also by its name. `UserError` for numbers that no network computes in."""
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    allowed = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+    if not isinstance(found, torch.dtype) or found not in allowed:
+        raise UserError(f"dtype = {dtype!r} is not allowed; use torch.float32, torch.bfloat16 or torch.float16")
+    return found
+
+
+def _check_steps(num_steps: int | None) -> None:
+    is_whole = hasattr(num_steps, "__index__") and not isinstance(num_steps, bool)
+    if num_steps is not None and not (is_whole and num_steps >= 0):
+        raise UserError(f"num_steps = {num_steps!r} is not allowed; use a whole number")
 
 
 def _check_latent_size(size: Size) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import sys
 import threading
 import time
@@ -68,7 +69,7 @@ class Progress:
     ) -> None:
         self.label, self.total, self.unit = label, total, unit
         self.initial, self.done = initial, initial
-        self.stream = stream or sys.stderr
+        self.stream = stream or sys.stderr or io.StringIO()
         self.is_terminal = self.stream.isatty()
         self.interval = 0.2 if self.is_terminal else interval
         self.start = time.monotonic()
@@ -120,7 +121,7 @@ class Progress:
 
     def _print(self) -> None:
         line, self._shown = self.line(), (self.done, self.note)
-        with self._lock, contextlib.suppress(ValueError):  # a stream that was closed meanwhile
+        with self._lock, contextlib.suppress(ValueError, OSError):  # closed meanwhile, or a full disk: the work goes on
             self.stream.write(f"\r\x1b[K{line}" if self.is_terminal else f"{line}\n")
             self.stream.flush()
 
@@ -131,8 +132,9 @@ class Progress:
         if self.is_terminal or self._shown != (self.done, self.note):
             self._print()
         if self.is_terminal:
-            self.stream.write("\n")
-            self.stream.flush()
+            with contextlib.suppress(ValueError, OSError):
+                self.stream.write("\n")
+                self.stream.flush()
 
     def __enter__(self) -> Progress:
         return self

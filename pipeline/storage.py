@@ -31,6 +31,10 @@ def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
         fs, path = fsspec.core.url_to_fs(str(url), **_options(str(url)))
     except (ValueError, ImportError) as error:
         raise UserError(f"cannot use {url}: {error}") from error
+    except Exception as error:  # some connect here already
+        if not is_network_error(error):
+            raise
+        raise unreachable(str(url), error) from error
     return fs, path
 
 

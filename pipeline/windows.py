@@ -42,8 +42,9 @@ BLOCK = 1024
 def drawn_size(size: Size, cells: Size) -> Size:
     """Pixels (H, W) at which a latent of `cells` is drawn for an output of `size`. A pixel larger than a cell would
     miss what lies between its centre and the next (decoders are trained with pixels of at most a cell): then a whole
-    multiple of the output, to be reduced."""
-    height, width = (side * max(1, -(-num // side)) for side, num in zip(size, cells))
+    multiple of the output, of at least one and a half pixels a cell, to be reduced. With pixels as large as cells,
+    photographs at half their size were 1 to 9 dB further from an anti-aliased bicubic."""
+    height, width = (side if side >= num else side * -(-3 * num // (2 * side)) for side, num in zip(size, cells))
     return height, width
 
 

@@ -32,7 +32,7 @@ class StageConfig:
     ema_decay, ema_warmup: decay of the averaged weights; with warm-up it is min(ema_decay, (1+t)/(10+t)).
     checkpoint_every, keep: steps between checkpoints, and how many complete ones stay.
     log_every, grid_every: steps between log lines and between image grids (0: no grids).
-    activation_checkpointing: less memory, more time. channels_last: faster convolutions in networks without group norms;
+    activation_checkpointing: less memory, more time. channels_last: faster convolutions where there are no group norms;
         CUDA's put their channels first again.
     compile: by torch.compile; null leaves it to `training.tuning`: on CUDA, where shapes stay the same.
     """

@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 import torch
 
+from pipeline.beside import replacing
 from pipeline.errors import UserError
 
 TOLERANCE = 0.10
@@ -89,13 +90,10 @@ class Results:
     def save(self, file: Path) -> None:
         """Write JSON beside `file` and rename. Raises `UserError` when the folder cannot be written."""
         rows = [{k: v for k, v in dataclasses.asdict(row).items() if v not in (None, "")} for row in self.rows]
-        temporary = file.with_name(f".{file.name}.{os.getpid()}.part")
         try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps({"machine": self.machine, "rows": rows}, indent=1) + "\n")
-            temporary.replace(file)
+            with replacing(file) as stream:
+                stream.write((json.dumps({"machine": self.machine, "rows": rows}, indent=1) + "\n").encode())
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             raise UserError(f"cannot write {file}: {error.strerror}") from error
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from orchestration.interruptible import interruptible
 from orchestration.writable import check_file, check_folder
 from pipeline.allocator import keep_freed_memory
 from pipeline.command_line import plain_help
@@ -75,7 +76,7 @@ def main(argv: list[str]) -> int:
     with Notice(f"latentzoom: loading {arguments.model}") as notice:
         from orchestration.generating import run
 
-        with keep_freed_memory():
+        with keep_freed_memory(), interruptible():
             return run(arguments, notice)
 
 
@@ -90,6 +91,10 @@ def _check(arguments: Arguments) -> None:
         raise UserError(f"--out {out} is one file and --num {num} needs a folder")
     if arguments.preview < 0:
         raise UserError("--preview: use 0 or more")
+    if arguments.steps < 1:
+        raise UserError(f"--steps {arguments.steps} is not allowed; use 1 or more")
+    if not 0 <= arguments.eta <= 1:
+        raise UserError(f"--eta {arguments.eta:g} is not allowed; use 0 to 1")
     if not 1 <= arguments.quality <= 100:
         raise UserError(f"--quality {arguments.quality} is not allowed; use 1 to 100")
     if arguments.latent_size:

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from orchestration.interruptible import interruptible
 from orchestration.picture_places import PIPE, Places, left_out_line, places
 from orchestration.wanted_size import WantedSize
 from orchestration.writable import check_file, check_folder
@@ -109,15 +110,21 @@ def main(argv: list[str]) -> int:
     with Notice(f"latentzoom: loading {arguments.model or 'the starter'}") as notice:
         from orchestration.upscaling import run
 
-        with keep_freed_memory():
+        with keep_freed_memory(), interruptible():
             return run(arguments, found, notice)
 
 
 def _checked(arguments: Arguments) -> Places:
     """The pictures and where they go. `UserError` for anything that cannot be."""
+    if not arguments.pictures:
+        raise UserError("no picture is given: latentzoom upscale INPUT... OUTPUT --scale 2 (--help says more)")
     _ = arguments.wanted  # exactly one size
     if arguments.tile < 0 or arguments.preview < 0:
         raise UserError("--tile and --preview: use 0 or more")
+    if arguments.steps is not None and arguments.steps < 0:
+        raise UserError(f"--steps {arguments.steps} is not allowed; use 0 or more")
+    if not 0 <= arguments.eta <= 1:
+        raise UserError(f"--eta {arguments.eta:g} is not allowed; use 0 to 1")
     if not 1 <= arguments.quality <= 100:
         raise UserError(f"--quality {arguments.quality} is not allowed; use 1 to 100")
     if arguments.look and arguments.model == "starter":

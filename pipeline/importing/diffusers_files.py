@@ -42,6 +42,8 @@ def local_or_hub(source: str, revision: str | None) -> Path:
     if Path(source).is_dir():
         return Path(source)
     if source.count("/") != 1 or source.startswith((".", "/", "~")):
+        if "://" in source:
+            raise UserError(f"{source} is an address; fetch the folder first, or give a hub id of the form owner/name")
         raise UserError(f"no such folder: {source} (and it is not a hub id of the form owner/name)")
     root = _snapshot(source, revision, [f"{place}{file}" for place in ("", "*/") for file in _CONFIGS])
     places = [f"{name}/" for name in ("vae", "vqvae", "unet") if (root / name / "config.json").is_file()] or [""]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.reading import jpeg, tiff
-from pipeline.reading.deep_colour import load_rounded
+from pipeline.reading.deep_colour import is_deep_grey, load_rounded
 from pipeline.reading.exif import orientation, turned_upright, upright_block
 from pipeline.reading.header import DECODE_ERRORS, FORMATS, Unreadable, detail, open_header
 from pipeline.reading.picture import HAS_MORE, Picture, profile_space, to_srgb
@@ -28,7 +28,9 @@ def decode(data: bytes, max_pixels: int) -> Picture:
         has_more = _has_more(image)
         image.seek(0)
         feed = jpeg.watch(image, pixels)
+        is_grey = is_deep_grey(image)
         load_rounded(image, pixels, FORMATS)
+        image = image.convert("LA") if is_grey else image
         trouble = feed.trouble() if feed is not None else ""
     except (*DECODE_ERRORS, Image.DecompressionBombError, MemoryError) as error:
         raise Unreadable("damaged", detail(error)) from error

@@ -47,6 +47,11 @@ def load_rounded(image: Image.Image, data: bytes, formats: tuple[str, ...]) -> N
         image.putalpha(Image.fromarray(seen.astype(np.uint8) * 255))
 
 
+def is_deep_grey(image: Image.Image) -> bool:
+    """Whether an image that is opened and not loaded is a PNG's 16-bit grey with alpha, which Pillow makes colours."""
+    return any(_layout(tile) == "LA;16B" for tile in getattr(image, "tile", []))
+
+
 def _layout(tile: Any) -> str:
     """Pillow's name for the order of channels and bytes in the file."""
     return str(tile.args if isinstance(tile.args, str) else tile.args[0])

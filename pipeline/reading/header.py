@@ -61,8 +61,13 @@ def open_header(data: bytes, max_pixels: int) -> tuple[Image.Image, bytes]:
         raise Unreadable("too_large", detail(error)) from error
     except DECODE_ERRORS as error:
         is_known = data.startswith(_MAGIC) or data[4:12] in (b"ftypavif", b"ftypavis")
-        reason = "damaged" if is_known else "not_an_image"
-        raise Unreadable(reason, detail(error)) from error
+        if is_known:
+            raise Unreadable("damaged", detail(error)) from error
+        from pipeline.importing.content import impostor
+
+        is_svg = b"<svg" in data[:1024].lower()
+        words = "an SVG drawing, made of shapes; export it as PNG" if is_svg else impostor(data[:1024])
+        raise Unreadable("not_an_image", words or detail(error)) from error
     if image.format == "PNG":
         png.describe(image, data, notes)
     check_pixels(image.height, image.width, max_pixels)

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageFile
 
 from pipeline import storage
-from pipeline.errors import UserError
+from pipeline.errors import UserError, first_line
 from pipeline.reading.decode import decode, picture_of
 from pipeline.reading.exif import upright_block
 from pipeline.reading.header import DECODE_ERRORS, Unreadable, check_pixels, detail
@@ -18,7 +18,8 @@ from pipeline.reading.picture import Picture
 MAX_INPUT_PIXELS = 100_000_000
 
 PictureSource = Picture | Image.Image | Path | str | bytes | Any
-"""Any is an array of uint8: (H,W) grey, or (H,W,C) with C 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGBA)."""
+"""Any is an open binary file, or an array of uint8: (H,W) grey, or (H,W,C) with C 1 (grey), 2 (grey, alpha), 3 (RGB) or
+4 (RGBA)."""
 
 
 def read_picture(source: PictureSource, name: str = "", max_pixels: int = MAX_INPUT_PIXELS) -> Picture:
@@ -30,6 +31,10 @@ def read_picture(source: PictureSource, name: str = "", max_pixels: int = MAX_IN
         name = name or str(source)
         source = storage.read_bytes(source) if isinstance(source, str) else _read_file(source)
     name = name or "the picture"
+    if isinstance(source, (bytearray, memoryview)):
+        source = bytes(source)
+    elif hasattr(source, "read") and not isinstance(source, Image.Image):
+        source = _read_open(source)
     try:
         if isinstance(source, bytes):
             return decode(source, max_pixels)
@@ -45,6 +50,16 @@ def _read_file(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _read_open(file: Any) -> Any:
+    """The whole of an open file, wherever it stands, as Pillow reads it."""
+    try:
+        if getattr(file, "seekable", bool)():
+            file.seek(0)
+        return file.read()
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"cannot read {getattr(file, 'name', type(file).__name__)}: {first_line(error)}") from error
 
 
 def _of_pillow(image: Image.Image, max_pixels: int) -> Picture:

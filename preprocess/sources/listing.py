@@ -17,6 +17,7 @@ from pathlib import Path
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import UserError
+from pipeline.kinds import said as said
 from pipeline.storage import filesystem
 from preprocess.sources.base import IMAGE_SUFFIXES
 
@@ -29,7 +30,6 @@ _KIND_OF_PART = {
 }
 _ANNOTATIONS = re.compile(r"masks?|seg(mentation)?|labels?|depth|normals?|alpha|matte", re.IGNORECASE)
 _SHARD_SET = frozenset({"plan.json", "sources.txt.gz"})
-_ONE = re.compile(r"(?<=thumbnail)s$|(?<=linked folder)s$|(?<=r file)s$|(?<=l file)s$|(?<=e name)s$")
 OWN = "of shard sets"
 NOT_CHOSEN = "not in --members"
 
@@ -40,15 +40,6 @@ class Listing:
 
     images: list[tuple[str, int]] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
-
-
-def said(left_out: dict[str, int]) -> str:
-    """ "12 NAS thumbnails, 7 .heic", most first; of many kinds the first ten and the rest together."""
-    ordered = sorted(left_out.items(), key=lambda item: (-item[1], item[0]))
-    parts = [f"{number} {_ONE.sub('', kind) if number == 1 else kind}" for kind, number in ordered[:10]]
-    if rest := ordered[10:]:
-        parts.append(f"{sum(number for _, number in rest)} of {len(rest)} other kinds")
-    return ", ".join(parts)
 
 
 def kind_left_out(name: str, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> str | None:

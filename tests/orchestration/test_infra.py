@@ -58,6 +58,21 @@ def test_a_changed_value_reaches_every_file_that_uses_it(tmp_path, capsys):
     assert main(["manifests", "--values", str(INFRA / "values.yaml"), "--out", str(tmp_path), "--check"]) == 1
 
 
+def test_what_is_there_is_replaced_only_where_that_is_said(tmp_path, capsys):
+    words = ["manifests", "--values", str(INFRA / "values.yaml"), "--out", str(tmp_path)]
+    for _ in range(2):  # what is the same is no hindrance
+        assert main(words) == 0
+    (tmp_path / "compose.yaml").write_text("mine")
+    (tmp_path / "ray-up.yaml").unlink()
+    assert main(words) == 2
+    assert "compose.yaml is there already, and not what these values give; --overwrite" in capsys.readouterr().err
+    assert (tmp_path / "compose.yaml").read_text() == "mine" and not (tmp_path / "ray-up.yaml").exists()
+    assert main([*words, "--overwrite"]) == 0 and main([*words, "--check"]) == 0
+    (tmp_path / "Dockerfile").unlink()
+    (tmp_path / "Dockerfile").mkdir()
+    assert main(words) == 2 and "Dockerfile: Is a directory" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [

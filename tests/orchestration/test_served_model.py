@@ -128,6 +128,11 @@ def test_rows_without_columns_are_named(client):
     assert reply.status_code == 400 and "send dataframe_records" in reply.json()["message"]
 
 
+def test_columns_of_different_lengths_are_named(served):
+    with pytest.raises(MlflowException, match="^the request's columns do not fit together"):
+        served.predict({"task": ["upscale", "upscale"], "image": ["x"]})
+
+
 def test_in_python_it_is_the_same_sentence(served):
     with pytest.raises(MlflowException, match="^request 0: the column `task` is 'x' and is not allowed"):
         served.predict([{"task": "x"}])

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from small_direct import direct_bundle
 
+from orchestration import registry
 from pipeline import starter
 from pipeline.bundle import load_bundle, save_bundle
 from pipeline.errors import UserError
@@ -52,3 +53,26 @@ def test_the_starter_by_its_address_in_python() -> None:
     assert LatentZoom.load("starter:sharp").config == LatentZoom.starter("sharp").config
     with pytest.raises(UserError, match="look 'x' is not known"):
         LatentZoom.load("starter:x")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"<!DOCTYPE html><html>login</html>", "config.json is a web page, not the file itself"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "config.json is a Git LFS pointer"),
+        (b"", "config.json is empty"),
+        (b'{"_class_name": "AutoencoderKL"}', "is of diffusers, no bundle; .* latentzoom import diffusers"),
+        (None, "is a file, and a bundle is a folder"),
+    ],
+)
+def test_what_stands_in_a_bundles_place_is_named(tmp_path: Path, content: bytes | None, words: str) -> None:
+    place = tmp_path / "model"
+    if content is None:
+        place.write_bytes(b"weights")
+    else:
+        place.mkdir()
+        (place / "config.json").write_bytes(content)
+    with pytest.raises(UserError, match=words):
+        load_bundle(str(place))
+    with pytest.raises(UserError, match=words):
+        registry.resolve(str(place))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import zlib
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from PIL import Image, ImageCms, features
 
 from pipeline.errors import UserError
 from pipeline.images import to_tensor
-from pipeline.reading import Picture, Unreadable, decode, oriented_size, read_picture
+from pipeline.reading import Picture, Unreadable, decode, oriented_size, png, read_picture
 from tests.pipeline.odd_files import (
     ORIENTATION_6,
     RESOLUTION_AS_TEXT,
@@ -187,6 +188,17 @@ def test_grey_is_one_channel(mode: str) -> None:
         assert np.array_equal(np.asarray(picture.image), grey())
 
 
+def test_16_bit_grey_with_alpha_is_grey() -> None:
+    values = np.stack([grey(), grey()[::-1]], -1).astype(np.uint16) * 257
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, 4, 0, 0, 0)
+    data = png.SIGNATURE + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    for source in (data, Image.open(io.BytesIO(data))):
+        picture = read_picture(source)
+        assert picture.is_grey and np.array_equal(np.asarray(picture.image), grey())
+        assert np.array_equal(np.asarray(picture.alpha), grey()[::-1])
+
+
 def test_colours_stay_colours() -> None:
     for mode in ("P", "RGB", "CMYK", "YCbCr"):
         assert not decode(saved(photo().convert(mode), "TIFF"), LIMIT).is_grey
@@ -224,6 +236,17 @@ def test_a_picture_that_pillow_opened_is_read_with_the_same_care() -> None:
     assert np.asarray(read_picture(deep).image).mean() == 135
 
 
+def test_open_files_and_buffers_are_read_as_files(tmp_path: Path) -> None:
+    data = saved(photo(), "PNG")
+    (tmp_path / "a.png").write_bytes(data)
+    with open(tmp_path / "a.png", "rb") as file:
+        file.read(10)
+        for source in (file, io.BytesIO(data), bytearray(data), memoryview(data)):
+            assert np.array_equal(np.asarray(read_picture(source).image), np.asarray(photo()))
+    with open(tmp_path / "a.png") as text, pytest.raises(UserError, match="cannot read"):
+        read_picture(text)
+
+
 def test_arrays() -> None:
     array = np.random.default_rng(0).integers(0, 256, (5, 7, 4), dtype=np.uint8)
     assert read_picture(array[..., 0]).is_grey and read_picture(array[..., :1]).is_grey
@@ -240,6 +263,9 @@ def test_arrays() -> None:
         (None, "cannot read NoneType as a picture"),
         ("no/such/file.png", "no such file"),
         (Path("no/such/file.png"), "cannot read no/such/file.png"),
+        (b"<!DOCTYPE html><html>", "not_an_image: a web page, not the file itself"),
+        (b"version https://git-lfs.github.com/spec/v1\noid", "not_an_image: a Git LFS pointer"),
+        (b"<?xml version='1.0'?><svg/>", "not_an_image: an SVG drawing"),
         (b"text", "cannot be read as a picture: not_an_image"),
         (Image.new("F", (4, 4)), "floating-point pixels"),
     ],

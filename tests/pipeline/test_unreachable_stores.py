@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from pipeline import LatentZoom, storage
-from pipeline.errors import Missing, Unreachable, UserError, exit_status, without_secrets
+from pipeline.errors import Missing, Unreachable, UserError, exit_status, is_network_error, without_secrets
 from pipeline.importing.checkpoint import read_checkpoint
 
 
@@ -107,3 +107,14 @@ def test_a_command_says_it_in_one_line_whoever_raised_it(capsys):
 def test_what_signs_a_url_is_not_shown():
     text = "403, url='https://joe:hunter2@host/x?X-Amz-Signature=abc'"
     assert without_secrets(text) == "403, url='https://host/x'"
+
+
+@pytest.mark.parametrize("module", ["httpx", "httpx2", "httpcore2._exceptions", "botocore.exceptions"])
+def test_clients_are_known_by_their_package_whatever_its_generation(module):
+    assert is_network_error(type("ConnectError", (Exception,), {"__module__": module})("no route"))
+    assert not is_network_error(type("Other", (Exception,), {"__module__": "mine2"})("no route"))
+
+
+def test_a_store_that_is_connected_to_at_once_is_named():
+    with pytest.raises(Unreachable, match="^cannot reach ftp://127.0.0.1:"):
+        storage.exists(f"ftp://127.0.0.1:{closed_port()}/bundle/config.json")

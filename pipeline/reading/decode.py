@@ -38,6 +38,19 @@ def decode(data: bytes, max_pixels: int) -> Picture:
     return replace(picture, has_more=has_more)
 
 
+def oriented_size(data: bytes, max_pixels: int) -> tuple[int, int]:
+    """(height, width) as shown, from the header alone. Raises `Unreadable`."""
+    try:
+        image, _ = open_header(data, max_pixels)
+    except Unreadable as error:
+        if error.reason != "too_large" and tiff.is_tiff(data) and (size := tiff.oriented_size(data, max_pixels)):
+            return size
+        raise
+    width, height = image.size
+    is_turned = image.format != "TIFF" and orientation(image) in (5, 6, 7, 8)  # of a TIFF Pillow gives it upright
+    return (width, height) if is_turned else (height, width)
+
+
 def _has_more(image: Image.Image) -> bool:
     """Whether there are further frames or pages. What phones append to a JPEG (gain maps, depth) is none."""
     if image.format not in ("GIF", "WEBP", "AVIF", "TIFF"):

@@ -11,7 +11,6 @@ from PIL import Image, UnidentifiedImageError
 
 from pipeline.errors import first_line
 from pipeline.reading import png
-from pipeline.reading.exif import orientation
 
 # Formats that need no outside program and that no script can hide in (EPS would start Ghostscript).
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF")
@@ -23,12 +22,14 @@ DECODE_ERRORS = (
     EOFError,
     struct.error,
     zlib.error,
-    IndexError,
+    LookupError,
     TypeError,
-    KeyError,
     AttributeError,
-    OverflowError,
+    ArithmeticError,
+    RuntimeError,
+    AssertionError,
 )
+"""What decoders raise for bytes that nobody expected."""
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis")
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
@@ -84,14 +85,6 @@ def check_pixels(height: int, width: int, max_pixels: int) -> None:
         raise Unreadable("too_large", f"{height}x{width} has more than {max_pixels} pixels")
     if min(width, height) < 1:
         raise Unreadable("damaged", f"{height}x{width} pixels")
-
-
-def oriented_size(data: bytes, max_pixels: int) -> tuple[int, int]:
-    """(height, width) as shown, from the header alone."""
-    image, _ = open_header(data, max_pixels)
-    width, height = image.size
-    is_turned = image.format != "TIFF" and orientation(image) in (5, 6, 7, 8)  # of a TIFF Pillow gives it upright
-    return (width, height) if is_turned else (height, width)
 
 
 def detail(error: BaseException) -> str:

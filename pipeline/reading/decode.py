@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.reading import jpeg, tiff
+from pipeline.reading import holes, jpeg, tiff
 from pipeline.reading.deep_colour import load_rounded
 from pipeline.reading.exif import orientation, turned_upright, upright_block
 from pipeline.reading.header import DECODE_ERRORS, FORMATS, Unreadable, detail, open_header
@@ -29,7 +29,7 @@ def decode(data: bytes, max_pixels: int) -> Picture:
         image.seek(0)
         feed = jpeg.watch(image, pixels)
         load_rounded(image, pixels, FORMATS)
-        trouble = feed.trouble() if feed is not None else ""
+        trouble = feed.trouble() if feed is not None else holes.trouble(image, pixels)
     except (*DECODE_ERRORS, Image.DecompressionBombError, MemoryError) as error:
         raise Unreadable("damaged", detail(error)) from error
     if trouble:

@@ -23,6 +23,7 @@ _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _PLANAR, _SAMPLE_FORMAT = 256, 257, 258, 2
 _COMPRESSION, _SAMPLES, _PALETTE, _SUBSAMPLING, _JPEG = 259, 277, 320, 530, 7
 _COLOURS = {0: "miniswhite", 1: "minisblack", 2: "rgb", 3: "palette", 4: "mask", 5: "cmyk", 6: "ycbcr", 8: "cielab"}
 _UNSIGNED, _SEPARATE = 1, 2
+_DEFLATE = (8, 32946)
 
 
 def is_tiff(data: bytes) -> bool:
@@ -92,6 +93,8 @@ def _is_for_pillow(tags: dict[int, Any]) -> bool:
         return True  # as Pillow itself writes 16-bit values; `decode` refuses larger ones
     if signs != {_UNSIGNED} or len(bits) > 1:
         return False
+    if tags.get(_COMPRESSION) in _DEFLATE and colours in (0, 1, 2, 3, 5):
+        return False  # libtiff does not compare the checksum
     if tags.get(_PLANAR, 1) == _SEPARATE:
         return max(bits) <= 8 and tags.get(_COMPRESSION) == _JPEG
     if colours == 6 and tags.get(_COMPRESSION, 1) == 1 and tags.get(_SUBSAMPLING, (1, 1)) != (1, 1):

@@ -1,13 +1,14 @@
 """The values of a TIFF page whatever their layout: any number of bits up to 16, strips or tiles, pixels or planes.
 
-tifffile finds where the parts (strips or tiles) lie; libtiff unpacks them, one at a time, as if each were a grey
-picture of bytes; what remains is to cut the bytes into values. Legend: H/W pixels, C channels.
+tifffile finds where the parts (strips or tiles) lie; zlib or libtiff unpacks them (one at a time, as if each were
+a grey picture of bytes); what remains is to cut the bytes into values. Legend: H/W pixels, C channels.
 """
 
 from __future__ import annotations
 
 import io
 import struct
+import zlib
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,9 @@ from PIL import Image
 
 _BITS, _COMPRESSION, _FILL_ORDER, _PLANAR, _PREDICTOR = 258, 259, 266, 284, 317
 _SEPARATE, _REVERSED, _DIFFERENCES = 2, 2, 2
-_PLAIN, _PACKED = 1, (5, 8, 32773, 32946)
-"""Compression: none; and LZW, deflate, PackBits, deflate under its old number."""
+_PLAIN, _LZW, _PACKBITS, _DEFLATE = 1, 5, 32773, (8, 32946)
 _MAX_CHANNELS = 64
+_MAX_PADDING = 1 << 24
 _REVERSE = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
@@ -33,7 +34,7 @@ def read_values(page: Any, data: bytes) -> NDArray[np.uint16]:
     depths = tags.get(_BITS, 1)
     bits = depths if isinstance(depths, int) else depths[0]
     compression, predictor = int(tags.get(_COMPRESSION, _PLAIN)), tags.get(_PREDICTOR, 1)
-    is_known = compression in (_PLAIN, *_PACKED) and page.imagedepth == 1 and 1 <= bits <= 16
+    is_known = compression in (_PLAIN, _LZW, _PACKBITS, *_DEFLATE) and page.imagedepth == 1 and 1 <= bits <= 16
     if not is_known or (not isinstance(depths, int) and len(set(depths)) > 1):
         raise UnknownLayout
     if predictor != 1 and (predictor != _DIFFERENCES or bits not in (8, 16) or compression == _PLAIN):
@@ -73,7 +74,12 @@ def read_values(page: Any, data: bytes) -> NDArray[np.uint16]:
 
 
 def _unpacked(raw: bytes, compression: int, width: int, height: int) -> bytes:
-    """The bytes of one part: read as a TIFF that holds nothing but this part, in 8-bit grey."""
+    """The bytes of one part. LZW and PackBits: read as a TIFF that holds nothing but this part, in 8-bit grey."""
+    if compression in _DEFLATE:  # to the checksum at its end, which libtiff leaves alone
+        unpack = zlib.decompressobj()
+        plain = unpack.decompress(raw, width * height)
+        unpack.decompress(unpack.unconsumed_tail, _MAX_PADDING)
+        return plain
     entries = ((256, width), (257, height), (258, 8), (259, compression), (262, 1), (273, 8), (277, 1), (278, height),
                (279, len(raw)))  # fmt: skip
     directory = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", tag, 4, 1, v) for tag, v in entries)

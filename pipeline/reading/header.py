@@ -30,6 +30,7 @@ DECODE_ERRORS = (
     AssertionError,
 )
 """What decoders raise for bytes that nobody expected."""
+_JPEG_2000 = (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis")
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
@@ -55,19 +56,42 @@ def open_header(data: bytes, max_pixels: int) -> tuple[Image.Image, bytes]:
     formats: tuple[str, ...] = FORMATS
     if data[4:8] == b"ftyp" and any(brand in data[8:48] for brand in _HEIF_BRANDS):
         formats = (*FORMATS, _heif())
+    elif data.startswith(_JPEG_2000):
+        formats = ("JPEG2000",)
+    elif _is_targa(data):
+        formats = ("TGA",)
     pixels, notes = png.pixels_only(data) if data.startswith(png.SIGNATURE) else (data, png.Notes())
     try:
         image = Image.open(io.BytesIO(pixels), formats=formats)
     except Image.DecompressionBombError as error:
         raise Unreadable("too_large", detail(error)) from error
     except DECODE_ERRORS as error:
-        is_known = data.startswith(_MAGIC) or data[4:12] in (b"ftypavif", b"ftypavis")
+        is_known = data.startswith((*_MAGIC, *_JPEG_2000)) or data[4:12] in (b"ftypavif", b"ftypavis")
         reason = "damaged" if is_known else "not_an_image"
         raise Unreadable(reason, detail(error)) from error
     if image.format == "PNG":
         png.describe(image, data, notes)
     check_pixels(image.height, image.width, max_pixels)
+    if image.format == "JPEG2000" and image.mode not in ("L", "LA", "RGB", "RGBA"):
+        raise Unreadable("unsupported", f"JPEG 2000 of mode {image.mode}")  # of 16-bit tiles Pillow makes noise
     return image, pixels
+
+
+def _is_targa(data: bytes) -> bool:
+    """Whether a file without any magic number is a Targa picture: its header fits together, and its length too."""
+    if len(data) < 18 or data.startswith(_MAGIC):
+        return False
+    length_of_id, has_palette, kind, _, colours, colour_bits, _, _, width, height, bits, flags = struct.unpack_from(
+        "<BBBHHBHHHHBB", data
+    )
+    depths = {1: (8,), 2: (24, 32), 3: (8, 16), 9: (8,), 10: (24, 32), 11: (8,)}
+    if bits not in depths.get(kind, ()) or flags & 0xC0 or not width or not height:
+        return False
+    is_mapped = kind in (1, 9)
+    if has_palette != is_mapped or (is_mapped and (colour_bits not in (24, 32) or not 0 < colours <= 256)):
+        return False
+    start = 18 + length_of_id + (colours * colour_bits // 8 if is_mapped else 0)
+    return len(data) > start if kind > 8 else len(data) >= start + width * height * bits // 8
 
 
 def _heif() -> str:
@@ -75,7 +99,7 @@ def _heif() -> str:
     try:
         import pillow_heif  # type: ignore[import-not-found,unused-ignore]
     except ImportError as error:
-        raise Unreadable("unsupported", "HEIC needs the package pillow-heif") from error
+        raise Unreadable("unsupported", "HEIC needs the package pillow-heif: pip install latentzoom[heic]") from error
     pillow_heif.register_heif_opener()
     return "HEIF"
 

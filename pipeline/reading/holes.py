@@ -1,8 +1,8 @@
 """Damage that shows in formats other than JPEG, and that their decoders take without a word.
 
 Pillow stops reading a PNG at its last row, so that it meets no checksum when damaged data make rows too early; rows that
-are missing stay black. Zeros where a file lost a block decode, in lossless WebP and in AVIF, to something; neither
-encoder writes many zero bytes in a row. Lossy WebP does, for flat pictures, and is not judged.
+are missing stay black. Zeros where a file lost a block decode, in lossless WebP, AVIF and JPEG 2000, to something; no
+encoder of these writes many zero bytes in a row. That of lossy WebP does, for flat pictures, and is not judged.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def trouble(image: Image.Image, data: bytes) -> str:
         return "the picture's data do not fit its size"
     if image.format == "WEBP":
         return _hole_in_webp(data)
-    if image.format == "AVIF":
-        return _hole_in_avif(image, data)
+    if image.format in ("AVIF", "JPEG2000"):
+        return _hole_among_notes(image, data)
     return ""
 
 
@@ -88,14 +88,14 @@ def _hole_in_webp(data: bytes) -> str:
     return ""
 
 
-def _hole_in_avif(image: Image.Image, data: bytes) -> str:
+def _hole_among_notes(image: Image.Image, data: bytes) -> str:
     """The file holds notes too, where zeros are nothing strange: other bytes in their place change no pixel."""
     hole = data.find(_HOLE)
     if hole < 0:
         return ""
     other = data[:hole] + _NOISE + data[hole + len(_HOLE) :]
     try:
-        with Image.open(io.BytesIO(other), formats=("AVIF",)) as changed:
+        with Image.open(io.BytesIO(other), formats=(str(image.format),)) as changed:
             is_hole = changed.tobytes() != image.tobytes()
     except (OSError, ValueError, SyntaxError):
         is_hole = True

@@ -68,7 +68,16 @@ def is_network_error(error: BaseException) -> bool:
         return isinstance(error, Unreachable)
     if isinstance(error, OSError):
         return error.errno not in _LOCAL
-    return type(error).__module__.split(".")[0] in NETWORK_MODULES
+    return type(error).__module__.split(".")[0] in NETWORK_MODULES or _is_of_client(error)
+
+
+def _is_of_client(error: BaseException) -> bool:
+    """Whether a `ValueError` was raised inside a store's client: for an endpoint or a place that cannot be."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    module = "" if trace is None else str(trace.tb_frame.f_globals.get("__name__", ""))
+    return isinstance(error, ValueError) and module.split(".")[0] in NETWORK_MODULES
 
 
 def unreachable(where: str, error: BaseException) -> Unreachable:

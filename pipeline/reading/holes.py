@@ -1,8 +1,8 @@
 """Damage that shows in formats other than JPEG, and that their decoders take without a word.
 
 Pillow stops reading a PNG at its last row, so that it meets no checksum when damaged data make rows too early; rows
-that are missing stay black. Zeros where a file lost a block decode, in lossless WebP, AVIF and JPEG 2000, to something; no
-encoder of these writes many zero bytes in a row. That of lossy WebP does, for flat pictures, and is not judged.
+that are missing stay black. Zeros where a file lost a block decode, in lossless WebP, AVIF and JPEG 2000, to something;
+no encoder of these writes many zero bytes in a row. That of lossy WebP does, for flat pictures, and is not judged.
 """
 
 from __future__ import annotations

@@ -166,8 +166,8 @@ class Feed(io.BytesIO):
                 return "the picture's data end early: scans are missing"
             for scan in scans:
                 used = scan.start + len(data[scan.start : scan.end].rstrip(b"\0"))
-                if scan.is_details and (hole := data.find(bytes(_HOLE), scan.start, used)) >= 0:
-                    return f"a hole at byte {hole}"
+                if scan.is_details and (place := data.find(bytes(_HOLE), scan.start, used)) >= 0:
+                    return f"a hole at byte {place}"
         holes = [hole for scan in scans if (hole := _first_hole(data, scan)) is not None]
         if not holes and self._layout.has_end:
             return ""

@@ -69,7 +69,17 @@ def is_network_error(error: BaseException) -> bool:
     if isinstance(error, OSError):
         return error.errno not in _LOCAL
     package = type(error).__module__.split(".")[0]
-    return not NETWORK_MODULES.isdisjoint({package, package.rstrip("0123456789")})  # httpx2 is httpx
+    is_of_network = not NETWORK_MODULES.isdisjoint({package, package.rstrip("0123456789")})  # httpx2 is httpx
+    return is_of_network or _is_of_client(error)
+
+
+def _is_of_client(error: BaseException) -> bool:
+    """Whether a `ValueError` was raised inside a store's client: for an endpoint or a place that cannot be."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    module = "" if trace is None else str(trace.tb_frame.f_globals.get("__name__", ""))
+    return isinstance(error, ValueError) and module.split(".")[0] in NETWORK_MODULES
 
 
 def unreachable(where: str, error: BaseException) -> Unreachable:

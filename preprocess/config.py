@@ -17,7 +17,7 @@ FULL_RESOLUTION_SOURCES = ("div2k", "flickr2k", "df2k")
 
 def _require(condition: bool, name: str, value: object, allowed: str) -> None:
     if not condition:
-        flag = "--" + name.replace("_", "-")
+        flag = name if name.isupper() else "--" + name.replace("_", "-")
         raise UserError(f"{flag} = {value!r} is not allowed; use {allowed}")
 
 
@@ -128,6 +128,10 @@ class PreprocessConfig:
 
     def __post_init__(self) -> None:
         low, high = self.crop_fraction
+        _require(
+            ".tar::" not in self.source_url, "SOURCE", self.source_url,
+            "braces (shards-{000000..000099}.tar) or a folder for several tars",
+        )  # fmt: skip
         _require(self.size >= 8, "size", self.size, "at least 8 pixels")
         _require(0 < low <= high <= 1, "crop_fraction", self.crop_fraction, "0 < smallest <= largest <= 1")
         _require(self.crops_per_image >= 1, "crops_per_image", self.crops_per_image, "at least 1")

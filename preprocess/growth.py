@@ -211,15 +211,18 @@ def _unchanged(
             content = ""
         return content == known[image].sha256
 
-    same = set()
+    def same_among(some: list[str]) -> list[str]:
+        return [image for image in some if is_same(image)]
+
+    same: set[str] = set()
+    parts = [images[start : start + _BATCH] for start in range(0, len(images), _BATCH)]
     with (
         Progress("looking for changes", len(images), "images") as progress,
         ThreadPoolExecutor(2 * config.decode_threads) as pool,
     ):
-        for image, is_unchanged in zip(images, pool.map(is_same, images)):
-            if is_unchanged:
-                same.add(image)
-            progress.update()
+        for part, unchanged in zip(parts, pool.map(same_among, parts)):
+            same.update(unchanged)
+            progress.update(len(part))
     return same
 
 

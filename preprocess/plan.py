@@ -126,7 +126,9 @@ def listing_file(plan: Plan) -> bytes:
 def assign_splits(config: PreprocessConfig, source: Source, images: list[str]) -> dict[str, list[str]]:
     """Images of each split, in sorted order. Splits are by image, so no crop of a held-out image is trained on."""
     asked = [name for name in ("val_fraction", "val_folder", "val_list") if getattr(config, name)]
-    if len(asked) > 1 or (config.train_list and not config.val_list):
+    if config.train_list and not config.val_list:
+        raise UserError("--train-list needs --val-list: the images that are held out")
+    if len(asked) > 1:
         flags = ", ".join(
             "--" + name.replace("_", "-") for name in [*asked, *(["train_list"] * bool(config.train_list))]
         )
@@ -158,6 +160,9 @@ def _split_by_lists(config: PreprocessConfig, source: Source, images: list[str])
     both = sorted(train & val)
     if both:
         raise UserError(f"{both[0]} is in both {config.train_list} and {config.val_list}")
+    for name, found, url in (("val", val, config.val_list), ("train", train, config.train_list or config.val_list)):
+        if not found:
+            raise UserError(f"{url} leaves no image for the split {name!r}")
     return {"train": sorted(train), "val": sorted(val)}
 
 

@@ -29,6 +29,8 @@ def read_image(source: Source, image: str, attempts: int, counter: RetryCounter)
 
 _OF_ONE_FILE = frozenset(
     {errno.EIO, errno.ELOOP, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR}
+    | {errno.EINVAL, errno.ENXIO, errno.ENODEV, errno.EOPNOTSUPP, errno.EOVERFLOW, errno.EFBIG, errno.EILSEQ}
+    | {errno.EBADMSG, errno.EUCLEAN, errno.EREMOTEIO, errno.ENODATA}  # file systems with checksums, and disks
 )
 
 

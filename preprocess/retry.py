@@ -53,6 +53,17 @@ def with_retries(
     action: Callable[[], T], what: str, attempts: int, counter: RetryCounter, first_wait: float = 0.2
 ) -> T:
     """Run `action` up to `attempts` times with growing, jittered pauses. Lasting errors are raised at once."""
+    failed: list[Exception] = []
+    try:
+        return action()  # nearly always enough, and cheaper than what follows
+    except Exception as error:
+        failed.append(error)
+
+    def attempt() -> T:
+        if failed:
+            raise failed.pop()
+        return action()
+
     retrying = tenacity.Retrying(
         stop=tenacity.stop_after_attempt(attempts),
         wait=tenacity.wait_random_exponential(multiplier=first_wait, max=MAX_WAIT),
@@ -61,7 +72,7 @@ def with_retries(
         reraise=True,
     )
     try:
-        return retrying(action)
+        return retrying(attempt)
     except Exception as error:
         if is_passing(error):
             raise UserError(f"{what} failed {attempts} times, the last time with: {error}") from error

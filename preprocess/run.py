@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.progress import Progress
-from pipeline.storage import absolute, join, reaching
+from pipeline.storage import absolute, filesystem, is_local, join, reaching
 from preprocess import store
 from preprocess.build import Built, ShardBuilder
 from preprocess.config import PreprocessConfig
@@ -59,6 +59,8 @@ def with_places(config: PreprocessConfig) -> PreprocessConfig:
     if config.sizes:
         raise UserError("--sizes asks for several runs; give each of `config.each_size()`, or --size alone")
     config = config.replace(dest=absolute(config.dest), source_url=absolute(config.source_url))
+    if not is_local(config.dest) and not filesystem(config.dest)[1].strip("/"):
+        raise UserError(f"the destination {config.dest} names no bucket; use s3://BUCKET/FOLDER")
     if config.dest.rstrip("/") == config.source_url.rstrip("/"):
         raise UserError(f"the destination {config.dest} is the source itself; choose another folder for the shards")
     return config

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from pipeline.reading.decode import decode
-from pipeline.reading.header import Unreadable, oriented_size, use_own_size_limit
+from pipeline.reading.decode import decode, oriented_size
+from pipeline.reading.header import Unreadable, use_own_size_limit
 from pipeline.reading.picture import Picture
 from pipeline.reading.source import MAX_INPUT_PIXELS, PictureSource, read_picture
 

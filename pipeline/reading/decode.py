@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.reading import jpeg, tiff
+from pipeline.reading import holes, jpeg, tiff
 from pipeline.reading.deep_colour import is_deep_grey, load_rounded
 from pipeline.reading.exif import orientation, turned_upright, upright_block
 from pipeline.reading.header import DECODE_ERRORS, FORMATS, Unreadable, detail, open_header
@@ -30,14 +30,27 @@ def decode(data: bytes, max_pixels: int) -> Picture:
         feed = jpeg.watch(image, pixels)
         is_grey = is_deep_grey(image)
         load_rounded(image, pixels, FORMATS)
+        trouble = feed.trouble() if feed is not None else holes.trouble(image, pixels)
         image = image.convert("LA") if is_grey else image
-        trouble = feed.trouble() if feed is not None else ""
     except (*DECODE_ERRORS, Image.DecompressionBombError, MemoryError) as error:
         raise Unreadable("damaged", detail(error)) from error
     if trouble:
         raise Unreadable("damaged", trouble)
     picture = picture_of(image, upright_block(image, lambda: open_header(data, max_pixels)[0]))
     return replace(picture, has_more=has_more)
+
+
+def oriented_size(data: bytes, max_pixels: int) -> tuple[int, int]:
+    """(height, width) as shown, from the header alone. Raises `Unreadable`."""
+    try:
+        image, _ = open_header(data, max_pixels)
+    except Unreadable as error:
+        if error.reason != "too_large" and tiff.is_tiff(data) and (size := tiff.oriented_size(data, max_pixels)):
+            return size
+        raise
+    width, height = image.size
+    is_turned = image.format != "TIFF" and orientation(image) in (5, 6, 7, 8)  # of a TIFF Pillow gives it upright
+    return (width, height) if is_turned else (height, width)
 
 
 def _has_more(image: Image.Image) -> bool:

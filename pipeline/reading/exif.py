@@ -38,6 +38,8 @@ def orientation(image: Image.Image) -> int:
                 for entry in entries:
                     if struct.unpack_from(f"{order}HH", body, entry) == (_ORIENTATION, 3):
                         value = struct.unpack_from(f"{order}H", body, entry + 8)[0]
+    if isinstance(value, (bytes, tuple)) and value:  # one byte, or several numbers, where one of 16 bits belongs
+        value = value[0]
     return value if isinstance(value, int) and value in _UPRIGHT else 1
 
 

@@ -11,7 +11,6 @@ from PIL import Image, UnidentifiedImageError
 
 from pipeline.errors import first_line
 from pipeline.reading import png
-from pipeline.reading.exif import orientation
 
 # Formats that need no outside program and that no script can hide in (EPS would start Ghostscript).
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF")
@@ -23,12 +22,15 @@ DECODE_ERRORS = (
     EOFError,
     struct.error,
     zlib.error,
-    IndexError,
+    LookupError,
     TypeError,
-    KeyError,
     AttributeError,
-    OverflowError,
+    ArithmeticError,
+    RuntimeError,
+    AssertionError,
 )
+"""What decoders raise for bytes that nobody expected."""
+_JPEG_2000 = (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis")
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
@@ -54,13 +56,17 @@ def open_header(data: bytes, max_pixels: int) -> tuple[Image.Image, bytes]:
     formats: tuple[str, ...] = FORMATS
     if data[4:8] == b"ftyp" and any(brand in data[8:48] for brand in _HEIF_BRANDS):
         formats = (*FORMATS, _heif())
+    elif data.startswith(_JPEG_2000):
+        formats = ("JPEG2000",)
+    elif _is_targa(data):
+        formats = ("TGA",)
     pixels, notes = png.pixels_only(data) if data.startswith(png.SIGNATURE) else (data, png.Notes())
     try:
         image = Image.open(io.BytesIO(pixels), formats=formats)
     except Image.DecompressionBombError as error:
         raise Unreadable("too_large", detail(error)) from error
     except DECODE_ERRORS as error:
-        is_known = data.startswith(_MAGIC) or data[4:12] in (b"ftypavif", b"ftypavis")
+        is_known = data.startswith((*_MAGIC, *_JPEG_2000)) or data[4:12] in (b"ftypavif", b"ftypavis")
         if is_known:
             raise Unreadable("damaged", detail(error)) from error
         from pipeline.importing.content import impostor
@@ -71,7 +77,26 @@ def open_header(data: bytes, max_pixels: int) -> tuple[Image.Image, bytes]:
     if image.format == "PNG":
         png.describe(image, data, notes)
     check_pixels(image.height, image.width, max_pixels)
+    if image.format == "JPEG2000" and image.mode not in ("L", "LA", "RGB", "RGBA"):
+        raise Unreadable("unsupported", f"JPEG 2000 of mode {image.mode}")  # of 16-bit tiles Pillow makes noise
     return image, pixels
+
+
+def _is_targa(data: bytes) -> bool:
+    """Whether a file without any magic number is a Targa picture: its header fits together, and its length too."""
+    if len(data) < 18 or data.startswith(_MAGIC):
+        return False
+    length_of_id, has_palette, kind, _, colours, colour_bits, _, _, width, height, bits, flags = struct.unpack_from(
+        "<BBBHHBHHHHBB", data
+    )
+    depths = {1: (8,), 2: (24, 32), 3: (8, 16), 9: (8,), 10: (24, 32), 11: (8,)}
+    if bits not in depths.get(kind, ()) or flags & 0xC0 or not width or not height:
+        return False
+    is_mapped = kind in (1, 9)
+    if has_palette != is_mapped or (is_mapped and (colour_bits not in (24, 32) or not 0 < colours <= 256)):
+        return False
+    start = 18 + length_of_id + (colours * colour_bits // 8 if is_mapped else 0)
+    return len(data) > start if kind > 8 else len(data) >= start + width * height * bits // 8
 
 
 def _heif() -> str:
@@ -79,7 +104,7 @@ def _heif() -> str:
     try:
         import pillow_heif  # type: ignore[import-not-found,unused-ignore]
     except ImportError as error:
-        raise Unreadable("unsupported", "HEIC needs the package pillow-heif") from error
+        raise Unreadable("unsupported", "HEIC needs the package pillow-heif: pip install latentzoom[heic]") from error
     pillow_heif.register_heif_opener()
     return "HEIF"
 
@@ -89,14 +114,6 @@ def check_pixels(height: int, width: int, max_pixels: int) -> None:
         raise Unreadable("too_large", f"{height}x{width} has more than {max_pixels} pixels")
     if min(width, height) < 1:
         raise Unreadable("damaged", f"{height}x{width} pixels")
-
-
-def oriented_size(data: bytes, max_pixels: int) -> tuple[int, int]:
-    """(height, width) as shown, from the header alone."""
-    image, _ = open_header(data, max_pixels)
-    width, height = image.size
-    is_turned = image.format != "TIFF" and orientation(image) in (5, 6, 7, 8)  # of a TIFF Pillow gives it upright
-    return (width, height) if is_turned else (height, width)
 
 
 def detail(error: BaseException) -> str:

@@ -20,6 +20,7 @@ from PIL import Image
 _START, _END, _SCAN, _RESTART_INTERVAL, _TABLES = 0xD8, 0xD9, 0xDA, 0xDD, 0xC4
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _PLAIN_FRAMES = (0xC0, 0xC1)
+_PROGRESSIVE_FRAME = 0xC2
 _RESTARTS = re.compile(rb"\xff([\xd0-\xd7])")
 _MARKER = re.compile(rb"\xff+[^\x00\xff]")
 _MARKER_BUT_RESTART = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")
@@ -50,6 +51,8 @@ class _Scan:
     """Of the blocks' means only: in flat pictures many zeros."""
     is_fine: bool
     """The last bits of the means: they hardly show."""
+    is_details: bool
+    """The first of what each block holds beside its mean: encoders write runs of empty blocks as one number."""
 
 
 @dataclass
@@ -61,6 +64,12 @@ class _Layout:
     restart_interval: int = 0
     scans: list[_Scan] = field(default_factory=list)
     has_end: bool = False
+    missing: dict[int, set[int]] = field(default_factory=dict)
+    """Component → its coefficients that no scan of a progressive file has brought to the last bit."""
+
+    @property
+    def is_progressive(self) -> bool:
+        return self.frame == _PROGRESSIVE_FRAME
 
     @property
     def is_plain(self) -> bool:
@@ -152,11 +161,19 @@ class Feed(io.BytesIO):
 
     def _trouble_of_scans(self) -> str:
         data, scans = self._data, self._layout.scans
+        if self._layout.is_progressive:
+            if any(self._layout.missing.values()):
+                return "the picture's data end early: scans are missing"
+            for scan in scans:
+                used = scan.start + len(data[scan.start : scan.end].rstrip(b"\0"))
+                if scan.is_details and (place := data.find(bytes(_HOLE), scan.start, used)) >= 0:
+                    return f"a hole at byte {place}"
         holes = [hole for scan in scans if (hole := _first_hole(data, scan)) is not None]
         if not holes and self._layout.has_end:
             return ""
-        if not self._layout.has_end and data.endswith(bytes(_HOLE)):
-            return "the picture's data end in zeros"
+        if not self._layout.has_end and data.endswith(bytes(_HOLE)):  # padding, or in place of what is lost
+            data = data.rstrip(b"\0") + b"\0"
+            scans = _read(data).scans
         if not _needs_no_more(data, scans):
             return f"a hole at byte {holes[0]}" if holes else "the picture's data end early"
         spoilt = [scan for scan in scans if _first_hole(data, scan) is not None and _is_early(data, scan)]
@@ -197,6 +214,7 @@ def _read(data: bytes) -> _Layout:
             layout.height, layout.width = struct.unpack_from(">HH", body, 1)
             parts = [body[6 + 3 * i : 9 + 3 * i] for i in range(body[5])]
             layout.sampling = [(part[1] >> 4, part[1] & 15) for part in parts]
+            layout.missing = {part[0]: set(range(64)) for part in parts}
         elif kind == _RESTART_INTERVAL:
             (layout.restart_interval,) = struct.unpack_from(">H", body)
         elif kind == _TABLES:
@@ -214,8 +232,12 @@ def _add_scan(layout: _Layout, data: bytes, body: bytes, start: int, zeros: dict
     end = found.start() if found else len(data)
     if not found and data.endswith(b"\xff"):
         end = len(data.rstrip(b"\xff"))
-    last, approximation = body[2 + 2 * num : 4 + 2 * num]
-    layout.scans.append(_Scan(start, end, num, tables, last == 0, last == 0 and approximation >> 4 > 0))
+    first, last, approximation = body[1 + 2 * num : 4 + 2 * num]
+    is_fine = approximation >> 4 > 0
+    layout.scans.append(_Scan(start, end, num, tables, last == 0, last == 0 and is_fine, first > 0 and not is_fine))
+    if approximation & 15 == 0:
+        for component in body[1 : 1 + 2 * num : 2]:
+            layout.missing.get(component, set()).difference_update(range(first, last + 1))
     return end
 
 
@@ -272,8 +294,9 @@ def _needs_no_more(data: bytes, scans: list[_Scan]) -> bool:
 
 def _is_early(data: bytes, scan: _Scan) -> bool:
     """Whether a scan is complete long before its end, though what follows is more than padding."""
-    stop = scan.start + len(data[scan.start : scan.end].rstrip(b"\0\xff")) - len(_PADDING)
-    if stop <= scan.start:
+    used = scan.start + len(data[scan.start : scan.end].rstrip(b"\0\xff"))
+    stop = used - len(_PADDING)
+    if stop <= scan.start or (_first_hole(data, scan) or 0) >= used:
         return False
     at_start, early = (
         {_pixels(data[:place] + noise + data[scan.end :]) for noise in _NOISE} for place in (scan.start, stop)

@@ -81,6 +81,11 @@ def over_white(colour: Image.Image, alpha: Image.Image) -> Image.Image:
 
 def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     """Colours of `image` in sRGB. A profile that is broken or of another colour space is ignored, as viewers do."""
+    if image.mode == "LAB":
+        lab, target = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        converted = ImageCms.profileToProfile(image, lab, target, outputMode="RGB")
+        assert converted is not None  # None where it is changed in place
+        return converted
     if profile:
         with contextlib.suppress(ImageCms.PyCMSError, OSError, ValueError, TypeError):
             source = ImageCms.ImageCmsProfile(io.BytesIO(profile))

@@ -26,17 +26,19 @@ _MAX_PROFILE = 1 << 26
 @dataclass(frozen=True)
 class Notes:
     icc: bytes | None = None
+    clear: bytes = b""
     exif: bytes | None = None
     is_animated: bool = False
 
 
 def pixels_only(data: bytes) -> tuple[bytes, Notes]:
     """A PNG without chunks that change no pixel, and what those said. Bytes that are no chunks stay as they are."""
-    kept, icc, exif, is_animated = [SIGNATURE], None, None, False
+    kept, icc, exif, clear, is_animated = [SIGNATURE], None, None, b"", False
     end = len(SIGNATURE)
-    for start, end, kind in _chunks(data):
+    for start, end, kind in chunks(data):
         if kind in _PIXELS:
             kept.append(data[start:end])
+            clear = data[start + 8 : end - 4] if kind == b"tRNS" else clear
             continue
         body = data[start + 8 : end - 4]
         if kind[:1].isupper():  # critical and unknown: not ours to judge
@@ -52,7 +54,7 @@ def pixels_only(data: bytes) -> tuple[bytes, Notes]:
         elif body.startswith(_TURNING) and _is_short_text(kind, body):
             kept.append(data[start:end])
     kept.append(data[end:])
-    return b"".join(kept), Notes(icc, exif, is_animated)
+    return b"".join(kept), Notes(icc, clear, exif, is_animated)
 
 
 def describe(image: Image.Image, data: bytes, notes: Notes) -> None:
@@ -64,13 +66,12 @@ def describe(image: Image.Image, data: bytes, notes: Notes) -> None:
     if notes.exif:
         image.info["exif"] = b"Exif\0\0" + notes.exif.removeprefix(b"Exif\0\0")
     depth, colour_type = data[24], data[25]
-    clear = image.info.get("transparency")
-    if colour_type == 0 and image.mode == "L" and isinstance(clear, int):
-        largest = 2**depth - 1
-        image.info["transparency"] = (clear & largest) * 255 // largest
+    if colour_type == 0 and depth < 16 and len(notes.clear) == 2:
+        largest = 2**depth - 1  # only the low bits of what is written count
+        image.info["transparency"] = (int.from_bytes(notes.clear, "big") & largest) * 255 // largest
 
 
-def _chunks(data: bytes) -> Iterator[tuple[int, int, bytes]]:
+def chunks(data: bytes) -> Iterator[tuple[int, int, bytes]]:
     """(start, end, kind) of each whole chunk, up to IEND or to what is no chunk."""
     start = len(SIGNATURE)
     while start + 12 <= len(data):

@@ -14,6 +14,14 @@ if TYPE_CHECKING:
 _HEIF = (".heic", ".heif", ".hif") if find_spec("pillow_heif") else ()
 IMAGE_SUFFIXES = (*PICTURE_SUFFIXES, ".mpo", *_HEIF)
 """Of formats that `pipeline.reading` reads; HEIC where the package pillow-heif is installed."""
+RARE_SUFFIXES = (".jp2", ".j2k", ".tga")
+"""Of formats that are read where `--members` names them."""
+
+
+def suffixes_for(members: tuple[str, ...]) -> tuple[str, ...]:
+    """Suffixes of images, with the rare ones that `members` asks for."""
+    asked = tuple("." + member.lower().lstrip(".").rpartition(".")[2] for member in members)
+    return (*IMAGE_SUFFIXES, *(suffix for suffix in RARE_SUFFIXES if suffix in asked))
 
 
 class Source(Protocol):

@@ -15,7 +15,7 @@ from pipeline.errors import UserError, first_line
 from pipeline.storage import filesystem, reaching
 from preprocess.config import PreprocessConfig
 from preprocess.rejects import Reject
-from preprocess.sources.base import IMAGE_SUFFIXES, PlainSource
+from preprocess.sources.base import PlainSource, suffixes_for
 from preprocess.sources.listing import Listing, choose, is_archive, is_folder, kind_left_out, list_folder
 
 _DAMAGE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError, ValueError)
@@ -25,8 +25,8 @@ _DAMAGE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplemen
 class FolderSource(PlainSource):
     """Images by suffix, recursively. members: extensions to take, by default all."""
 
-    def __init__(self, url: str, suffixes: tuple[str, ...] = IMAGE_SUFFIXES, members: tuple[str, ...] = ()) -> None:
-        self.url, self.suffixes, self.members = url, suffixes, members
+    def __init__(self, url: str, suffixes: tuple[str, ...] | None = None, members: tuple[str, ...] = ()) -> None:
+        self.url, self.suffixes, self.members = url, suffixes or suffixes_for(members), members
 
     def list_images(self) -> list[tuple[str, int]]:
         return self._take(choose(list_folder(self.url, self.suffixes), self.members, is_tar=False), self.url)
@@ -52,7 +52,7 @@ class ZipSource(PlainSource):
                 raise UserError(f"{self.url}: member {info.filename!r} points outside the archive; refusing the file")
             if info.is_dir():
                 continue
-            if kind := kind_left_out(info.filename):
+            if kind := kind_left_out(info.filename, suffixes_for(self.members)):
                 listing.left_out[kind] += 1
             else:
                 listing.images.append((info.filename, info.file_size))

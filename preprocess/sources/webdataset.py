@@ -13,7 +13,7 @@ from typing import BinaryIO
 from pipeline.errors import UserError, first_line
 from pipeline.storage import filesystem, reaching
 from preprocess.config import PreprocessConfig
-from preprocess.sources.base import PlainSource
+from preprocess.sources.base import PlainSource, suffixes_for
 from preprocess.sources.listing import Listing, choose, kind_left_out, list_folder
 
 _BLOCK = tarfile.BLOCKSIZE
@@ -69,7 +69,7 @@ class WebDatasetSource(PlainSource):
                     if member.isdir():
                         continue
                     plain = member.name.removeprefix("./")
-                    kind = kind_left_out(plain)
+                    kind = kind_left_out(plain, suffixes_for(self.members))
                     if not member.isreg() or member.issparse():
                         kind = kind or "links and special files in tars"
                     if kind:

@@ -52,6 +52,13 @@ def test_a_picture_is_turned_whatever_else_its_exif_says(tags: list[Any], form: 
     assert kept is not None and Image.Exif().load(kept) is None
 
 
+@pytest.mark.parametrize("entry", [(0x112, 1, 1, b"\6"), (0x112, 4, 1, b"\6\0\0\0"), (0x112, 3, 2, b"\6\0\6\0")])
+@pytest.mark.parametrize("form", ["JPEG", "PNG"])
+def test_the_turn_may_be_written_as_another_kind_of_number(entry: tuple[int, int, int, bytes], form: str) -> None:
+    data = saved(photo().transpose(Image.Transpose.ROTATE_90), form, exif=exif_block([entry]), quality=95)
+    assert oriented_size(data, LIMIT) == decode(data, LIMIT).size == (60, 90)
+
+
 @pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF")
 def test_avif() -> None:
     turned = photo().transpose(Image.Transpose.ROTATE_90)

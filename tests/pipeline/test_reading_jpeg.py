@@ -86,6 +86,30 @@ def test_progressive_holes_that_end_a_scan_early_are_damage() -> None:
     assert not is_good(data[:start] + bytes(400) + data[start + 400 :])
 
 
+def test_progressive_files_that_lack_scans_are_damaged_though_their_end_marker_is_there() -> None:
+    for name in ("photograph", "grey", "print"):
+        data = saved(pictures()[name], "JPEG", quality=85, progressive=True)
+        last = data.rindex(b"\xff\xda")
+        for cut in (last, last // 2, last * 3 // 4):
+            assert not is_good(data[:cut] + b"\xff\xd9")
+
+
+@pytest.mark.parametrize("hole", [64, 400])
+def test_holes_in_the_details_of_progressive_files_are_damage(hole: int) -> None:
+    data = saved(pictures()["photograph"], "JPEG", quality=92, progressive=True)
+    second = data.index(b"\xff\xda", data.index(b"\xff\xda") + 2)
+    assert not is_good(data[: second + 100] + bytes(hole) + data[second + 100 + hole :])
+
+
+def test_progressive_files_may_be_padded_with_or_without_their_end_marker() -> None:
+    for size in ((384, 512), (200, 300)):
+        data = saved(photo(*size), "JPEG", quality=95, progressive=True)
+        for padding in (bytes(40), bytes(300), b"\xff" * 40):
+            assert is_good(data[:-2] + padding + data[-2:]) and is_good(data[:-2] + padding)
+        start = data.rindex(b"\xff\xda") + 40
+        assert not is_good(data[:start] + bytes(len(data) - start))
+
+
 def test_lost_restart_markers_are_damage() -> None:
     data = saved(pictures()["photograph"], "JPEG", quality=92, restart_marker_blocks=4)
     place = data.index(b"\xff\xd3", data.rindex(b"\xff\xda"))

@@ -54,6 +54,8 @@ SPECIALS = st.lists(st.sampled_from(["loop", "dangling", "up", "fifo", "folder",
 ERRORS = st.sampled_from(
     [
         OSError(errno.EIO, "bad sector"),
+        OSError(errno.EINVAL, "Invalid argument"),
+        OSError(errno.EUCLEAN, "Structure needs cleaning"),
         OSError(errno.ELOOP, "loop", "x"),
         PermissionError(errno.EACCES, "Permission denied", "x"),
         FileNotFoundError(errno.ENOENT, "gone", "x"),

@@ -235,6 +235,31 @@ def test_a_bad_neighbour_does_not_move_a_latent(config, pictures, autoencoder, t
     assert len(latents[1]) == 10 and latents[1].items() <= latents[0].items()
 
 
+@pytest.mark.parametrize(
+    ("form", "options"),
+    [("JPEG2000", {}), ("JPEG2000", {"no_jp2": True}), ("TGA", {}), ("TGA", {"compression": "tga_rle"})],
+)
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA"])
+def test_jpeg_2000_and_targa(mode, form, options):
+    picture = _photo(mode)
+    found = decode(_bytes(picture, form, **options), LIMIT)
+    assert np.array_equal(np.asarray(found), np.asarray(picture.convert("RGB")))
+    assert oriented_size(_bytes(picture, form, **options), LIMIT) == (36, 48)
+    with pytest.raises(Reject, match="too_large"):
+        decode(_bytes(picture, form, **options), 100)
+    data = _bytes(picture, form, **options)
+    for damaged in (data[: len(data) // 2], data[: len(data) // 2] + bytes(len(data) // 2)):
+        if form == "JPEG2000" or (options and len(damaged) < len(data)):
+            with pytest.raises(Reject, match="damaged"):
+                decode(damaged, LIMIT)
+
+
+def test_16_bit_jpeg_2000_is_refused_by_name():
+    grey = Image.fromarray(np.full((90, 90), 40_000, np.uint16))
+    with pytest.raises(Reject, match="unsupported: JPEG 2000 of mode I;16"):
+        decode(_bytes(grey, "JPEG2000"), LIMIT)
+
+
 def test_heic_is_read_where_its_package_is_and_named_where_not():
     from importlib.util import find_spec
 

@@ -69,6 +69,19 @@ def test_every_file_of_a_folder_is_an_image_or_is_counted(folder):
     _check(str(folder))
 
 
+def test_rare_formats_are_read_where_they_are_asked_for(folder):
+    for form, name in (("JPEG2000", "z.jp2"), ("TGA", "t.tga")):
+        Image.new("RGB", (20, 18), (10, 200, 30)).save(folder / name, form)
+    with zipfile.ZipFile(folder.parent / "rare.zip", "w") as archive:
+        for name in ("z.jp2", "t.tga", "a.png"):
+            archive.write(folder / name, name)
+    for url in (str(folder), str(folder.parent / "rare.zip")):
+        source = open_source(PreprocessConfig(source_url=url, dest="x", members=("jp2", "TGA")))
+        assert sorted(image for image, _ in source.list_images()) == ["t.tga", "z.jp2"]
+        config = PreprocessConfig(source_url=url, dest=str(folder.parent / "out"), size=8, members=("jp2", "tga"))
+        assert preprocess(config.replace(dest=f"{config.dest}-{url[-4:]}")).num_samples == 2
+
+
 def test_the_same_rules_hold_for_zips_and_stores(folder):
     memory = fsspec.filesystem("memory")
     with zipfile.ZipFile(folder.parent / "in.zip", "w") as archive:

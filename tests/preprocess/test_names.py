@@ -75,6 +75,18 @@ def test_a_name_may_hold_a_line_separator_and_lines_that_are_no_text_are_numbere
         _val(source, b"a/9.png\n\xff\xfe\xfa\n")
 
 
+@pytest.mark.parametrize("content", ["", "\n\n", "\ufeff\n"])
+def test_an_empty_list_is_no_split(source, content):
+    with pytest.raises(UserError, match="val.txt leaves no image for the split 'val'"):
+        _val(source, content)
+
+
+def test_a_list_of_all_leaves_nothing_to_train_on(source):
+    everything = open_source(PreprocessConfig(source_url=str(source), dest="x")).list_images()
+    with pytest.raises(UserError, match="leaves no image for the split 'train'"):
+        _val(source, "\n".join(image for image, _ in everything))
+
+
 def test_the_ffhq_list_keeps_its_first_image_and_refuses_what_is_no_number(tmp_path):
     make_pictures(tmp_path / "ffhq", 3)
     (tmp_path / "ffhq" / "ffhqtrain.txt").write_bytes(codecs.BOM_UTF8 + b"000.png\n001.png\n")

@@ -188,3 +188,14 @@ def test_a_damaged_cached_shard_is_fetched_again(proxy, config, tmp_path):
         path.write_bytes(path.read_bytes()[:-600])
     with ShardLoader(config.dest, **options) as loader:
         assert next(iter(loader)).pixels.equal(expected.pixels)
+
+
+def test_places_and_endpoints_that_cannot_be_are_one_line(proxy, pictures, capsys, monkeypatch):
+    for source, dest in (("s3://", "out"), (str(pictures), "s3://"), (str(pictures), "s3:///")):
+        assert main(["folder", source, dest, "--size", "8", "--retries", "1"]) == 2
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert error.startswith("latentzoom: error: ") and "s3:" in error
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "nowhere")
+    s3fs.S3FileSystem.clear_instance_cache()
+    assert main(["folder", "s3://bucket/in", "out", "--size", "8", "--retries", "1"]) == 2
+    assert "Invalid endpoint: nowhere; check the address" in capsys.readouterr().err

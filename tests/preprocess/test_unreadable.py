@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -19,6 +21,7 @@ from preprocess.cli import main
 from preprocess.config import PreprocessConfig
 from preprocess.quarantine import quarantine_name
 from preprocess.run import preprocess
+from preprocess.sources.folder import FolderSource
 from preprocess.verify import verify
 from tests.preprocess.conftest import make_pictures
 
@@ -128,6 +131,24 @@ def test_links_that_lead_to_themselves_are_one_line(tmp_path, capsys):
         assert main(["folder", *map(str, places), "--size", "16"]) == 2
         error = capsys.readouterr().err.strip()
         assert error.startswith("latentzoom: error: ") and "loop" in error and "\n" not in error
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EINVAL, errno.EUCLEAN, errno.EBADMSG])
+def test_what_the_system_says_of_one_file_is_a_rejected_picture(config, monkeypatch, number):
+    read = FolderSource.read
+
+    def broken(self, image):
+        if image == "003.png":
+            raise OSError(number, os.strerror(number))
+        return read(self, image)
+
+    monkeypatch.setattr(FolderSource, "read", broken)
+    assert preprocess(config.replace(policy="skip", retries=1)).rejected == {"unreadable": 1}
+
+
+def test_places_that_mean_several_tars_or_all_buckets_are_one_line(capsys):
+    assert main(["webdataset", "a.tar::b.tar", "out"]) == 2
+    assert "use braces (shards-{000000..000099}.tar) or a folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("num", [12, 70])

@@ -20,6 +20,7 @@ from typing import Any
 
 from orchestration import registry, tracking
 from orchestration.chain.steps import Result, Step, step_keys
+from orchestration.evaluation.report import PROTOCOL_VERSION
 from orchestration.evaluation.spec import EvaluationSpec, spec_to_dict
 from orchestration.ray_metrics import PreprocessingMetrics
 from orchestration.redact import plain_without_secrets
@@ -147,7 +148,7 @@ def _steps(chain: Chain, job: Job) -> list[Step]:
             bundle, before = partial(_bundle_of, name), name
     add(
         "evaluate",
-        spec_to_dict(dataclasses.replace(job.evaluation, batch_size=1)),
+        {**spec_to_dict(dataclasses.replace(job.evaluation, batch_size=1)), "protocol_version": PROTOCOL_VERSION},
         lambda done: _evaluate(chain, done, before, data, stages),
         before,
     )
@@ -305,7 +306,8 @@ def _evaluate(chain: Chain, done: dict[str, Result], last: str, data: str, stage
         spec,
         tracking_uri=job.tracking_uri,
         work_dir=out,
-        num_workers=0 if job.local else job.evaluate_workers,
+        num_workers=job.evaluate_workers,
+        gpus_per_worker=job.gpus_per_worker,
         device=job.device,
     )
     write_report(report, pictures, out)
@@ -340,8 +342,12 @@ def _promote(chain: Chain, done: dict[str, Result]) -> Result:
 
     job, version = chain.job, done["register"]["version"]
     arguments = [job.model_name, "--candidate", version, "--tracking-uri", job.tracking_uri]
-    if not job.local and job.evaluate_workers:
+    arguments += ["--workdir", chain.folder("promote")]
+    if job.evaluate_workers:
         arguments += ["--workers", str(job.evaluate_workers)]
+        arguments += [] if job.gpus_per_worker is None else ["--gpus-per-worker", f"{job.gpus_per_worker:g}"]
+    else:
+        arguments += ["--device", job.device]
     promote.main(arguments)
     champion = registry.get_version(job.model_name, registry.CHAMPION, tracking_uri=job.tracking_uri)
     assert champion is not None  # the first model is always promoted

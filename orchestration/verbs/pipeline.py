@@ -61,9 +61,10 @@ def parser() -> argparse.ArgumentParser:
     add("--workers", default="1", metavar="N|MIN:MAX", help="Ray Train workers; a range is elastic")
     add("--gpus-per-worker", type=float, metavar="N", help="0: CPUs; default: one where the cluster has GPUs")
     add("--preprocess-workers", type=int, default=0, metavar="N", help="Ray actors that build shards")
-    add("--evaluate-workers", type=int, default=0, metavar="N", help="Ray workers that evaluate")
+    add("--evaluate-workers", type=int, metavar="N", help="Ray workers that evaluate, and measure a champion anew; 0: this "
+        "process; default: as many as train, on a cluster")  # fmt: skip
     add("--local", action="store_true", help="everything in this process: no Ray, no DeepSpeed")
-    add("--device", default="", help="with --local, and for evaluation: cpu or cuda; default: CUDA where there is one")
+    add("--device", default="", help="of what runs in this process: cpu or cuda; default: CUDA where there is one")
     add("--tracking-uri", default="", help="default MLFLOW_TRACKING_URI, else WORKDIR/mlflow.db")
     add("--retries", type=int, default=1, metavar="N", help="further attempts of a step that fails in passing")
     add("--until", default="", metavar="STEP", help="stop after this step")
@@ -101,10 +102,9 @@ def main(argv: list[str]) -> int:
 
 def make_job(arguments: argparse.Namespace) -> Job:
     """Everything the command line decides, checked. Raises `UserError`."""
-    import torch
-
     from orchestration import tracking
     from orchestration.chain.job import Job
+    from orchestration.devices import own_device
     from training.cli import parse_workers
     from training.config import override
     from training.presets import get_preset
@@ -128,9 +128,19 @@ def make_job(arguments: argparse.Namespace) -> Job:
         local=arguments.local,
         workers=low if low == high else (low, high),
         gpus_per_worker=arguments.gpus_per_worker,
-        evaluate_workers=arguments.evaluate_workers,
-        device=arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"),
+        evaluate_workers=evaluate_workers(arguments, high),
+        device=own_device(arguments.device),
     )
+
+
+def evaluate_workers(arguments: argparse.Namespace, most: int) -> int:
+    """Ray workers that evaluate. On a cluster as many as train, where nothing else was asked for: the driver's machine,
+    a head, has no GPU and few CPUs."""
+    if arguments.local:
+        return 0
+    if arguments.evaluate_workers is None:
+        return most if os.environ.get("RAY_ADDRESS") else 0
+    return int(arguments.evaluate_workers)
 
 
 def begun(job: Job, inits: list[str], *, local: bool) -> Job:

@@ -23,6 +23,7 @@ def report(value, psnr=20.0, digest="d" * 64, **changes):
             "high": value + 0.01,
             "protocol": "p",
             "num": 8,
+            "resamples": [value, value + 1e-4, value - 1e-4],
         }
         for s in ("x2", "x4")
     ] + [

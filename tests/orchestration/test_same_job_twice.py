@@ -119,7 +119,8 @@ except UserError as error:
     print(f"latentzoom: error: {error}", file=sys.stderr)
     sys.exit(2)
 """
-FIGURE = {"name": "lpips", "method": "ours", "setting": "x2", "low": 0.0, "high": 1.0, "protocol": "p", "num": 8}
+FIGURE = {"name": "lpips", "method": "ours", "setting": "x2", "low": 0.0, "high": 1.0, "protocol": "p", "num": 8,
+          "resamples": [0.5, 0.4, 0.6]}  # fmt: skip
 REPORT = {
     "task": "sr", "data": "/data/val", "data_digest": "d" * 64, "protocol_version": 1, "num": 8, "seed": 0,
     "sampler": "x", "figures": [{**FIGURE, "value": 0.5}, {**FIGURE, "name": "psnr_rgb", "value": 20.0}],

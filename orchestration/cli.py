@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import signal
 import sys
+import threading
+from collections.abc import Iterator
 
+from orchestration.redact import cleaned_output
 from pipeline.errors import UserError, exit_status
 
 VERBS: dict[str, tuple[str, str]] = {
@@ -43,7 +48,27 @@ def main(argv: list[str] | None = None) -> int:
 
         print(f"latentzoom {version('latentzoom')}")
         return 0
-    return exit_status(lambda: _run(verb, rest))
+    with cleaned_output(rest), _ended_by_sigterm():
+        return exit_status(lambda: _run(verb, rest))
+
+
+@contextlib.contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM, which is how a job is stopped, ends a command as Ctrl-C does: with its run closed and its folder given
+    back. What listens itself, as training does, is left to do so."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # once more ends it at once
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _run(verb: str, rest: list[str]) -> int:

@@ -22,9 +22,9 @@ PRIMARY = {
 @dataclass(frozen=True, kw_only=True)
 class Rule:
     """Promote if the primary figure is lower beyond doubt at a majority of settings and higher beyond doubt at none,
-    and the guard (dB) is nowhere worse by more than `guard_tolerance`. Beyond doubt: the 95 % interval of the difference
-    on the same samples does not hold zero. The guard is every figure whose name begins so: PSNR by each protocol that
-    was measured."""
+    and the guard (dB) is nowhere worse by more than `guard_tolerance`. Beyond doubt: the 95 % interval of the
+    difference on the same samples does not hold zero. The guard is every figure whose name begins so: PSNR by each
+    protocol that was measured."""
 
     primary: str = "auto"
     guard: str = "psnr"
@@ -159,9 +159,7 @@ def _compare_one(name: str, setting: str, champion: Mapping[str, Any], candidate
         raise UserError(f"the figures are not comparable: {name} at {setting} has other resamples; evaluate both anew")
     if candidate["num"] < 2:
         raise UserError(f"{name} at {setting} was measured on one sample, which decides nothing; evaluate more")
-    low, high = paired_interval(
-        candidate["value"], champion["value"], candidate["resamples"], champion["resamples"]
-    )
+    low, high = paired_interval(candidate["value"], champion["value"], candidate["resamples"], champion["resamples"])
     verdict = "better" if high < 0 else "worse" if low > 0 else "undecided"
     line = (
         f"{name} at {setting}: {candidate['value']:.4g} against {champion['value']:.4g}, a difference of "

@@ -1,13 +1,13 @@
-"""Ray actors that work off pieces of a job: shards here, samples in an evaluation. A dead actor's unfinished pieces go to
-another; what comes out does not depend on who makes it.
+"""Ray actors that work off pieces of a job: shards here, samples in an evaluation. A dead actor's unfinished pieces go
+to another; what comes out does not depend on who makes it.
 
 An actor dies alone or with its machine. Its successor may have to wait for a machine; the others go on meanwhile.
 
 This is a pool of our own and not Ray Data's: Ray Data cuts its batches as blocks come, while bytes that repeat need the
-batches of the plan; it hands over a block at its end, while a piece counts here as soon as it is published, which is also
-what an interrupted job continues from; and it retries an actor for ever or not at all, while a picture that kills every
-worker has to be named. What Ray Data would bring, decoding on machines without a GPU, saves nothing where the encoder is
-what takes the time; pixels are decoded on CPU workers.
+batches of the plan; it hands over a block at its end, while a piece counts here as soon as it is published, which is
+also what an interrupted job continues from; and which piece a lost actor was at, and how often, it does not say, while
+a picture that kills every worker has to be named. What it would bring, decoding on machines without a GPU, pays only
+where decoding and not the encoder takes the time.
 """
 
 from __future__ import annotations

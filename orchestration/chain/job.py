@@ -284,11 +284,14 @@ def _train_here(chain: Chain, stage: str, where: dict[str, Any], spec: dict[str,
 
 
 def parent_run(chain: Chain) -> str:
-    """The MLflow run of this job; a continued job finds its own again."""
+    """The MLflow run of this job, RUNNING; a continued job finds its own again."""
     job = chain.job
     name = f"pipeline {job.model_name} {chain.keys[chain.names()[-1]][:8]}"
     params = {"preset": preset_to_dict(job.preset), "source": plain_without_secrets(to_dict(job.preprocess))}
-    return tracking.find_run(job.tracking_uri, name) or tracking.start_run(job.tracking_uri, name, params=params)
+    if found := tracking.find_run(job.tracking_uri, name):
+        tracking.reopen_run(job.tracking_uri, found)
+        return found
+    return tracking.start_run(job.tracking_uri, name, params=params)
 
 
 def _evaluate(chain: Chain, done: dict[str, Result], last: str, data: str, stages: list[str]) -> Result:

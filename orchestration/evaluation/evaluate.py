@@ -17,6 +17,8 @@ from orchestration.evaluation.published import KNOWN_BY_KIND
 from orchestration.evaluation.report import Figure, Report, rounded
 from orchestration.evaluation.spec import EvaluationSpec, ModelReference, distilled_steps, spec_to_dict
 from orchestration.evaluation.store import ChunkStore
+from orchestration.outages import patiently
+from orchestration.redact import clean, plain_without_secrets
 from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.metrics.bootstrap import mean_resamples, percentile_interval, spread_interval
@@ -31,7 +33,9 @@ PSNR_TEXT = {
     "benchmark": "PSNR per 8-bit picture, BT.601 luma, border ceil(scale)",
     "div2k": "PSNR per 8-bit picture, RGB, border ceil(scale) + 6",
 }
-FID_TEXT = "; biased upwards, the more the fewer samples: compare equal numbers only, the interval does not hold the bias"
+FID_TEXT = (
+    "; biased upwards, the more the fewer samples: compare equal numbers only, the interval does not hold the bias"
+)
 
 
 def evaluate(
@@ -51,8 +55,8 @@ def evaluate(
     work_dir: where finished chunks are kept, so that an interrupted evaluation goes on (none: nothing is kept).
     num_workers: Ray workers; 0 computes in this process, on `device`. gpus_per_worker: of each Ray worker, 0 for CPUs;
     None: one where the cluster has GPUs, whatever this machine has. Neither the number of workers nor the batch size
-    changes the figures. Raises `UserError` for a damaged bundle. A figure that needs more samples than there are is left
-    out, with a note that says how many it needs.
+    changes the figures. Raises `UserError` for a damaged bundle. A figure that needs more samples than there are is
+    left out, with a note that says how many it needs.
     """
     started = time.monotonic()
     bundle = registry.resolve(model, tracking_uri=tracking_uri)
@@ -85,14 +89,18 @@ def evaluate(
         fingerprint = spec.fingerprint(digest, pictures.digest, registry.bundle_digest(teacher) if teacher else "")
         folder = storage.join(work_dir or scratch, "chunks", fingerprint[:16])
         store = ChunkStore(folder, chunks, storage.join(scratch, "copies"))
-        todo = store.missing()
-        done = num - sum(stop - start for start, stop in todo)
+        here = dataclasses.replace(spec, teacher=address(spec.teacher) if spec.teacher else "")
+        workers = (num_workers, gpus_per_worker)
+        done = num - sum(stop - start for start, stop in store.missing())
         with Progress(f"evaluate {spec.task}", num, "samples", initial=done) if progress else _Silent() as bar:
-            workers = (num_workers, gpus_per_worker)
-            here = dataclasses.replace(spec, teacher=address(spec.teacher) if spec.teacher else "")
-            for chunk, arrays in _compute(here, reference, str(bundle), pictures, todo, workers, device):
-                store.write(chunk, arrays)
-                bar.update(chunk[1] - chunk[0])
+
+            def compute() -> None:
+                todo = store.missing()
+                for chunk, arrays in _compute(here, reference, str(bundle), pictures, todo, workers, device):
+                    store.write(chunk, arrays)
+                    bar.update(chunk[1] - chunk[0])
+
+            patiently(compute, "evaluate")
         store.open()
         figures, notes = reduce(spec, store)
         strips = {key: store[key] for key in store if key.startswith("picture|")}
@@ -102,11 +110,11 @@ def evaluate(
         notes.append(f"{spec.num} samples were asked for; the data has {pictures.num}.")
     report = Report(
         task=spec.task,
-        model=model,
+        model=clean(model),
         model_name=str(config["model"].get("name", "")),
         bundle_digest=digest,
         encoder_identity=identity,
-        data=storage.absolute(data),
+        data=clean(storage.absolute(data)),
         data_digest=pictures.digest,
         split=pictures.split,
         dataset=spec.dataset or KNOWN_BY_KIND.get(pictures.kind, ""),
@@ -116,10 +124,10 @@ def evaluate(
         seed=spec.seed,
         sampler=spec.sampler_text(is_distilled=own > 0),
         figures=tuple(figures),
-        notes=tuple(notes),
+        notes=tuple(clean(note) for note in notes),
         versions=tracking.versions(),
         seconds=round(time.monotonic() - started, 1),
-        spec=spec_to_dict(dataclasses.replace(spec, num_steps=asked)),
+        spec=plain_without_secrets(spec_to_dict(dataclasses.replace(spec, num_steps=asked))),
     )
     return report, strips
 

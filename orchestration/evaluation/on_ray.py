@@ -1,5 +1,5 @@
-"""Chunks of an evaluation on Ray workers, by the pool that builds shards: a lost worker's chunks go to the others, and a
-new worker takes its place. The workers' devices are decided by the cluster, not by the machine that asks."""
+"""Chunks of an evaluation on Ray workers, by the pool that builds shards: a lost worker's chunks go to the others, and
+a new worker takes its place. The workers' devices are decided by the cluster, not by the machine that asks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from orchestration import registry
+from orchestration import registry, tracking
 from orchestration.evaluation.chunk import Arrays, ChunkWorker
 from orchestration.evaluation.data import Pictures
 from orchestration.evaluation.networks import PACKAGED
@@ -62,7 +62,12 @@ def compute_on_ray(
 
 
 def speed_on_ray(
-    report: Report, spec: EvaluationSpec, *, tracking_uri: str | None = None, gpus_per_worker: float | None = None
+    report: Report,
+    spec: EvaluationSpec,
+    model: str,
+    *,
+    tracking_uri: str | None = None,
+    gpus_per_worker: float | None = None,
 ) -> Report:
     """`with_speed` on a worker of the cluster."""
     import ray
@@ -71,12 +76,12 @@ def speed_on_ray(
     with _ray():
         options, device = _place(1, gpus_per_worker)
         task = ray.remote(with_speed).options(**options)
-        findable = dataclasses.replace(report, model=address(report.model))
+        where = {"tracking_uri": tracking.tracking_uri(tracking_uri), "device": device}
         try:
-            found: Report = ray.get(task.remote(findable, spec, tracking_uri=tracking_uri, device=device))
+            found: Report = ray.get(task.remote(report, spec, address(model), **where))
         except RayTaskError as error:
             raise (error.cause if isinstance(error.cause, UserError) else error) from None
-    return dataclasses.replace(found, model=report.model)
+    return found
 
 
 @contextlib.contextmanager

@@ -38,7 +38,7 @@ class Figure:
     def of_mean(
         cls, name: str, method: str, setting: str, values: np.ndarray, resamples: np.ndarray, protocol: str
     ) -> Figure:
-        """The mean of per-picture values (N,), with its resamples (R,). Baselines keep none: nothing is decided on them."""
+        """The mean of per-picture values (N,), with its resamples (R,). Baselines keep none: they decide nothing."""
         low, high = percentile_interval(resamples)
         return cls(
             name=name,

@@ -9,6 +9,7 @@ import tyro
 
 from orchestration.evaluation.report import Report
 from orchestration.evaluation.spec import EvaluationSpec, SrMode
+from orchestration.redact import clean, plain_without_secrets
 from pipeline import storage
 from pipeline.command_line import plain_help
 from pipeline.errors import UserError
@@ -66,8 +67,8 @@ class Arguments:
     lpips_heads: Annotated[str, tyro.conf.arg(metavar="FILE")] = ""
     """LPIPS v0.1 heads for AlexNet; found in an installed torchmetrics or lpips package when not given."""
     dataset: Annotated[str, tyro.conf.arg(metavar="NAME")] = ""
-    """celebahq, div2k, lsun-bedroom or lsun-tower: published figures of it stand beside ours; without it what a shard set
-    says of itself."""
+    """celebahq, div2k, lsun-bedroom or lsun-tower: published figures of it stand beside ours; without it what a shard
+    set says of itself."""
     workers: int = 0
     """Ray workers; 0 works in this process."""
     gpus_per_worker: Annotated[float | None, tyro.conf.arg(metavar="N")] = None
@@ -139,12 +140,12 @@ def check_report(arguments: Arguments, spec: EvaluationSpec) -> None:
     file = storage.join(arguments.out, "report.json")
     if not storage.exists(file):
         return
-    old, wanted = load_report(file), spec_to_dict(spec)
+    old, wanted = load_report(file), plain_without_secrets(spec_to_dict(spec))
     digest = registry.bundle_digest(registry.resolve(arguments.model, tracking_uri=arguments.tracking_uri or None))
     differing = [name for name in wanted if name not in _OPEN and old.spec.get(name) != wanted[name]]
     if old.bundle_digest != digest:
         differing.insert(0, "model")
-    if old.data != storage.absolute(arguments.data):
+    if old.data != clean(storage.absolute(arguments.data)):
         differing.insert(0, "data")
     if differing:
         raise UserError(
@@ -175,11 +176,11 @@ def run(arguments: Arguments, spec: EvaluationSpec) -> Report:
     if arguments.speed and arguments.workers:
         from orchestration.evaluation.on_ray import speed_on_ray
 
-        report = speed_on_ray(report, spec, tracking_uri=uri, gpus_per_worker=gpus)
+        report = speed_on_ray(report, spec, arguments.model, tracking_uri=uri, gpus_per_worker=gpus)
     elif arguments.speed:
         from orchestration.evaluation.speed import with_speed
 
-        report = with_speed(report, spec, tracking_uri=uri, device=device)
+        report = with_speed(report, spec, arguments.model, tracking_uri=uri, device=device)
     write_report(report, pictures, arguments.out)
     if arguments.run_id:
         log_report(report, arguments.out, arguments.run_id, tracking_uri=uri)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import os
 import time
@@ -61,8 +62,8 @@ def parser() -> argparse.ArgumentParser:
     add("--workers", default="1", metavar="N|MIN:MAX", help="Ray Train workers; a range is elastic")
     add("--gpus-per-worker", type=float, metavar="N", help="0: CPUs; default: one where the cluster has GPUs")
     add("--preprocess-workers", type=int, default=0, metavar="N", help="Ray actors that build shards")
-    add("--evaluate-workers", type=int, metavar="N", help="Ray workers that evaluate, and measure a champion anew; 0: this "
-        "process; default: as many as train, on a cluster")  # fmt: skip
+    add("--evaluate-workers", type=int, metavar="N", help="Ray workers that evaluate, and measure a champion anew; 0: "
+        "this process; default: as many as train, on a cluster")  # fmt: skip
     add("--local", action="store_true", help="everything in this process: no Ray, no DeepSpeed")
     add("--device", default="", help="of what runs in this process: cpu or cuda; default: CUDA where there is one")
     add("--tracking-uri", default="", help="default MLFLOW_TRACKING_URI, else WORKDIR/mlflow.db")
@@ -221,6 +222,7 @@ def _run(chain: Chain, arguments: argparse.Namespace, steps: list) -> dict[str, 
     from orchestration import tracking
     from orchestration.chain.job import parent_run
     from orchestration.chain.steps import run_steps, statuses
+    from orchestration.outages import patiently
     from training.config import STAGES
 
     job, start = chain.job, time.monotonic()
@@ -237,11 +239,9 @@ def _run(chain: Chain, arguments: argparse.Namespace, steps: list) -> dict[str, 
             job.work, steps, announce=_announce(start), retries=arguments.retries, check=chain.still_ours
         )
     except BaseException as error:
-        tracking.end_run(
-            job.tracking_uri,
-            parent_run(chain),
-            "KILLED" if isinstance(error, (KeyboardInterrupt, Stopped)) else "FAILED",
-        )
+        with contextlib.suppress(UserError):  # the first error is the one to show
+            was_stopped = isinstance(error, (KeyboardInterrupt, Stopped))
+            tracking.end_run(job.tracking_uri, parent_run(chain), "KILLED" if was_stopped else "FAILED")
         raise
     finally:
         if started:
@@ -249,7 +249,7 @@ def _run(chain: Chain, arguments: argparse.Namespace, steps: list) -> dict[str, 
 
             ray.shutdown()
     if open_steps:
-        tracking.end_run(job.tracking_uri, parent_run(chain))
+        patiently(lambda: tracking.end_run(job.tracking_uri, parent_run(chain)), "pipeline")
     return results
 
 

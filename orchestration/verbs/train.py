@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 from training import cli
@@ -26,6 +27,7 @@ def run(arguments: argparse.Namespace, preset: Preset) -> TrainResult:
     """Train as the arguments ask, with an MLflow run."""
     from orchestration.chain.lease import sole_job
     from orchestration.devices import worker_gpus
+    from orchestration.outages import patiently
     from orchestration.starts import pinned, pinned_uri, place, places
     from pipeline import storage
 
@@ -44,11 +46,12 @@ def run(arguments: argparse.Namespace, preset: Preset) -> TrainResult:
             from orchestration.mlflow_reporter import MlflowReporter
 
             reporters: list[Callable[[], Reporter]] = [lambda: MlflowReporter(**spec)] if spec else []
-            return cli.train_here(arguments, preset, reporters, still_ours, found)
+            return patiently(lambda: cli.train_here(arguments, preset, reporters, still_ours, found), arguments.stage)
         from orchestration.ray_train import launch
 
         low, high = cli.parse_workers(arguments.workers)
-        return launch(
+        begin = partial(
+            launch,
             arguments.stage,
             preset,
             data=arguments.data,
@@ -62,6 +65,7 @@ def run(arguments: argparse.Namespace, preset: Preset) -> TrainResult:
             still_ours=still_ours,
             places=found,
         )
+        return patiently(begin, arguments.stage)
 
 
 @contextlib.contextmanager

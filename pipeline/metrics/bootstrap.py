@@ -1,7 +1,7 @@
 """Bootstrap intervals: how much a figure would move with another sample of pictures.
 
-Resamples are drawn from a seed and the number of samples alone. So two models measured on the same samples have resamples
-that pair: what one draw gives for the one and for the other differs as the models do, and not as the pictures do.
+Resamples are drawn from a seed and the number of samples alone. So two models measured on the same samples have
+resamples that pair: what one draw gives for the one and for the other differs as the models do, not as the pictures do.
 
 Legend: N samples, R resamples.
 """

@@ -2,12 +2,14 @@
 
 import numpy as np
 import pytest
+import ray
 from PIL import Image
 from tiny_bundle import make_bundle
 
+from orchestration.devices import own_device, worker_gpus
 from orchestration.evaluation.evaluate import evaluate
 from orchestration.evaluation.spec import EvaluationSpec
-from orchestration.ray_train import cpus_for_each
+from orchestration.ray_train import cpus_for_each, start_ray
 from pipeline.errors import UserError
 
 
@@ -25,6 +27,29 @@ from pipeline.errors import UserError
 )
 def test_every_worker_finds_room_on_some_machine(machines, num_workers, cpus):
     assert cpus_for_each(machines, num_workers) == cpus
+
+
+@pytest.mark.parametrize(
+    ("device", "asked", "gpus"),
+    [("", None, None), ("", 0.0, 0.0), ("cpu", None, 0.0), ("cuda", None, 1.0), ("cuda:1", 0.5, 0.5)],
+)
+def test_the_device_of_workers_is_what_was_asked_for_or_the_clusters(device, asked, gpus):
+    assert worker_gpus(device, asked) == gpus
+    with pytest.raises(UserError, match="--device cpu and --gpus-per-worker 1 contradict"):
+        worker_gpus("cpu", 1.0)
+
+
+@pytest.mark.slow
+def test_workers_take_gpus_where_the_cluster_has_some_and_this_machine_none():
+    """GPUs that Ray believes in: where work is placed does not depend on what can be seen from here."""
+    from orchestration.evaluation.on_ray import _place
+
+    assert own_device("") == "cpu" and start_ray(num_cpus=2, num_gpus=2)
+    try:
+        assert _place(2, None) == ({"num_cpus": 1, "num_gpus": 1.0}, "cuda")
+        assert _place(2, 0.0) == ({"num_cpus": 1, "num_gpus": 0}, "cpu")
+    finally:
+        ray.shutdown()
 
 
 @pytest.fixture

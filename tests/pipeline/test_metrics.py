@@ -192,7 +192,11 @@ def test_bootstrap_interval_covers_the_mean_as_often_as_it_says():
 
 def test_resamples_are_the_same_for_every_figure_of_the_same_samples():
     counts = resample_counts(5, num_resamples=400, seed=3)
-    assert counts.shape == (400, 5) and (counts.sum(axis=1) == 5).all() and counts.mean(axis=0) == pytest.approx(1, abs=0.2)
+    assert (
+        counts.shape == (400, 5)
+        and (counts.sum(axis=1) == 5).all()
+        and counts.mean(axis=0) == pytest.approx(1, abs=0.2)
+    )
     assert counts[0].tolist() == np.bincount(np.random.RandomState([3, 0, 5]).randint(0, 5, 5), minlength=5).tolist()
     values = np.array([1.0, 2.0, 3.0, 4.0, np.inf])
     plain, infinite = mean_resamples(values[:4], seed=1), mean_resamples(values, num_resamples=50)

@@ -23,7 +23,7 @@ def uri(tmp_path, cache, monkeypatch):
     bundle = make_bundle(tmp_path / "b")
     for _ in range(5):
         registry.register(bundle, "m", tracking_uri=uri)
-    monkeypatch.setattr(registry, "stored_report", lambda *_, **__: {"some": "report"})
+    monkeypatch.setattr(registry, "stored_report", lambda *_, **__: {"data": "/d", "data_digest": "d", "figures": []})
     monkeypatch.setattr(registry, "decide", lambda *_: YES)
     return uri
 

@@ -120,6 +120,8 @@ def calls(web: str, photos: str) -> dict[str, list[list[str]]]:
         "chain",
         "--until",
         "pixels",
+        "--preprocess",
+        "val_fraction=0.3",
     ]
     return {
         "preprocess": [["preprocess", "folder", photos, "shards", "--size", "32", "--val-fraction", "0.3"],

@@ -8,6 +8,7 @@ from tiny_bundle import make_bundle
 
 from orchestration.devices import own_device, worker_gpus
 from orchestration.evaluation.evaluate import evaluate
+from orchestration.evaluation.on_ray import _place, speed_on_ray
 from orchestration.evaluation.spec import EvaluationSpec
 from orchestration.ray_train import cpus_for_each, start_ray
 from pipeline.errors import UserError
@@ -42,8 +43,6 @@ def test_the_device_of_workers_is_what_was_asked_for_or_the_clusters(device, ask
 @pytest.mark.slow
 def test_workers_take_gpus_where_the_cluster_has_some_and_this_machine_none():
     """GPUs that Ray believes in: where work is placed does not depend on what can be seen from here."""
-    from orchestration.evaluation.on_ray import _place
-
     assert own_device("") == "cpu" and start_ray(num_cpus=2, num_gpus=2)
     try:
         assert _place(2, None) == ({"num_cpus": 1, "num_gpus": 1.0}, "cuda")
@@ -73,6 +72,8 @@ def test_workers_do_not_change_figures(tmp_path, data):
         assert two.value == pytest.approx(one.value, rel=1e-3)
         assert two.low == pytest.approx(one.low, rel=1e-3)
     assert pictures.keys() == more.keys()
+    fps = speed_on_ray(spread, spec, bundle).get("fps", "x4")  # where the workers are, not here
+    assert fps.value > 0 and ", cpu, median of 3" in fps.protocol
     with pytest.raises(UserError, match="needs a truth of 64 pixels"):
         impossible = EvaluationSpec(task="sr", scales=(8.0,), sr_mode="fixed-input", chunk_size=2)
         evaluate(bundle, data, impossible, num_workers=2, progress=False)

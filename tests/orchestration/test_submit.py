@@ -263,5 +263,7 @@ def test_a_stopped_training_job_leaves_a_checkpoint_and_continues(head: Head, at
     assert run_id is not None and tracking.get_run(uri, run_id).info.status == "KILLED"
     last = [*words, "--set", f"autoencoder.steps={step + 2}"]
     assert main(["submit", *last, *at]) == 0
-    assert f"resumed from step {step}" in capfd.readouterr().out
+    assert json.loads((run / "result.json").read_text())["resumed_from"] == step
+    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(set(steps)) and steps[-1] == step + 2  # none twice
     assert tracking.get_run(uri, run_id).info.status == "FINISHED"

@@ -67,7 +67,6 @@ class ActorPool(Generic[Piece, News]):
         self.what, self.start, self.name_of, self.finished = what, start, name_of, finished
         self.todo = deque(todo)
         self.num_workers = min(num_workers, len(todo))
-        self.chunk = max(1, min(_MAX_CHUNK, len(todo) // (2 * max(1, self.num_workers))))
         self.num_lost = 0
         self.num_started = 0
         self.losses = LostWorkers()
@@ -120,7 +119,8 @@ class ActorPool(Generic[Piece, News]):
         return news
 
     def _assign(self, worker: _Worker[Piece]) -> None:
-        pieces = [self.todo.popleft() for _ in range(min(self.chunk, len(self.todo)))]
+        share = len(self.todo) // (2 * self.num_workers)  # fewer towards the end, so that all end together
+        pieces = [self.todo.popleft() for _ in range(min(max(1, min(_MAX_CHUNK, share)), len(self.todo)))]
         if not pieces:
             self._kill(worker)
             return

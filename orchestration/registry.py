@@ -174,6 +174,10 @@ def promote(
         if old_report is None or new_report is None:
             missing = old if old_report is None else new
             raise UserError(f"{missing.uri} has no evaluation report; run `promote` with --data to evaluate both")
+    for version, report in ((old, old_report), (new, new_report)):
+        measured = (report or {}).get("bundle_digest")
+        if version is not None and measured not in (None, version.tags.get(_TAG + "bundle_digest")):
+            raise UserError(f"{version.uri} is not what was measured, an alias of {name} moved; run `promote` again")
     _require_usable(new, uri)
     decision = decide(old_report, new_report or {}, rule)
     with tracking.user_errors(uri):

@@ -8,6 +8,8 @@ import io
 import os
 import sys
 
+from orchestration.interruptible import interruptible
+from orchestration.redact import cleaned_output
 from pipeline.errors import UserError, exit_status
 
 VERBS: dict[str, tuple[str, str]] = {
@@ -48,7 +50,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"latentzoom {version('latentzoom')}")
         return 0
     _say_any_name()
-    return _flushed(exit_status(lambda: _run(verb, rest)))
+    with cleaned_output(rest), interruptible():
+        return _flushed(exit_status(lambda: _run(verb, rest)))
 
 
 def _say_any_name() -> None:

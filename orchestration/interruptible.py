@@ -12,7 +12,7 @@ from types import FrameType
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
     """Within the block SIGTERM (a scheduler, `kill`) and SIGHUP (a terminal that goes away) act as Ctrl-C does. Who set
-    them otherwise, as `nohup` does, is left in peace."""
+    them otherwise, as `nohup` does, or what listens itself, as training does, is left in peace."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -28,4 +28,5 @@ def interruptible() -> Iterator[None]:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_DFL)  # once more ends it at once
     raise KeyboardInterrupt

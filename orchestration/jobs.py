@@ -14,7 +14,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from orchestration.redact import redact
+from orchestration.outages import Silent, patiently
+from orchestration.redact import carries_secret, clean, is_secret_name, redact, remember
 from pipeline.errors import UserError
 from pipeline.progress import format_seconds
 
@@ -26,10 +27,12 @@ DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 _OWN_SOURCE = ("pipeline", "preprocess", "training", "orchestration", "requirements.lock")
 _NEVER_SENT = [".git/", ".venv/", ".env", "**/__pycache__/"]
 """Environments and secrets stay here: the cluster's image has its own."""
-_SECRET = ("PASSWORD", "PASSWD", "SECRET", "TOKEN", "CREDENTIAL", "API_KEY", "ACCESS_KEY")
 _STARTING, _PATIENCE_S = "No available agent", 120.0
 """What a head says in its first seconds, before an agent of its own has reported; it asks to try again later."""
 STOPPED = 130
+STOP_WAIT_S = 600
+"""Seconds between the SIGTERM and the SIGKILL of a stopped job; Ray's own are three. A training stage writes a
+checkpoint meanwhile, and everything else ends in a moment."""
 _EXCEPTION_LINE = re.compile(r"^[\w.]*(Error|Exception): ")
 
 
@@ -57,6 +60,7 @@ def connect(address: str) -> JobSubmissionClient:
 
     with user_errors(address):
         secret = token()
+        remember(secret)
         return JobSubmissionClient(address, headers={"Authorization": f"Bearer {secret}"} if secret else None)
 
 
@@ -75,14 +79,15 @@ def user_errors(address: str) -> Iterator[None]:
             "(`ray get-auth-token` on the head prints it)"
         ) from error
     except (ConnectionError, requests.exceptions.RequestException) as error:
-        raise UserError(
+        raise Silent(
             f"no Ray head answers at {address}; is it running, and is the port forwarded? "
             "(kubectl port-forward service/latentzoom-head-svc 8265)"
         ) from error
     except KeyError as error:  # of an answer without what a head says
         raise UserError(f"what answers at {address} is not a Ray head; is it the right port?") from error
     except RuntimeError as error:
-        raise UserError(f"the cluster at {address}: {_first_line(error)}") from error
+        kind = Silent if re.search(r"status code 50[234]", str(error)) else UserError
+        raise kind(f"the cluster at {address}: {_first_line(error)}") from error
     except ValueError as error:  # what Ray refuses before it sends anything, as a folder that is too large
         raise UserError(f"nothing was sent: {_first_line(error)}") from error
 
@@ -106,11 +111,14 @@ def environment(assignments: Sequence[str]) -> dict[str, str]:
     values = {}
     for text in assignments:
         name, sign, value = text.partition("=")
-        if any(word in name.upper() for word in _SECRET):
-            raise UserError(
-                f"--env {name} sounds like a secret, and a job's environment is shown in the dashboard; "
-                "put it into the cluster's own environment (infra/: Kubernetes secret `latentzoom-env`)"
-            )
+        shown = (
+            "and a job's environment is shown in the dashboard; put it into the cluster's own environment "
+            "(infra/: Kubernetes secret `latentzoom-env`)"
+        )
+        if is_secret_name(name):
+            raise UserError(f"--env {name} sounds like a secret, {shown}")
+        if carries_secret(value if sign else os.environ.get(name, "")):
+            raise UserError(f"the value of --env {name} carries a secret, {shown}")
         if not sign and name not in os.environ:
             raise UserError(f"--env {name}: this shell has no such variable; give NAME=VALUE")
         values[name] = value if sign else os.environ[name]
@@ -122,7 +130,7 @@ def check_command(command: Sequence[str]) -> None:
     pairs = zip(command, command[1:])
     options = [f"{name} {value}" for name, value in pairs if name.startswith("-") and not value.startswith("-")]
     for text in [*command, *options]:
-        if redact(text) != text:
+        if carries_secret(text):
             raise UserError(
                 f"{redact(text)!r} carries a secret, and a job's command is shown in the dashboard; "
                 "put it into the cluster's own environment"
@@ -142,15 +150,15 @@ def excludes(folder: Path) -> list[str]:
 
 
 def runtime_env(working_dir: str, env_vars: dict[str, str]) -> dict[str, Any]:
-    """Code and environment of driver and workers. Nothing is installed at start: the image has the packages."""
+    """Code and environment of driver and workers. Nothing is installed at start: the image has the packages. The job's
+    supervisor reads there how long a stopped job may take."""
     environment: dict[str, Any] = {}
     if working_dir:
         folder = Path(working_dir).resolve()
         if not folder.is_dir():
             raise UserError(f"--working-dir {working_dir} is not a folder of this machine")
         environment |= {"working_dir": str(folder), "excludes": excludes(folder)}
-    if env_vars:
-        environment["env_vars"] = env_vars
+    environment["env_vars"] = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S), **env_vars}
     return environment
 
 
@@ -175,20 +183,30 @@ def ray_command(
 
 
 def follow(client: JobSubmissionClient, address: str, job: str, out: TextIO | None = None) -> JobDetails:
-    """Print a job's log until it ends; returns its details. A dropped connection is taken up again where it was."""
-    out = out or sys.stdout
-    seen = 0
+    """Print a job's log until it ends; returns its details. A dropped connection is taken up again where it was, and a
+    head that does not answer is waited for."""
+    log = _Log(out or sys.stdout)
     while True:
         with user_errors(address):
             try:
-                seen = asyncio.run(_tail(client, job, seen, out))
+                asyncio.run(log.tail(client, job))
             except (OSError, RuntimeError, _client_error()) as error:
                 print(f"connection to {address} lost ({_first_line(error)}); trying again", file=sys.stderr)
-                time.sleep(2)
-            details = client.get_job_info(job)
-        if details.status.is_terminal():
-            return details
+                time.sleep(1)
+        found = details(client, address, job)
+        if found.status.is_terminal():
+            return found
         time.sleep(0.5)
+
+
+def details(client: JobSubmissionClient, address: str, job: str) -> JobDetails:
+    """What the head says of a job. One that does not answer is asked again for a quarter of an hour: jobs go on."""
+
+    def ask() -> JobDetails:
+        with user_errors(address):
+            return client.get_job_info(job)
+
+    return patiently(ask, job)
 
 
 def _client_error() -> type[Exception]:
@@ -197,17 +215,21 @@ def _client_error() -> type[Exception]:
     return aiohttp.ClientError
 
 
-async def _tail(client: JobSubmissionClient, job: str, seen: int, out: TextIO) -> int:
-    """Print what lies after the first `seen` characters of the log, which always comes from its start."""
-    position = 0
-    async for text in client.tail_job_logs(job):
-        fresh = text[max(0, seen - position) :]
-        position += len(text)
-        if fresh:
-            out.write(fresh)
-            out.flush()
-        seen = max(seen, position)
-    return seen
+class _Log:
+    """A job's log as far as it was printed. It always comes from its start; only what was not seen yet is printed."""
+
+    def __init__(self, out: TextIO) -> None:
+        self.out, self.seen = out, 0
+
+    async def tail(self, client: JobSubmissionClient, job: str) -> None:
+        position = 0
+        async for text in client.tail_job_logs(job):
+            fresh = text[max(0, self.seen - position) :]
+            position += len(text)
+            if fresh:
+                self.out.write(fresh)
+                self.out.flush()
+            self.seen = max(self.seen, position)
 
 
 def exit_status(details: JobDetails) -> int:
@@ -241,4 +263,4 @@ def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if any("Traceback" in line for line in lines):
         lines = [line for line in lines if _EXCEPTION_LINE.match(line) and "Traceback" not in line][-1:] or lines[-1:]
-    return lines[0][:300] if lines else type(error).__name__
+    return clean(lines[0][:300]) if lines else type(error).__name__

@@ -6,7 +6,7 @@ import json
 import time
 from typing import Any
 
-from orchestration import registry, tracking
+from orchestration import champion, registry, tracking
 from orchestration.local_store import artifact_place, local_path
 from orchestration.model_card import stage_line
 from orchestration.redact import url_without_secrets
@@ -53,7 +53,7 @@ def lineage(uri: str, *, tracking_uri: str | None = None) -> dict[str, str]:
         or (_data(report["data"], report["data_digest"], "") if report else _data(None, None, "--report")),
         "figures": report_lost or _figures(report),
         "promotion": _plain(tags.get(_TAG + "promotion")) if _TAG + "promotion" in tags else "not judged yet",
-        "champion before": _before(tags),
+        "champion before": _before(tags, is_champion=str(aliases.get(registry.CHAMPION, "")) == version.version),
         "rolled back": tags.get(_TAG + "rolled_back") or "never",
         "description": (found.description or "").strip().splitlines()[0] if (found.description or "").strip() else "",
     }
@@ -107,10 +107,10 @@ def _report(version: Version, store: str) -> tuple[dict[str, Any] | None, str]:
         return None, f"{LOST}: {error}"
 
 
-def _before(tags: dict[str, str]) -> str:
-    if _TAG + "previous_champion" not in tags:
+def _before(tags: dict[str, str], *, is_champion: bool) -> str:
+    before = champion.previous(tags, is_champion=is_champion)
+    if before is None:
         return "was never champion"
-    before = tags[_TAG + "previous_champion"]
     return f"version {before}" if before else "none, it was the first"
 
 

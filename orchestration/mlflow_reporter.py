@@ -27,6 +27,7 @@ import numpy as np
 from PIL import Image
 
 from orchestration import tracking
+from orchestration.redact import clean, plain_without_secrets, url_without_secrets
 
 _log = logging.getLogger(__name__)
 _RETRY_S = 15.0
@@ -54,6 +55,7 @@ class MlflowReporter:
         close_timeout: float = 30.0,
     ) -> None:
         self.run_id, self.uri, self.close_timeout = run_id, tracking_uri, close_timeout
+        self._shown = url_without_secrets(tracking_uri)
         self.spill = Path(spill or Path(tempfile.gettempdir()) / f"latentzoom-{run_id}.spill.jsonl")
         self.num_spilled = 0
         self._queue: queue.Queue[Event | None] = queue.Queue()
@@ -77,8 +79,8 @@ class MlflowReporter:
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Record settings (nested mappings become dotted names): see `tracking.log_settings`."""
-        clean = {_clean(k): v for k, v in tracking.flatten(dict(values)).items()}
-        self._put({"kind": "params", "values": clean})
+        flat = tracking.flatten(plain_without_secrets(dict(values)))
+        self._put({"kind": "params", "values": {_clean(k): v for k, v in flat.items()}})
 
     def close(self) -> None:
         """Deliver what is queued; spill what cannot be delivered within `close_timeout` seconds."""
@@ -95,7 +97,7 @@ class MlflowReporter:
                 self._spill_rest(self._queue)
         if self.num_spilled:
             _log.warning(
-                "MLflow at %s could not take %d events; they wait in %s", self.uri, self.num_spilled, self.spill
+                "MLflow at %s could not take %d events; they wait in %s", self._shown, self.num_spilled, self.spill
             )
 
     def __enter__(self) -> MlflowReporter:
@@ -129,7 +131,8 @@ class MlflowReporter:
         try:
             deliver(self.uri, self.run_id, event)
         except Exception as error:
-            _log.warning("MLflow at %s does not answer (%s); spilling to %s", self.uri, error, self.spill)
+            said = clean(str(error))
+            _log.warning("MLflow at %s does not answer (%s); spilling to %s", self._shown, said, self.spill)
             self._broken_until = time.monotonic() + _RETRY_S
             self._spill_rest(self._in_flight)
             return
@@ -152,7 +155,7 @@ class MlflowReporter:
             replay(self.spill, self.uri)
             self.num_spilled = 0
         except Exception as error:
-            _log.warning("replay of %s failed (%s); it is kept", self.spill, error)
+            _log.warning("replay of %s failed (%s); it is kept", self.spill, clean(str(error)))
             self._broken_until = time.monotonic() + _RETRY_S
 
     def _spill_rest(self, waiting: queue.Queue[Event] | queue.Queue[Event | None]) -> None:
@@ -172,7 +175,7 @@ class MlflowReporter:
             self._monitor = SystemMetricsMonitor(self.run_id, resume_logging=True, tracking_uri=self.uri)
             self._monitor.start()
         except Exception as error:
-            _log.warning("no system metrics: %s", error)
+            _log.warning("no system metrics: %s", clean(str(error)))
             self._monitor = None
 
 

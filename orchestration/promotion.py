@@ -9,6 +9,7 @@ from typing import Any
 
 from orchestration.evaluation.spec import ONE_STEP
 from pipeline.errors import UserError
+from pipeline.metrics.bootstrap import paired_interval
 
 # Which figures a rule may weigh first (lower is better), by task; the first one that both reports have is used.
 PRIMARY = {
@@ -20,9 +21,10 @@ PRIMARY = {
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """Promote if the primary figure is lower with non-overlapping intervals at a majority of settings and higher with
-    non-overlapping intervals at none, and the guard (dB) is nowhere worse by more than `guard_tolerance`. The guard is
-    every figure whose name begins so: PSNR by each protocol that was measured."""
+    """Promote if the primary figure is lower beyond doubt at a majority of settings and higher beyond doubt at none,
+    and the guard (dB) is nowhere worse by more than `guard_tolerance`. Beyond doubt: the 95 % interval of the
+    difference on the same samples does not hold zero. The guard is every figure whose name begins so: PSNR by each
+    protocol that was measured."""
 
     primary: str = "auto"
     guard: str = "psnr"
@@ -30,7 +32,7 @@ class Rule:
 
     def text(self) -> str:
         return (
-            f"{self.primary} lower with non-overlapping intervals at most settings and higher at none; "
+            f"{self.primary} lower by the 95 % interval of the paired difference at most settings and higher at none; "
             f"{self.guard} nowhere worse by more than {self.guard_tolerance:g} dB"
         )
 
@@ -95,6 +97,8 @@ def check_comparable(champion: Mapping[str, Any], candidate: Mapping[str, Any]) 
                 f"the figures are not comparable: {words} is {left!r} for the champion and {right!r} for the "
                 "candidate; evaluate both with the same --data and options"
             )
+    if not all(_has_resamples(report) for report in (champion, candidate)):
+        raise UserError("the figures are not comparable: a report has no resamples to pair; evaluate both again")
     if not candidate.get("data_digest"):
         raise UserError("the figures are not comparable: the reports name no data set digest; evaluate both again")
     ours, theirs = _by_key(candidate), _by_key(champion)
@@ -112,6 +116,12 @@ def check_comparable(champion: Mapping[str, Any], candidate: Mapping[str, Any]) 
                 f"the figures are not comparable: protocol of {'/'.join(figure)} is {left!r} for the champion and "
                 f"{right!r} for the candidate"
             )
+
+
+def _has_resamples(report: Mapping[str, Any]) -> bool:
+    """Whether the figures that may decide have resamples."""
+    deciding = PRIMARY.get(str(report.get("task")), ())
+    return all(figure.get("resamples") for (name, _), figure in _by_key(report).items() if name in deciding)
 
 
 def check_finite(report: Mapping[str, Any]) -> None:
@@ -143,17 +153,17 @@ def _compare(champion: Mapping[str, Any], candidate: Mapping[str, Any], name: st
 
 def _compare_one(name: str, setting: str, champion: Mapping[str, Any], candidate: Mapping[str, Any]) -> _Comparison:
     for figure, who in ((champion, "champion"), (candidate, "candidate")):
-        if figure["low"] is None or figure["high"] is None:
-            raise UserError(f"{name} at {setting} of the {who} has no interval; a rule cannot weigh it")
-    if candidate["high"] < champion["low"]:
-        verdict = "better"
-    elif candidate["low"] > champion["high"]:
-        verdict = "worse"
-    else:
-        verdict = "undecided"
+        if not figure.get("resamples"):
+            raise UserError(f"{name} at {setting} of the {who} has no resamples; a rule cannot weigh it")
+    if len(champion["resamples"]) != len(candidate["resamples"]) or champion["num"] != candidate["num"]:
+        raise UserError(f"the figures are not comparable: {name} at {setting} has other resamples; evaluate both anew")
+    if candidate["num"] < 2:
+        raise UserError(f"{name} at {setting} was measured on one sample, which decides nothing; evaluate more")
+    low, high = paired_interval(candidate["value"], champion["value"], candidate["resamples"], champion["resamples"])
+    verdict = "better" if high < 0 else "worse" if low > 0 else "undecided"
     line = (
-        f"{name} at {setting}: {candidate['value']:.4g} [{candidate['low']:.4g}, {candidate['high']:.4g}] against "
-        f"{champion['value']:.4g} [{champion['low']:.4g}, {champion['high']:.4g}] is {verdict}"
+        f"{name} at {setting}: {candidate['value']:.4g} against {champion['value']:.4g}, a difference of "
+        f"{candidate['value'] - champion['value']:.2g} [{low:.2g}, {high:.2g}], is {verdict}"
     )
     return _Comparison(setting=setting, verdict=verdict, line=line)
 

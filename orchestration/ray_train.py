@@ -18,6 +18,8 @@ from typing import Any, Literal, TextIO, cast
 import torch
 
 from orchestration.elastic import scaling_among, worker_counts
+from orchestration.outages import Silent, is_outage
+from orchestration.redact import clean
 from orchestration.relay import Relay, RelayStream
 from pipeline import storage
 from pipeline.errors import Stopped, UserError
@@ -140,8 +142,7 @@ def launch(
     _remove_error(run_dir)
     make_trainer: Any = TorchTrainer  # its annotations are those of the older Ray Train
     trainer = make_trainer(
-        _worker,
-        train_loop_config=arguments,
+        lambda: _worker(arguments),  # not as a config, which the dashboard shows: the tracking URI may hold a password
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=least if least == most else (least, most),
@@ -169,6 +170,8 @@ def launch(
         if started:
             ray.shutdown()
     value = result.return_value or {"error": _read_error(run_dir) or "the workers returned nothing"}
+    if "error" in value and value.get("is_outage"):
+        raise Silent(value["error"])
     if "error" in value:
         raise UserError(value["error"])
     if "stopped" in value:
@@ -208,11 +211,11 @@ def _worker(arguments: dict[str, Any]) -> dict[str, Any]:
         return {"stopped": str(notice)}
     except UserError as error:
         if not (message := _read_error(arguments["run_dir"])):
-            message = str(error)
+            message = clean(str(error))
             storage.write_json(_error_url(arguments["run_dir"]), {"error": message})
         with contextlib.suppress(Exception):
             dist.destroy_process_group()  # wakes workers that wait for this one
-        return {"error": message}
+        return {"error": message, "is_outage": is_outage(error)}
     except Exception:
         if message := _read_error(arguments["run_dir"]):
             return {"error": message}

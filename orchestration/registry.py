@@ -1,9 +1,7 @@
 """The model registry: register a bundle, move aliases, find a bundle again.
 
 A version is a LoggedModel (the bundle inside, see `logged_model`) with tags that say where it came from. Aliases:
-`candidate` (registered, not judged yet) and `champion` (what people load). An alias moves in one transaction of the
-store. The version that was champion before is written on the new champion *before* the alias moves, so a rollback is
-possible whatever happens in between.
+`candidate` (registered, not judged yet) and `champion` (what people load; how it moves: see `champion`).
 """
 
 from __future__ import annotations
@@ -18,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestration import local_store, tracking
+from orchestration import champion, local_store, tracking
+from orchestration.champion import CHAMPION
 from orchestration.logged_model import BUNDLE_PATH, REPORT_PATH, log_model
 from orchestration.model_card import model_card
 from orchestration.promotion import Decision, Rule, decide
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
 
     from pipeline.model import LatentZoom
 
-CANDIDATE, CHAMPION = "candidate", "champion"
+CANDIDATE = "candidate"
 _TAG = "latentzoom."
 
 
@@ -175,14 +174,26 @@ def promote(
         if old_report is None or new_report is None:
             missing = old if old_report is None else new
             raise UserError(f"{missing.uri} has no evaluation report; run `promote` with --data to evaluate both")
+    for version, report in ((old, old_report), (new, new_report)):
+        measured = (report or {}).get("bundle_digest")
+        if version is not None and measured not in (None, version.tags.get(_TAG + "bundle_digest")):
+            raise UserError(f"{version.uri} is not what was measured, an alias of {name} moved; run `promote` again")
     _require_usable(new, uri)
     decision = decide(old_report, new_report or {}, rule)
     with tracking.user_errors(uri):
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         log = {"decision": decision.summary(), "rule": decision.rule, "time": now}
-        client.set_model_version_tag(name, new.version, _TAG + "promotion", json.dumps(log))
-        if decision.promote:
-            _move_champion(uri, name, old, new)
+        if not decision.promote:
+            client.set_model_version_tag(name, new.version, _TAG + "promotion", json.dumps(log))
+            return decision
+        with champion.moving(uri, name):
+            now_champion = get_version(name, CHAMPION, tracking_uri=uri)
+            if (now_champion.version if now_champion else None) != (old.version if old else None):
+                raise UserError(f"the champion of {name} changed while it was being judged; run `promote` again")
+            if now_champion:
+                champion.settle(uri, name, now_champion.version, now_champion.tags)
+            client.set_model_version_tag(name, new.version, _TAG + "promotion", json.dumps(log))
+            champion.move(uri, name, old.version if old else "", new.version)
     return decision
 
 
@@ -192,15 +203,18 @@ def rollback(name: str, *, tracking_uri: str | None = None) -> Version:
     client = tracking.client(uri)
     local_store.require_writable(uri)
     current = require_version(name, CHAMPION, uri)
-    previous = current.tags.get(_TAG + "previous_champion", "")
+    previous = champion.previous(current.tags, is_champion=True)
     if not previous:
         raise UserError(f"{current.uri} was the first champion of {name}; there is nothing to go back to")
     target = require_version(name, previous, uri)
     _require_usable(target, uri)
-    with tracking.user_errors(uri):
+    with tracking.user_errors(uri), champion.moving(uri, name):
+        if require_version(name, CHAMPION, uri).version != current.version:
+            raise UserError(f"the champion of {name} changed just now; look at it, and run `rollback` again")
+        champion.settle(uri, name, current.version, current.tags)
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         client.set_model_version_tag(name, current.version, _TAG + "rolled_back", now)
-        client.set_registered_model_alias(name, CHAMPION, target.version)
+        champion.move_back(uri, name, target.version)
     return target
 
 
@@ -383,12 +397,3 @@ def _create_version(uri: str, name: str, model_id: str, run_id: str, tags: Mappi
     link = json.dumps([{"name": name, "version": str(version.version)}])
     client.set_logged_model_tags(model_id, {"mlflow.modelVersions": link})
     return str(version.version)
-
-
-def _move_champion(uri: str, name: str, old: Version | None, new: Version) -> None:
-    client = tracking.client(uri)
-    now = get_version(name, CHAMPION, tracking_uri=uri)
-    if (now.version if now else None) != (old.version if old else None):
-        raise UserError(f"the champion of {name} changed while it was being judged; run `promote` again")
-    client.set_model_version_tag(name, new.version, _TAG + "previous_champion", old.version if old else "")
-    client.set_registered_model_alias(name, CHAMPION, new.version)

@@ -19,6 +19,8 @@ from typing import TextIO
 
 from ray.experimental import internal_kv
 
+from orchestration.redact import clean
+
 _NAMESPACE = b"latentzoom"
 _POLL_SECONDS = 0.25
 
@@ -41,7 +43,7 @@ class RelayStream(io.TextIOBase):
     def flush(self) -> None:
         if not self._text:
             return
-        text, self._text = self._text, ""
+        text, self._text = clean(self._text), ""
         key = f"{self.channel}/{self._start}/{self._num:08d}".encode()
         self._num += 1
         with contextlib.suppress(Exception):

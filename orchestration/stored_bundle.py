@@ -108,7 +108,7 @@ def _fetch(location: str, folder: Path, store: str | None, what: str) -> None:
     if store is None:
         _fetch_named(location, folder)
         return
-    local = local_store.local_path(location) or _downloaded(location, store, what)
+    local = local_store.local_path(location) or _downloaded(location, store, what, folder.parent / "download")
     for name in sorted(FILES):
         if (local / name).is_file():
             shutil.copyfile(local / name, folder / name)
@@ -129,12 +129,15 @@ def _fetch_named(url: str, folder: Path) -> None:
         (folder / "README.md").write_bytes(storage.read_bytes(storage.join(url, "README.md")))
 
 
-def _downloaded(location: str, store: str, what: str) -> Path:
-    """A temporary copy of what lies in an object store or behind a server."""
+def _downloaded(location: str, store: str, what: str, folder: Path) -> Path:
+    """A copy in `folder` of what lies in an object store or behind a server."""
     import mlflow.artifacts
 
+    folder.mkdir()
     try:
         with tracking.user_errors(store):
-            return Path(mlflow.artifacts.download_artifacts(artifact_uri=location, tracking_uri=store))
+            return Path(
+                mlflow.artifacts.download_artifacts(artifact_uri=location, dst_path=str(folder), tracking_uri=store)
+            )
     except UserError as error:
         raise UserError(f"{what} cannot be fetched from {location}: {first_line(error)}") from error

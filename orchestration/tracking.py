@@ -15,7 +15,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,7 @@ from orchestration.local_store import (
     require_file,
     require_store,
 )
-from orchestration.redact import url_without_secrets
+from orchestration.redact import clean, plain_without_secrets, url_without_secrets
 from pipeline.errors import UserError, first_line, is_network_error, unreachable
 
 if TYPE_CHECKING:
@@ -46,8 +46,25 @@ _COMPARED = ("steps", "global_batch", "lr", "precision")
 _LOCKS = ("requirements.lock", "requirements.txt", "uv.lock")
 
 
+_WRITES = (
+    "create_run",
+    "set_tag",
+    "log_dict",
+    "create_logged_model",
+    "set_logged_model_tags",
+    "create_registered_model",
+    "create_model_version",
+    "set_model_version_tag",
+)
+"""What sends texts to a store. Parameters and data sets, which are objects, are cleaned where they are made."""
+
+
 class StoreError(UserError):
     """The tracking store cannot be reached, or refuses."""
+
+
+class StoreSilent(StoreError):
+    """It does not answer, and may soon."""
 
 
 def tracking_uri(uri: str | None = None, folder: str | Path | None = None) -> str:
@@ -119,9 +136,21 @@ def _opened(uri: str) -> MlflowClient:
     from mlflow import MlflowClient
 
     made = MlflowClient(tracking_uri=uri, registry_uri=uri)
+    for name in _WRITES:
+        setattr(made, name, _cleaned(getattr(made, name)))
     if uri.startswith(SQLITE):
         made.get_experiment_by_name(EXPERIMENT)  # MLflow opens, and makes, a data base on first use
     return made
+
+
+def _cleaned(write: Callable[..., Any]) -> Callable[..., Any]:
+    """As `write`, with every text in its arguments cleaned: nothing secret is sent to a store."""
+
+    @functools.wraps(write)
+    def send(*arguments: Any, **options: Any) -> Any:
+        return write(*plain_without_secrets(arguments), **plain_without_secrets(options))
+
+    return send
 
 
 def _greet(uri: str) -> None:
@@ -134,7 +163,7 @@ def _greet(uri: str) -> None:
             return
         except requests.exceptions.RequestException as error:
             if pause is None:
-                raise StoreError(
+                raise StoreSilent(
                     f"cannot reach the tracking server {url_without_secrets(uri)}: is it running there?"
                 ) from error
             time.sleep(pause)
@@ -211,17 +240,26 @@ def find_run(
     wanted = {"mlflow.parentRunId": parent} if parent is not None else {}
     if tag is not None:
         wanted[tag[0]] = tag[1]
-    query = " and ".join([f"attributes.run_name = '{name}'", *(f"tags.`{k}` = '{v}'" for k, v in wanted.items())])
+    conditions = [_equals("attributes.run_name", name), *(_equals(f"tags.`{k}`", v) for k, v in wanted.items())]
     with user_errors(uri):
         experiment_key = experiment_id(uri, experiment)  # makes the store where there is none yet
-        runs = client(uri).search_runs([experiment_key], query, max_results=1)
-    return str(runs[0].info.run_id) if runs else None
+        for run in client(uri).search_runs([experiment_key], " and ".join(conditions), max_results=100):
+            if run.info.run_name == name and wanted.items() <= run.data.tags.items():
+                return str(run.info.run_id)
+    return None
+
+
+def _equals(key: str, value: str) -> str:
+    """A condition of MLflow's filters. They have no way to write an apostrophe in a text: there, any character will do,
+    and whoever asks looks himself."""
+    return f"{key} = '{value}'" if "'" not in value else "{} LIKE '{}'".format(key, value.replace("'", "_"))
 
 
 def reopen_run(uri: str, run_id: str) -> None:
     """A run that was killed, or failed, goes on."""
     with user_errors(uri):
-        client(uri).update_run(run_id, status="RUNNING")
+        if client(uri).get_run(run_id).info.status != "RUNNING":
+            client(uri).update_run(run_id, status="RUNNING")
 
 
 def end_run(uri: str, run_id: str, status: str = "FINISHED") -> None:
@@ -235,7 +273,7 @@ def log_params(uri: str, run_id: str, params: Mapping[str, Any]) -> None:
     from mlflow.entities import Param
 
     known = client(uri).get_run(run_id).data.params
-    flat = {k: v for k, v in flatten(params).items() if k not in known}
+    flat = {k: clean(v) for k, v in flatten(params).items() if k not in known}
     items = [Param(key, value[:_PARAM_LIMIT]) for key, value in flat.items()]
     for start in range(0, len(items), 100):
         client(uri).log_batch(run_id, params=items[start : start + 100])
@@ -280,10 +318,10 @@ def log_dataset(uri: str, run_id: str, url: str, digest: str, *, name: str = "",
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     dataset = Dataset(
-        name=name or url.rstrip("/").rsplit("/", 1)[-1],
+        name=name or clean(url).rstrip("/").rsplit("/", 1)[-1],
         digest=short_digest(digest),
         source_type="latentzoom_shards",
-        source=json.dumps({"url": url, "manifest_sha256": digest}),
+        source=json.dumps({"url": clean(url), "manifest_sha256": digest}),
     )
     with user_errors(uri):
         client(uri).log_inputs(run_id, datasets=[DatasetInput(dataset, [InputTag("mlflow.data.context", context)])])
@@ -352,17 +390,37 @@ def user_errors(uri: str) -> Iterator[None]:
     try:
         yield
     except requests.exceptions.RequestException as error:
-        raise StoreError(f"cannot reach the tracking server {shown}: {type(error).__name__}; is it running?") from error
+        raise StoreSilent(
+            f"cannot reach the tracking server {shown}: {type(error).__name__}; is it running?"
+        ) from error
     except sqlalchemy.exc.SQLAlchemyError as error:
-        raise StoreError(f"cannot use the tracking data base {shown}: {str(error).splitlines()[0]}") from error
+        kind = StoreSilent if _may_answer(uri, error) else StoreError
+        raise kind(f"cannot use the tracking data base {shown}: {clean(first_line(error))}") from error
     except MlflowException as error:
-        raise StoreError(f"tracking store {shown}: {first_line(error)}") from error
+        kind = StoreSilent if _is_silence(error) else StoreError
+        raise kind(f"tracking store {shown}: {clean(first_line(error))}") from error
     except ImportError as error:
-        raise StoreError(f"tracking store {shown}: {first_line(error)}; install what is missing") from error
+        raise StoreError(f"tracking store {shown}: {clean(first_line(error))}; install what is missing") from error
     except Exception as error:  # its artifacts may lie in an object store
         if isinstance(error, UserError) or not is_network_error(error):
             raise
-        raise StoreError(str(unreachable(f"the artifacts of {shown}", error))) from error
+        raise StoreSilent(str(unreachable(f"the artifacts of {shown}", error))) from error
+
+
+_PASSING = ("TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "DEADLINE_EXCEEDED")
+
+
+def _is_silence(error: Any) -> bool:
+    """Whether what MLflow says is that nobody answered it, or not now."""
+    return error.error_code in _PASSING or "failed with exception" in str(error) or "too many 50" in str(error)
+
+
+def _may_answer(uri: str, error: Exception) -> bool:
+    """Whether a data base may answer soon: a server that is down; of a file only one that somebody else writes to."""
+    import sqlalchemy.exc
+
+    is_down = isinstance(error, (sqlalchemy.exc.OperationalError, sqlalchemy.exc.InterfaceError))
+    return is_down and (not uri.startswith(SQLITE) or "locked" in str(error))
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ import errno
 import re
 import sys
 from collections.abc import Callable
+from typing import Any
 
 STOPPED = 75
 """Exit status of `Stopped` (EX_TEMPFAIL)."""
@@ -96,6 +97,17 @@ def unreachable(where: str, error: BaseException) -> Unreachable:
 def without_secrets(text: str) -> str:
     """`text` whose URLs have no user names, passwords or queries, which may hold signatures."""
     return re.sub(r"(://)[^/@\s'\"]+@", r"\1", re.sub(r"(://[^\s?'\"]*)\?[^\s'\"]*", r"\1", text))
+
+
+def plain_without_secrets(value: Any) -> Any:
+    """Plain JSON with every text in it `without_secrets`: what a run or a bundle keeps of its settings."""
+    if isinstance(value, str):
+        return without_secrets(value)
+    if isinstance(value, dict):
+        return {key: plain_without_secrets(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain_without_secrets(item) for item in value]
+    return value
 
 
 def exit_status(command: Callable[[], int]) -> int:

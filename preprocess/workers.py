@@ -1,6 +1,13 @@
-"""Ray actors that build shards. A dead actor's unfinished shards go to another; bytes do not depend on who builds.
+"""Ray actors that work off pieces of a job: shards here, samples in an evaluation. A dead actor's unfinished pieces go
+to another; what comes out does not depend on who makes it.
 
 An actor dies alone or with its machine. Its successor may have to wait for a machine; the others go on meanwhile.
+
+This is a pool of our own and not Ray Data's: Ray Data cuts its batches as blocks come, while bytes that repeat need the
+batches of the plan; it hands over a block at its end, while a piece counts here as soon as it is published, which is
+also what an interrupted job continues from; and which piece a lost actor was at, and how often, it does not say, while
+a picture that kills every worker has to be named. What it would bring, decoding on machines without a GPU, pays only
+where decoding and not the encoder takes the time.
 """
 
 from __future__ import annotations
@@ -9,13 +16,13 @@ import math
 import os
 import sys
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import ray
-from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
+from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
 from pipeline.errors import UserError
 from preprocess.build import Built, ShardBuilder
@@ -24,6 +31,117 @@ from preprocess.lost_workers import LostWorkers
 from preprocess.plan import ShardPlan
 
 _MAX_CHUNK = 8
+Piece = TypeVar("Piece")
+News = TypeVar("News")
+
+
+@dataclass(eq=False)
+class _Worker(Generic[Piece]):
+    """An actor and what it is doing. `key` names the present chunk in the driver's tally."""
+
+    name: str
+    actor: Any
+    key: str = ""
+    stream: Any = None
+    pieces: dict[str, Piece] = field(default_factory=dict)
+
+
+class ActorPool(Generic[Piece, News]):
+    """Hands chunks of pieces to actors and yields their news. `num_lost` counts actors that died.
+
+    what: the job's name in messages. start: makes an actor, which has `ready()`, returning once it can work, and
+    `work(pieces)`, a generator of news. name_of: piece → its name. finished: news → name of the piece that it finishes,
+    or None. Raises the `UserError` that an actor raises, and one when actors die again and again.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        start: Callable[[], Any],
+        todo: Sequence[Piece],
+        *,
+        num_workers: int,
+        name_of: Callable[[Piece], str],
+        finished: Callable[[News], str | None],
+    ) -> None:
+        self.what, self.start, self.name_of, self.finished = what, start, name_of, finished
+        self.todo = deque(todo)
+        self.num_workers = min(num_workers, len(todo))
+        self.num_lost = 0
+        self.num_started = 0
+        self.losses = LostWorkers()
+        self.busy: dict[Any, _Worker[Piece]] = {}  # Ray reference to wait for → worker
+
+    def run(self) -> Iterator[tuple[str, News]]:
+        """(worker, news) until every piece is finished."""
+        try:
+            for _ in range(self.num_workers):
+                self._start()
+            while self.todo or any(worker.pieces for worker in self.busy.values()):
+                ready, _ = ray.wait(list(self.busy), num_returns=1, fetch_local=True)
+                worker = self.busy.pop(ready[0])
+                try:
+                    news = self._advance(worker, ready[0])
+                except RayTaskError as error:
+                    self._kill(worker)
+                    cause = error.cause
+                    raise (cause if isinstance(cause, UserError) else error) from None
+                except (RayActorError, ObjectLostError) as error:
+                    self._replace(worker, error)
+                    continue
+                if news is not None:
+                    yield worker.key, news
+        finally:
+            for worker in self.busy.values():
+                self._kill(worker)
+
+    def _start(self) -> None:
+        """Ask for an actor; it gets pieces once it is there."""
+        self.num_started += 1
+        worker: _Worker[Piece] = _Worker(f"worker {self.num_started}", self.start())
+        self.busy[worker.actor.ready.remote()] = worker
+
+    def _advance(self, worker: _Worker[Piece], ready: Any) -> News | None:
+        """Take one piece of news from a worker, or give it the next chunk."""
+        if worker.stream is None:
+            ray.get(ready)
+            self.losses.worker_started()
+            self._assign(worker)
+            return None
+        try:
+            news: News = ray.get(next(worker.stream))
+        except StopIteration:
+            self._assign(worker)
+            return None
+        if (name := self.finished(news)) is not None:
+            worker.pieces.pop(name, None)
+        self.busy[worker.stream] = worker
+        return news
+
+    def _assign(self, worker: _Worker[Piece]) -> None:
+        share = len(self.todo) // (2 * self.num_workers)  # fewer towards the end, so that all end together
+        pieces = [self.todo.popleft() for _ in range(min(max(1, min(_MAX_CHUNK, share)), len(self.todo)))]
+        if not pieces:
+            self._kill(worker)
+            return
+        worker.pieces = {self.name_of(piece): piece for piece in pieces}
+        worker.key = f"{worker.name}, {self.name_of(pieces[0])}"
+        worker.stream = worker.actor.work.options(num_returns="streaming").remote(pieces)
+        self.busy[worker.stream] = worker
+
+    def _replace(self, worker: _Worker[Piece], error: Exception) -> None:
+        """Put a dead worker's pieces back and start another worker, a few times."""
+        self._kill(worker)  # one that is only out of reach would hold its CPUs and write on
+        self.num_lost += 1
+        names = list(worker.pieces)
+        self.losses.worker_died(names, error, had_started=worker.stream is not None)
+        print(f"{self.what}: {worker.name} died; redoing {', '.join(names) or 'nothing'}", file=sys.stderr)
+        self.todo.extendleft(reversed(worker.pieces.values()))
+        self._start()
+
+    @staticmethod
+    def _kill(worker: _Worker[Piece]) -> None:
+        ray.kill(worker.actor)
 
 
 @ray.remote(max_restarts=0)
@@ -36,102 +154,25 @@ class ShardActor:
     def ready(self) -> bool:
         return True
 
-    def build(self, shards: list[ShardPlan]) -> Iterator[Built]:
+    def work(self, shards: list[ShardPlan]) -> Iterator[Built]:
         """News as they come; the next images are decoded while earlier shards are published."""
         yield from self.builder.build(shards)
 
 
-@dataclass(eq=False)
-class _Worker:
-    """An actor and what it is doing. `key` names the present chunk in the driver's tally."""
-
-    name: str
-    actor: Any
-    key: str = ""
-    stream: Any = None
-    shards: dict[str, ShardPlan] = field(default_factory=dict)
-
-
-class WorkerPool:
-    """Hands chunks of shards to actors and yields their news. `num_lost` counts actors that died."""
+class WorkerPool(ActorPool[ShardPlan, Built]):
+    """Actors that build shards."""
 
     def __init__(self, config: PreprocessConfig, builder: ShardBuilder, todo: list[ShardPlan]) -> None:
-        self.config = config
-        self.builder_ref = ray.put(builder)
-        self.todo = deque(todo)
-        self.num_workers = min(config.workers, len(todo))
-        self.chunk = max(1, min(_MAX_CHUNK, len(todo) // (2 * max(1, self.num_workers))))
-        self.num_lost = 0
-        self.num_started = 0
-        self.losses = LostWorkers()
-        self.busy: dict[Any, _Worker] = {}  # Ray reference to wait for → worker
-
-    def run(self) -> Iterator[tuple[str, Built]]:
-        """(worker, news) until every shard is published."""
-        try:
-            for _ in range(self.num_workers):
-                self._start()
-            while self.todo or any(worker.shards for worker in self.busy.values()):
-                ready, _ = ray.wait(list(self.busy), num_returns=1, fetch_local=True)
-                worker = self.busy.pop(ready[0])
-                try:
-                    news = self._advance(worker, ready[0])
-                except (ActorDiedError, ActorUnavailableError) as error:
-                    self._replace(worker, error)
-                    continue
-                if news is not None:
-                    yield worker.key, news
-        finally:
-            for worker in self.busy.values():
-                ray.kill(worker.actor)
-
-    def _start(self) -> None:
-        """Ask for an actor; it gets shards once it is there."""
-        self.num_started += 1
-        options = {"num_cpus": self.config.cpus_per_worker, "num_gpus": self.config.gpus_per_worker}
-        actor = ShardActor.options(**options).remote(self.builder_ref)  # type: ignore[attr-defined]
-        worker = _Worker(f"worker {self.num_started}", actor)
-        self.busy[actor.ready.remote()] = worker
-
-    def _advance(self, worker: _Worker, ready: Any) -> Built | None:
-        """Take one piece of news from a worker, or give it the next chunk."""
-        if worker.stream is None:
-            ray.get(ready)
-            self.losses.worker_started()
-            self._assign(worker)
-            return None
-        try:
-            built: Built = ray.get(next(worker.stream))
-        except StopIteration:
-            self._assign(worker)
-            return None
-        except RayTaskError as error:
-            cause = error.cause
-            raise (cause if isinstance(cause, UserError) else error) from None
-        if built.receipt is not None:
-            worker.shards.pop(built.receipt["name"], None)
-        self.busy[worker.stream] = worker
-        return built
-
-    def _assign(self, worker: _Worker) -> None:
-        shards = [self.todo.popleft() for _ in range(min(self.chunk, len(self.todo)))]
-        if not shards:
-            ray.kill(worker.actor)
-            return
-        worker.shards = {shard.name: shard for shard in shards}
-        worker.key = f"{worker.name}, {shards[0].name}"
-        worker.stream = worker.actor.build.options(num_returns="streaming").remote(shards)
-        self.busy[worker.stream] = worker
-
-    def _replace(self, worker: _Worker, error: Exception) -> None:
-        """Put a dead worker's shards back and start another worker, a few times."""
-        ray.kill(worker.actor)  # one that is only out of reach would hold its CPUs and write on
-        self.num_lost += 1
-        names = list(worker.shards)
-        self.losses.worker_died(names, error, had_started=worker.stream is not None)
-        print(f"preprocess: {worker.name} died; redoing {', '.join(names) or 'nothing'}", file=sys.stderr)
-        self.todo.extendleft(reversed(worker.shards.values()))
-        self._start()
+        reference = ray.put(builder)
+        options = {"num_cpus": config.cpus_per_worker, "num_gpus": config.gpus_per_worker}
+        super().__init__(
+            "preprocess",
+            lambda: ShardActor.options(**options).remote(reference),  # type: ignore[attr-defined]
+            todo,
+            num_workers=config.workers,
+            name_of=lambda shard: shard.name,
+            finished=lambda built: built.receipt["name"] if built.receipt is not None else None,
+        )
 
 
 @contextmanager

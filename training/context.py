@@ -11,7 +11,7 @@ from pipeline import storage
 from pipeline.autoencoder import Autoencoder
 from pipeline.bundle import Bundle, build_autoencoder
 from pipeline.config import ModelConfig, to_dict
-from pipeline.errors import UserError
+from pipeline.errors import UserError, plain_without_secrets
 from preprocess.loader import ShardLoader
 from preprocess.manifest import Manifest
 from training.config import StageConfig, is_address, is_joint, model_settings, older_first_stage
@@ -100,7 +100,7 @@ class Context:
         reporter = BackgroundReporter([FolderReporter(self.run_dir, resume_step), *(make() for make in self.reporters)])
         settings = {"stage": self.stage, **to_dict(self.config), "model": to_dict(self.model), "data": self.data}
         started = self.started_from()
-        reporter.params({**settings, "started_from": started} if started else settings)
+        reporter.params(plain_without_secrets({**settings, "started_from": started} if started else settings))
         return reporter
 
     def started_from(self) -> dict[str, dict[str, str]]:

@@ -21,7 +21,7 @@ from pipeline import storage
 from pipeline.bundle import Bundle, build_autoencoder, build_decoder, build_denoiser, load_bundle, save_bundle
 from pipeline.card import model_card
 from pipeline.config import ModelConfig, to_dict
-from pipeline.errors import UserError
+from pipeline.errors import UserError, plain_without_secrets, without_secrets
 from preprocess.manifest import Manifest, load_manifest
 from training.agreement import check_use, take_over
 from training.alarm import shared_alarm
@@ -408,10 +408,10 @@ def _description(context: Context) -> dict[str, Any]:
     config: StageConfig = context.config
     return {
         "stage": context.stage,
-        "settings": to_dict(config),
+        "settings": plain_without_secrets(to_dict(config)),
         "started_from": context.started_from(),
         "model": to_dict(context.model),
-        "data": context.data,
+        "data": without_secrets(context.data),
         "manifest": context.manifest.digest,
         "autoencoder": context.manifest.autoencoder_identity,
         "workers": context.world.size,

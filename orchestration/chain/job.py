@@ -20,6 +20,7 @@ from typing import Any
 
 from orchestration import registry, tracking
 from orchestration.chain.steps import Result, Step, step_keys
+from orchestration.evaluation.report import PROTOCOL_VERSION
 from orchestration.evaluation.spec import EvaluationSpec, spec_to_dict
 from orchestration.ray_metrics import PreprocessingMetrics
 from orchestration.redact import plain_without_secrets
@@ -148,7 +149,7 @@ def _steps(chain: Chain, job: Job) -> list[Step]:
             bundle, before = partial(_bundle_of, name), name
     add(
         "evaluate",
-        spec_to_dict(dataclasses.replace(job.evaluation, batch_size=1)),
+        {**spec_to_dict(dataclasses.replace(job.evaluation, batch_size=1)), "protocol_version": PROTOCOL_VERSION},
         lambda done: _evaluate(chain, done, before, data, stages),
         before,
     )
@@ -293,11 +294,14 @@ def _train_here(chain: Chain, stage: str, where: dict[str, Any], spec: dict[str,
 
 
 def parent_run(chain: Chain) -> str:
-    """The MLflow run of this job; a continued job finds its own again."""
+    """The MLflow run of this job, RUNNING; a continued job finds its own again."""
     job = chain.job
     name = f"pipeline {job.model_name} {chain.keys[chain.names()[-1]][:8]}"
     params = {"preset": preset_to_dict(job.preset), "source": plain_without_secrets(to_dict(job.preprocess))}
-    return tracking.find_run(job.tracking_uri, name) or tracking.start_run(job.tracking_uri, name, params=params)
+    if found := tracking.find_run(job.tracking_uri, name):
+        tracking.reopen_run(job.tracking_uri, found)
+        return found
+    return tracking.start_run(job.tracking_uri, name, params=params)
 
 
 def _evaluate(chain: Chain, done: dict[str, Result], last: str, data: str, stages: list[str]) -> Result:
@@ -315,7 +319,8 @@ def _evaluate(chain: Chain, done: dict[str, Result], last: str, data: str, stage
         spec,
         tracking_uri=job.tracking_uri,
         work_dir=out,
-        num_workers=0 if job.local else job.evaluate_workers,
+        num_workers=job.evaluate_workers,
+        gpus_per_worker=job.gpus_per_worker,
         device=job.device,
     )
     write_report(report, pictures, out)
@@ -350,8 +355,12 @@ def _promote(chain: Chain, done: dict[str, Result]) -> Result:
 
     job, version = chain.job, done["register"]["version"]
     arguments = [job.model_name, "--candidate", version, "--tracking-uri", job.tracking_uri]
-    if not job.local and job.evaluate_workers:
+    arguments += ["--workdir", chain.folder("promote")]
+    if job.evaluate_workers:
         arguments += ["--workers", str(job.evaluate_workers)]
+        arguments += [] if job.gpus_per_worker is None else ["--gpus-per-worker", f"{job.gpus_per_worker:g}"]
+    else:
+        arguments += ["--device", job.device]
     promote.main(arguments)
     champion = registry.get_version(job.model_name, registry.CHAMPION, tracking_uri=job.tracking_uri)
     assert champion is not None  # the first model is always promoted

@@ -72,6 +72,7 @@ class _Lease:
         self.number = 0
         self._stop = threading.Event()
         self._lost = False
+        self._renewing = threading.Lock()
         self._renewed = time.monotonic()
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
 
@@ -102,26 +103,32 @@ class _Lease:
         self._thread.start()
 
     def check(self) -> None:
-        """Raise when another job has taken over, or when the hold could not be renewed in time."""
-        if self._lost or time.monotonic() - self._renewed > LEASE_S:
+        """Raise when another job has taken over. A hold that could not be renewed in time is looked at now, before
+        anything is written: while the store does not answer nobody else can take it either."""
+        if not self._lost and time.monotonic() - self._renewed > LEASE_S:
+            self._renew_once()
+        if self._lost:
             raise UserError(f"lost the hold on {self.folder.removesuffix('/lease')}; run the same command again")
 
     def release(self) -> None:
         self._stop.set()
         self._thread.join()
         if not self._lost:
-            self._write(until=0.0)
+            with contextlib.suppress(Exception):  # of a store that is gone: the hold runs out by itself
+                self._write(until=0.0)
 
     def _renew(self) -> None:
-        while not self._stop.wait(RENEW_S):
-            try:
-                if self._numbers()[-1] != self.number:
-                    self._lost = True
-                    return
+        while not self._lost and not self._stop.wait(RENEW_S):
+            self._renew_once()
+
+    def _renew_once(self) -> None:
+        """A store that does not answer, in whatever words its client has, is asked again in a while."""
+        with self._renewing, contextlib.suppress(Exception):
+            if self._numbers()[-1:] != [self.number]:
+                self._lost = True
+            else:
                 self._write(until=time.time() + LEASE_S)
                 self._renewed = time.monotonic()
-            except OSError:
-                continue  # tried again; `check` stops the job when it takes too long
 
     def _write(self, until: float) -> None:
         fs, path = storage.filesystem(self._url(self.number))

@@ -6,13 +6,16 @@ last, under `WORK/steps/NAME.json`; a step whose key has changed is stale and ru
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
+from orchestration.outages import patiently
 from pipeline import storage
 from pipeline.differences import differences
 from pipeline.errors import UserError
@@ -94,7 +97,8 @@ def run_steps(
 ) -> dict[str, Result]:
     """Run what is not done, in order. Results carry `seconds`, summed over interrupted attempts.
 
-    retries: further attempts of a step that fails for a reason that a user cannot mend; it continues where it was.
+    retries: further attempts of a step that fails for a reason that a user cannot mend; it continues where it was. An
+    outage of a store or the tracking server is none of these: it is waited for.
     check: called before every step and before its result is written; may raise to stop the chain.
     """
     results: dict[str, Result] = {}
@@ -116,7 +120,7 @@ def run_steps(
             "settings": json.loads(json.dumps(step.settings, default=str)),
             "result": result,
         }
-        storage.write_json(_url(work, step.name), record)
+        patiently(partial(storage.write_json, _url(work, step.name), record), step.name)
         results[step.name] = result
     return results
 
@@ -126,11 +130,12 @@ def _attempts(work: str, step: Step, key: str, results: dict[str, Result], retri
         start = time.monotonic()
         before = _spent(work, step.name, key)
         try:
-            result = step.run(results)
+            result = patiently(lambda: step.run(results), step.name)
             return {**result, "seconds": round(before + time.monotonic() - start, 1)}
         except BaseException as error:
             seconds = before + time.monotonic() - start
-            storage.write_json(_attempt_url(work, step.name), {"key": key, "seconds": seconds})
+            with contextlib.suppress(UserError, OSError):  # the first error is the one to show
+                storage.write_json(_attempt_url(work, step.name), {"key": key, "seconds": seconds})
             if attempt == retries or isinstance(error, UserError) or not isinstance(error, Exception):
                 raise
             print(f"{step.name} failed ({type(error).__name__}: {error}); trying again", file=sys.stderr, flush=True)

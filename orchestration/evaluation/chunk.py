@@ -51,7 +51,7 @@ class ChunkWorker:
 
     def _reconstruction(self, first: int, last: int) -> Iterator[dict[str, Tensor]]:
         side = self.model.config.image_size
-        images = self._squares(first, last, side)
+        images = stack([square(p, side) for p in self.pictures.read(first, last)])
         latent = self.model.encode(from_uint8(images))
         features = self.model.features(latent)
         thumbnail_side = thumbnail_size(latent)
@@ -76,7 +76,6 @@ class ChunkWorker:
         lr = self.model.config.lr_size or self.model.config.latent_size
         pictures = self.pictures.read(first, last)
         available = min(min(p.shape[-2:]) for p in pictures)
-        images = stack([square(p, min(p.shape[-2:])) for p in pictures]) if _same(pictures) else None
         low = stack([square(p, lr) for p in pictures])
         features = self.model.features(self._sr_latent(low, first))
         taught = self.teacher.features(self._teacher_latent(low, first)) if self.teacher else None
@@ -88,11 +87,7 @@ class ChunkWorker:
                     f"scale {scale:g} of {lr} pixels needs a truth of {side} pixels, but the data has {available}; "
                     f"use scales up to {available / lr:g}, or data with larger pictures"
                 )
-            truth = (
-                resize_pictures(images, (side, side))
-                if images is not None
-                else stack([square(p, side) for p in pictures])
-            )
+            truth = stack([square(p, side) for p in pictures])
             ours = to_uint8(self.model.render(features, (side, side)))
             teachers = (
                 to_uint8(self.teacher.render(taught, (side, side))) if self.teacher and taught is not None else None
@@ -128,13 +123,13 @@ class ChunkWorker:
             eta=self.spec.eta,
         )
         features = self.model.features(latent)
-        real = self._squares(first, last, 0)
+        pictures = self.pictures.read(first, last)
         result: dict[str, Tensor] = {}
         fakes: dict[str, Tensor] = {}
         for size in sizes:
             name = size_name((size, size))
             fakes[name] = to_uint8(self.model.render(features, (size, size)))
-            truth = resize_pictures(real, (size, size))
+            truth = stack([square(p, size) for p in pictures])  # each from its own pixels, whatever lies beside it
             for network, module in self.networks.features.items():
                 result[f"feature|{network}|real|{name}"] = module(truth.to(self.device))
                 result[f"feature|{network}|fake|{name}"] = module(fakes[name])
@@ -144,11 +139,6 @@ class ChunkWorker:
         yield result
 
     # --- parts --------------------------------------------------------------------------------------------------------
-
-    def _squares(self, first: int, last: int, side: int) -> Tensor:
-        """Centre squares, uint8 (B,3,side,side); side 0: the smallest picture's."""
-        pictures = self.pictures.read(first, last)
-        return stack([square(p, side or min(min(q.shape[-2:]) for q in pictures)) for p in pictures])
 
     def _sr_latent(self, low: Tensor, first: int) -> Tensor:
         """uint8 LR pictures → unscaled latents, as `LatentZoom.upscale` makes them, with one seed a sample."""
@@ -226,10 +216,6 @@ def _lanczos(pictures: Tensor, size: Size) -> Tensor:
         for p in pictures.permute(0, 2, 3, 1).cpu().numpy()
     ]
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
-
-
-def _same(pictures: list[Tensor]) -> bool:
-    return all(p.shape == pictures[0].shape for p in pictures)
 
 
 def _to_numpy(part: dict[str, Tensor]) -> Arrays:

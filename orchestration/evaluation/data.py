@@ -20,20 +20,22 @@ _MAX_PIXELS = 1 << 28
 
 
 class Pictures(Protocol):
-    """digest: names the exact content. num: pictures there are. split: "" where the data has none. encoder_identity:
-    None for plain pictures."""
+    """digest: names the exact content. num: pictures there are. split: "" where the data has none. kind: the source
+    that a shard set was made from, "" for plain pictures. Only pixels are read, so it does not matter which autoencoder
+    a shard set was encoded with: models that bring their own are measured on the same pictures."""
 
     digest: str
     num: int
     split: str
-    encoder_identity: str | None
+    kind: str
 
     def read(self, start: int, stop: int) -> list[Tensor]:
         """Pictures start..stop-1, each uint8 (3,H,W)."""
 
 
 def check_encoder(data: str, encoder_identity: str | None, model_identity: str) -> None:
-    """Raise `UserError` when `data` was encoded by another autoencoder than the model's; None: it holds pixels only."""
+    """Raise `UserError` when `data`, which a model was trained on, was encoded by another autoencoder than the model's;
+    None: it holds pixels only."""
     if encoder_identity not in (None, model_identity):
         raise UserError(
             f"{data} was encoded by autoencoder {str(encoder_identity)[:12]}, but the model's is "
@@ -57,7 +59,7 @@ class ShardPictures:
         if not manifest.splits.get(split):
             raise UserError(f"{url} has no split {split!r}; it has {', '.join(manifest.splits) or 'none'}")
         self.digest, self.num = manifest.digest, manifest.splits[split]
-        self.encoder_identity = manifest.autoencoder_identity
+        self.kind = str(manifest.source.get("kind", ""))
 
     def read(self, start: int, stop: int) -> list[Tensor]:
         loader = ShardLoader(
@@ -81,7 +83,7 @@ class FolderPictures:
     """Every picture under a folder, sorted by name. The digest covers names and contents."""
 
     split = ""
-    encoder_identity: str | None = None
+    kind = ""
 
     def __init__(self, url: str) -> None:
         self.url = url

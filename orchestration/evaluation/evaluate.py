@@ -5,22 +5,25 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
 from orchestration import registry, tracking
 from orchestration.evaluation.chunk import Arrays, ChunkWorker
-from orchestration.evaluation.data import Pictures, check_encoder, open_pictures
+from orchestration.evaluation.data import Pictures, open_pictures
 from orchestration.evaluation.networks import FEATURE_FIGURES, with_found_lpips
-from orchestration.evaluation.report import Figure, Report
+from orchestration.evaluation.published import KNOWN_BY_KIND
+from orchestration.evaluation.report import Figure, Report, rounded
 from orchestration.evaluation.spec import EvaluationSpec, ModelReference, distilled_steps, spec_to_dict
 from orchestration.evaluation.store import ChunkStore
+from orchestration.outages import patiently
+from orchestration.redact import clean, plain_without_secrets
 from pipeline import storage
 from pipeline.errors import UserError
-from pipeline.metrics.bootstrap import mean_interval, set_interval
-from pipeline.metrics.gaussian import FeatureStatistics, frechet_distance
-from pipeline.metrics.kid import kid, polynomial_mmd
+from pipeline.metrics.bootstrap import mean_resamples, percentile_interval, spread_interval
+from pipeline.metrics.gaussian import FeatureStatistics, frechet_distance, frechet_resamples
+from pipeline.metrics.kid import kid, kid_resamples
 from pipeline.metrics.manifold import manifold_samples
 from pipeline.progress import Progress
 from training.starts import address
@@ -30,6 +33,9 @@ PSNR_TEXT = {
     "benchmark": "PSNR per 8-bit picture, BT.601 luma, border ceil(scale)",
     "div2k": "PSNR per 8-bit picture, RGB, border ceil(scale) + 6",
 }
+FID_TEXT = (
+    "; biased upwards, the more the fewer samples: compare equal numbers only, the interval does not hold the bias"
+)
 
 
 def evaluate(
@@ -40,22 +46,23 @@ def evaluate(
     tracking_uri: str | None = None,
     work_dir: str | None = None,
     num_workers: int = 0,
+    gpus_per_worker: float | None = None,
     device: str = "cpu",
     progress: bool = True,
 ) -> tuple[Report, Arrays]:
     """Evaluate a bundle folder, URL or `models:/` URI on a shard set or folder; returns the report and the pictures.
 
     work_dir: where finished chunks are kept, so that an interrupted evaluation goes on (none: nothing is kept).
-    num_workers: Ray workers; 0 computes in this process. Neither that number nor the batch size changes the figures.
-    Raises `UserError` for a damaged bundle and a data set encoded by another encoder. A figure that needs more samples
-    than there are is left out, with a note that says how many it needs.
+    num_workers: Ray workers; 0 computes in this process, on `device`. gpus_per_worker: of each Ray worker, 0 for CPUs;
+    None: one where the cluster has GPUs, whatever this machine has. Neither the number of workers nor the batch size
+    changes the figures. Raises `UserError` for a damaged bundle. A figure that needs more samples than there are is
+    left out, with a note that says how many it needs.
     """
     started = time.monotonic()
     bundle = registry.resolve(model, tracking_uri=tracking_uri)
     config = registry.verify_bundle(bundle)
     pictures = open_pictures(storage.absolute(data), spec.split)
     identity = str(config["autoencoder_identity"])
-    check_encoder(data, pictures.encoder_identity, identity)
     if spec.task == "sr" and spec.sr_mode == "auto":
         fixed_input = bool(pictures.split) and config["model"].get("task") != "direct"  # which has no size of its own
         spec = dataclasses.replace(spec, sr_mode="fixed-input" if fixed_input else "fixed-truth")
@@ -82,13 +89,18 @@ def evaluate(
         fingerprint = spec.fingerprint(digest, pictures.digest, registry.bundle_digest(teacher) if teacher else "")
         folder = storage.join(work_dir or scratch, "chunks", fingerprint[:16])
         store = ChunkStore(folder, chunks, storage.join(scratch, "copies"))
-        todo = store.missing()
-        done = num - sum(stop - start for start, stop in todo)
+        here = dataclasses.replace(spec, teacher=address(spec.teacher) if spec.teacher else "")
+        workers = (num_workers, gpus_per_worker)
+        done = num - sum(stop - start for start, stop in store.missing())
         with Progress(f"evaluate {spec.task}", num, "samples", initial=done) if progress else _Silent() as bar:
-            here = dataclasses.replace(spec, teacher=address(spec.teacher) if spec.teacher else "")
-            for chunk, arrays in _compute(here, reference, str(bundle), pictures, todo, num_workers, device):
-                store.write(chunk, arrays)
-                bar.update(chunk[1] - chunk[0])
+
+            def compute() -> None:
+                todo = store.missing()
+                for chunk, arrays in _compute(here, reference, str(bundle), pictures, todo, workers, device):
+                    store.write(chunk, arrays)
+                    bar.update(chunk[1] - chunk[0])
+
+            patiently(compute, "evaluate")
         store.open()
         figures, notes = reduce(spec, store)
         strips = {key: store[key] for key in store if key.startswith("picture|")}
@@ -98,23 +110,24 @@ def evaluate(
         notes.append(f"{spec.num} samples were asked for; the data has {pictures.num}.")
     report = Report(
         task=spec.task,
-        model=model,
+        model=clean(model),
         model_name=str(config["model"].get("name", "")),
         bundle_digest=digest,
         encoder_identity=identity,
-        data=storage.absolute(data),
+        data=clean(storage.absolute(data)),
         data_digest=pictures.digest,
         split=pictures.split,
+        dataset=spec.dataset or KNOWN_BY_KIND.get(pictures.kind, ""),
         sr_mode=spec.sr_mode if spec.task == "sr" else "",
         lr_size=int(config["model"].get("lr_size", 0)),
         num=num,
         seed=spec.seed,
         sampler=spec.sampler_text(is_distilled=own > 0),
         figures=tuple(figures),
-        notes=tuple(notes),
+        notes=tuple(clean(note) for note in notes),
         versions=tracking.versions(),
         seconds=round(time.monotonic() - started, 1),
-        spec=spec_to_dict(dataclasses.replace(spec, num_steps=asked)),
+        spec=plain_without_secrets(spec_to_dict(dataclasses.replace(spec, num_steps=asked))),
     )
     return report, strips
 
@@ -144,7 +157,6 @@ def reduce(spec: EvaluationSpec, arrays: Mapping[str, np.ndarray]) -> tuple[list
 def _mean_figure(
     name: str, method: str, setting: str, values: np.ndarray, protocols: dict[str, str], seed: int
 ) -> Figure:
-    low, high = mean_interval(values, seed=seed)
     if name.startswith("psnr_"):
         protocol = PSNR_TEXT[name.removeprefix("psnr_")]
     elif name == "ssim":
@@ -153,10 +165,7 @@ def _mean_figure(
         protocol = "SSIM of one latent at two sizes, the larger shrunk (anti-aliased bicubic)"
     else:
         protocol = protocols[name]
-    value = float(values.astype(np.float64).mean())
-    return Figure(
-        name=name, method=method, setting=setting, value=value, low=low, high=high, protocol=protocol, num=len(values)
-    )
+    return Figure.of_mean(name, method, setting, values, mean_resamples(values, seed=seed), protocol)
 
 
 def _feature_figures(
@@ -166,43 +175,52 @@ def _feature_figures(
     if network == "random_vgg":  # stands in only for what has no weights
         wanted = tuple(w for w in wanted if not (spec.inception if w in ("fid", "kid") else spec.vgg16))
     suffix = "_random_vgg" if network == "random_vgg" else ""
-    values: dict[str, tuple[float, float | None, float | None]] = {}
+    figures: list[Figure] = []
     notes: list[str] = []
-    if "fid" in wanted:
-        try:
-            values["fid"] = (_fid(real, fake), *set_interval(_fid, real, fake, num_resamples=10, seed=spec.seed))
-        except UserError as error:
-            notes.append(f"fid{suffix} is left out: {error}")
-    if "kid" in wanted:
-        mean, _ = kid(real, fake, seed=spec.seed)
-        values["kid"] = (mean, *set_interval(_subset_mmd, real, fake, num_resamples=20, seed=spec.seed))
-    if "precision" in wanted:
-        try:
-            for name, each in manifold_samples(real, fake).items():
-                values[name] = (float(each.mean()), *mean_interval(each, seed=spec.seed))
-        except UserError as error:
-            notes.append(f"precision and recall{suffix} are left out: {error}")
-    return [
-        Figure(
-            name=name + suffix,
-            method="ours",
-            setting=setting,
-            value=value,
-            low=low,
-            high=high,
-            protocol=protocol,
-            num=len(fake),
+
+    def add(name: str, value: float, interval: tuple[float, float], resamples: np.ndarray, more: str = "") -> None:
+        figures.append(
+            Figure(
+                name=name + suffix,
+                method="ours",
+                setting=setting,
+                value=value,
+                low=interval[0],
+                high=interval[1],
+                protocol=protocol + more,
+                num=len(fake),
+                resamples=rounded(resamples),
+            )
         )
-        for name, (value, low, high) in values.items()
-    ], notes
 
+    def measure(names: str, run: Callable[[], None]) -> None:
+        try:
+            run()
+        except UserError as error:  # too few samples for it
+            notes.append(f"{names}{suffix} {'are' if ' and ' in names else 'is'} left out: {error}")
 
-def _fid(real: np.ndarray, fake: np.ndarray) -> float:
-    return frechet_distance(FeatureStatistics.of(real), FeatureStatistics.of(fake))
+    def fid() -> None:
+        value = frechet_distance(FeatureStatistics.of(real), FeatureStatistics.of(fake))
+        resamples = frechet_resamples(real, fake, seed=spec.seed)
+        add("fid", value, spread_interval(value, resamples), resamples, FID_TEXT)
 
+    def kernel_distance() -> None:
+        value, _ = kid(real, fake, seed=spec.seed)
+        resamples = kid_resamples(real, fake, seed=spec.seed)
+        add("kid", value, spread_interval(value, resamples), resamples)
 
-def _subset_mmd(real: np.ndarray, fake: np.ndarray) -> float:
-    return polynomial_mmd(real[:5000], fake[:5000])
+    def manifold() -> None:
+        for name, each in manifold_samples(real, fake).items():
+            resamples = mean_resamples(each, seed=spec.seed)
+            add(name, float(each.mean()), percentile_interval(resamples), resamples)
+
+    if "fid" in wanted:
+        measure("fid", fid)
+    if "kid" in wanted:
+        measure("kid", kernel_distance)
+    if "precision" in wanted:
+        measure("precision and recall", manifold)
+    return figures, notes
 
 
 def _compute(
@@ -211,15 +229,15 @@ def _compute(
     bundle: str,
     pictures: Pictures,
     todo: list[tuple[int, int]],
-    num_workers: int,
+    workers: tuple[int, float | None],
     device: str,
 ) -> Iterator[tuple[tuple[int, int], Arrays]]:
     if not todo:
         return
-    if num_workers > 0:
+    if workers[0] > 0:
         from orchestration.evaluation.on_ray import compute_on_ray
 
-        yield from compute_on_ray(spec, model, pictures, todo, num_workers, device)
+        yield from compute_on_ray(spec, model, pictures, todo, *workers)
         return
     teacher = str(registry.resolve(spec.teacher, tracking_uri=model.tracking_uri)) if spec.teacher else ""
     worker = ChunkWorker(spec, bundle, pictures, device, teacher)

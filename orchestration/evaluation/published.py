@@ -5,6 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 PAPER = "Kim & Kim, CVPR 2024"
+DATASETS = ("celebahq", "div2k", "lsun-bedroom", "lsun-tower")
+"""Data sets that the tables below were measured on."""
+KNOWN_BY_KIND = {"celebahq": "celebahq"}
+"""Kind of a shard set's source → data set. A shard set of LSUN does not say which category it holds, and one of DIV2K
+holds crops, not the pictures that were measured."""
 
 # LSUN Bedroom, 50 k samples. Method → output size → figures; SelfSSIM against 128, 160 and 192 on 5 k samples.
 BEDROOM: dict[str, dict[str, dict[str, float]]] = {
@@ -51,10 +56,10 @@ CELEBA_SR: dict[str, dict[str, dict[str, float]]] = {
     },
 }
 
-# LSUN at 256 pixels from 16-pixel inputs.
+# LSUN at 256 pixels from 16-pixel inputs. Data set → scale → figures of the paper's method.
 LSUN_SR: dict[str, dict[str, dict[str, float]]] = {
-    "paper, Bedroom": {"x16": {"psnr_rgb": 20.08, "lpips": 0.3269}},
-    "paper, Tower": {"x16": {"psnr_rgb": 21.24, "lpips": 0.1897}},
+    "lsun-bedroom": {"x16": {"psnr_rgb": 20.08, "lpips": 0.3269}},
+    "lsun-tower": {"x16": {"psnr_rgb": 21.24, "lpips": 0.1897}},
 }
 
 # DIV2K's 100 validation pictures, shrunk and enlarged again; ×4 has no LPIPS, the others no SSIM.
@@ -83,13 +88,18 @@ class Published:
     rows: dict[str, dict[str, dict[str, float]]]
 
 
-def beside(task: str, sr_mode: str = "", lr_size: int = 0) -> list[Published]:
-    """Published tables that belong beside a report: those of its task, its way to make pairs and its input size."""
-    if task == "generation":
+def beside(dataset: str, task: str, sr_mode: str = "", lr_size: int = 0) -> list[Published]:
+    """Published tables that belong beside a report: those of its data set, its task, its way to make pairs and its
+    input size."""
+    if (dataset, task) == ("lsun-bedroom", "generation"):
         return [Published(f"Published: {PAPER}, LSUN Bedroom, 50 000 samples, Inception 2015 and VGG16.", BEDROOM)]
-    if task == "sr" and sr_mode == "fixed-truth":
+    if (dataset, task, sr_mode) == ("div2k", "sr", "fixed-truth"):
         return [Published(f"Published: {PAPER}, DIV2K validation pictures; LPIPS with AlexNet.", DIV2K_SR)]
-    if task == "sr" and lr_size == 16:
+    if (task, sr_mode, lr_size) != ("sr", "fixed-input", 16):
+        return []
+    if dataset == "celebahq":
         faces = f"Published: {PAPER}, CelebA-HQ by models trained on FFHQ, 16-pixel input; LPIPS with AlexNet."
-        return [Published(faces, CELEBA_SR), Published(f"Published: {PAPER}, LSUN, 16-pixel input.", LSUN_SR)]
+        return [Published(faces, CELEBA_SR)]
+    if dataset in LSUN_SR:
+        return [Published(f"Published: {PAPER}, LSUN, 16-pixel input.", {"paper": LSUN_SR[dataset]})]
     return []

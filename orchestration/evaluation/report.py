@@ -7,17 +7,22 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from pipeline import storage
 from pipeline.errors import UserError, first_line
+from pipeline.metrics.bootstrap import percentile_interval
 
-PROTOCOL_VERSION = 1
-"""Raised when a change of code changes figures: reports of different versions are not comparable."""
+PROTOCOL_VERSION = 2
+"""Raised when a change of code changes figures: reports of different versions are not comparable. 2: every picture is
+resized from its own pixels; resamples that pair."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
     """One number. method: "ours" or a baseline ("nearest", "bicubic"). setting: an output size ("128x128"), a scale
-    ("x5.3") or a pair of sizes ("128x128-160x160"). low, high: 95 % bootstrap interval, None where there is none."""
+    ("x5.3") or a pair of sizes ("128x128-160x160"). low, high: 95 % bootstrap interval, None where there is none.
+    resamples: of ours, the figure in every bootstrap resample; those of two reports on the same samples pair."""
 
     name: str
     method: str
@@ -27,12 +32,37 @@ class Figure:
     high: float | None
     protocol: str
     num: int
+    resamples: tuple[float, ...] = ()
+
+    @classmethod
+    def of_mean(
+        cls, name: str, method: str, setting: str, values: np.ndarray, resamples: np.ndarray, protocol: str
+    ) -> Figure:
+        """The mean of per-picture values (N,), with its resamples (R,). Baselines keep none: they decide nothing."""
+        low, high = percentile_interval(resamples)
+        return cls(
+            name=name,
+            method=method,
+            setting=setting,
+            value=float(values.astype(np.float64).mean()),
+            low=low,
+            high=high,
+            protocol=protocol,
+            num=len(values),
+            resamples=rounded(resamples) if method == "ours" else (),
+        )
+
+
+def rounded(resamples: np.ndarray) -> tuple[float, ...]:
+    """Eight digits of each: enough for differences, and half as long in a report."""
+    return tuple(float(f"{value:.8g}") for value in resamples)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
     """A whole evaluation. notes say what is missing and why. spec: the options. split: "" where the data has none.
-    sr_mode: how pairs were made, "" unless the task is sr. lr_size: height and width of the model's SR inputs or 0."""
+    sr_mode: how pairs were made, "" unless the task is sr. lr_size: height and width of the model's SR inputs or 0.
+    dataset: which of the data sets with published figures it is (`published.DATASETS`), "" where none is known."""
 
     task: str
     model: str
@@ -47,6 +77,7 @@ class Report:
     sampler: str
     sr_mode: str = ""
     lr_size: int = 0
+    dataset: str = ""
     figures: tuple[Figure, ...] = ()
     protocol_version: int = PROTOCOL_VERSION
     notes: tuple[str, ...] = ()
@@ -105,6 +136,7 @@ def _json_safe(value: Any) -> Any:
 def _figure(fields: dict[str, Any]) -> Figure:
     for key in _NUMBERS:
         fields[key] = _number(fields[key])
+    fields["resamples"] = tuple(float(value) for value in fields.get("resamples", ()))
     return Figure(**fields)
 
 

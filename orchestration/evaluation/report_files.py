@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
+
 from orchestration import tracking
 from orchestration.evaluation.chunk import Arrays
 from orchestration.evaluation.report import Report
 from orchestration.evaluation.report_page import markdown, page
 from orchestration.evaluation.report_pictures import plots, strips
 from pipeline import storage
+
+_KINDS = (".json", ".md", ".html", ".png")
 
 
 def write_report(report: Report, pictures: Arrays, out: str) -> list[str]:
@@ -29,6 +34,9 @@ def log_report(report: Report, out: str, run_id: str, *, tracking_uri: str | Non
     link = (name, tracking.short_digest(report.data_digest))
     with tracking.user_errors(uri):
         tracking.log_metrics(uri, run_id, report.metrics(), dataset=link)
-        for file in storage.list_files(out):
-            if "/" not in file and storage.is_local(out):
-                tracking.client(uri).log_artifact(run_id, storage.join(storage.absolute(out), file), "evaluation")
+        with tempfile.TemporaryDirectory(prefix="latentzoom-report-") as folder:
+            for file in storage.list_folder(out):
+                if file.endswith(_KINDS):
+                    local = Path(folder) / file
+                    local.write_bytes(storage.read_bytes(storage.join(out, file)))
+                    tracking.client(uri).log_artifact(run_id, str(local), "evaluation")

@@ -98,7 +98,7 @@ def _published(report: Report) -> list[published.Published]:
     measured = {(f.setting, f.name) for f in report.figures}
     return [
         table
-        for table in published.beside(report.task, report.sr_mode, report.lr_size)
+        for table in published.beside(report.dataset, report.task, report.sr_mode, report.lr_size)
         if any((s, n) in measured for row in table.rows.values() for s, values in row.items() for n in values)
     ]
 
@@ -116,9 +116,8 @@ def _selfssim_table(report: Report) -> Table:
     for one in sizes:
         cells = ["1.000" if one == two else f"{found[frozenset((one, two))]:.3f}" for two in sizes]
         rows.append([f"**{one}**", *cells])
-    rows += [
-        [f"{m} (published, across sizes)", v] + [""] * (len(sizes) - 1) for m, v in published.BEDROOM_SELFSSIM.items()
-    ]
+    theirs = published.BEDROOM_SELFSSIM if report.dataset == "lsun-bedroom" else {}
+    rows += [[f"{m} (published, across sizes)", v] + [""] * (len(sizes) - 1) for m, v in theirs.items()]
     return ["ours", *sizes], rows
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from orchestration.evaluation.published import DATASETS
 from orchestration.evaluation.report import PROTOCOL_VERSION
 from pipeline.config import to_dict
 from pipeline.errors import UserError
@@ -33,7 +34,8 @@ class EvaluationSpec:
     "fixed-truth" crops the picture and shrinks it by the scale (DIV2K); "auto" takes the first for shard sets,
     but not for direct super-resolution.
     inception, vgg16, lpips, lpips_heads: weight files (path or URL); without them stand-ins with their own names.
-    chunk_size: samples computed together, the unit of work and of resumption. batch_size: samples in memory at once."""
+    chunk_size: samples computed together, the unit of work and of resumption. batch_size: samples in memory at once.
+    dataset: which of `published.DATASETS` the data is; "": what a shard set says of itself."""
 
     task: Task
     sizes: tuple[int, ...] = ()
@@ -56,6 +58,7 @@ class EvaluationSpec:
     num_pictures: int = 4
     chunk_size: int = 16
     batch_size: int = 16
+    dataset: str = ""
 
     def __post_init__(self) -> None:
         if self.task not in ("reconstruction", "generation", "sr"):
@@ -74,6 +77,8 @@ class EvaluationSpec:
             raise UserError(f"scales = {self.scales} is not allowed; use positive numbers")
         if any(s < 1 for s in self.sizes):
             raise UserError(f"sizes = {self.sizes} is not allowed; use positive numbers")
+        if self.dataset and self.dataset not in DATASETS:
+            raise UserError(f"dataset = {self.dataset!r} has no published figures; use one of {', '.join(DATASETS)}")
         for protocol in self.protocols:
             if protocol not in PROTOCOLS:
                 raise UserError(f"protocol {protocol!r} is not known; use one of {', '.join(PROTOCOLS)}")
@@ -81,7 +86,7 @@ class EvaluationSpec:
     def fingerprint(self, bundle_digest: str, data_digest: str, teacher_digest: str = "") -> str:
         """Hash of all that decides a chunk's numbers, except how many chunks there are and how they are batched."""
         values = dataclasses.asdict(self)
-        for name in ("num", "batch_size", "teacher", *(() if teacher_digest else ("teacher_steps",))):
+        for name in ("num", "batch_size", "dataset", "teacher", *(() if teacher_digest else ("teacher_steps",))):
             del values[name]
         if not self.condition_noise:  # as before there was such a setting: what is half done goes on
             del values["condition_noise"]

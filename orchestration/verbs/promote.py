@@ -28,11 +28,17 @@ class Arguments:
     data: Annotated[str, tyro.conf.arg(metavar="FOLDER")] = ""
     """Evaluate both on this data set, with the options of the candidate's report; without it on its data set."""
     primary: Annotated[str, tyro.conf.arg(metavar="FIGURE")] = "auto"
-    """Figure that must be lower with non-overlapping intervals; auto: LPIPS for SR, FID or KID for generation."""
+    """Figure that must be lower beyond doubt; auto: LPIPS for SR, FID or KID for generation."""
     guard_tolerance: float = 0.1
     """How many dB PSNR may be worse."""
+    workdir: Annotated[str, tyro.conf.arg(metavar="FOLDER")] = "promotion"
+    """Where finished chunks of an evaluation are kept (path or URL), so that it continues when it was interrupted."""
     workers: int = 0
-    """Ray workers for evaluation."""
+    """Ray workers for evaluation; 0 works in this process."""
+    gpus_per_worker: Annotated[float | None, tyro.conf.arg(metavar="N")] = None
+    """Of each Ray worker; 0: CPUs; without it one where the cluster has GPUs."""
+    device: Annotated[str, tyro.conf.arg(metavar="DEVICE")] = ""
+    """cpu, cuda, cuda:1; without it CUDA where there is one. Of workers: as --gpus-per-worker 0 or 1."""
     tracking_uri: Annotated[str, tyro.conf.arg(metavar="URI")] = ""
     """MLflow store; without it MLFLOW_TRACKING_URI, else ./mlflow.db."""
 
@@ -40,7 +46,10 @@ class Arguments:
 def main(argv: list[str]) -> int:
     arguments = tyro.cli(Arguments, prog="latentzoom promote", args=argv)
     from orchestration import registry, tracking
+    from orchestration.devices import worker_gpus
 
+    if arguments.workers:
+        worker_gpus(arguments.device, arguments.gpus_per_worker)  # they do not contradict
     uri = tracking.tracking_uri(arguments.tracking_uri or None)
     champion_report, candidate_report = _reports(arguments, uri)
     decision = registry.promote(
@@ -62,21 +71,19 @@ def _reports(arguments: Arguments, uri: str) -> tuple[dict[str, Any] | None, dic
     """Reports of champion and candidate on one data set. Stored ones are used where they are comparable; otherwise the
     model is evaluated now, with the options of the candidate's report."""
     from orchestration import registry
+    from orchestration.evaluation.report import PROTOCOL_VERSION
     from orchestration.promotion import check_comparable
 
     new = registry.get_version(arguments.name, arguments.candidate, tracking_uri=uri)
     old = registry.get_version(arguments.name, registry.CHAMPION, tracking_uri=uri)
     if new is None or old is None or old.version == new.version:
         return None, None  # the first model, or an error that `promote` words
-    candidate = _stored(new, uri)
-    if candidate is None:
-        candidate = _stored(old, uri)
-        if candidate is None:
-            raise UserError(f"neither {new.uri} nor {old.uri} has a report; register with --report")
-        candidate = _evaluate(new.uri, arguments.data or candidate["data"], candidate["spec"], arguments, uri)
-    elif arguments.data:
-        candidate = _evaluate(new.uri, arguments.data, candidate["spec"], arguments, uri)
-    champion = _stored(old, uri)
+    candidate, champion = _stored(new, uri), _stored(old, uri)
+    like = candidate or champion
+    if like is None:
+        raise UserError(f"neither {new.uri} nor {old.uri} has a report; register with --report")
+    if candidate is None or arguments.data or like["protocol_version"] != PROTOCOL_VERSION:
+        candidate = _evaluate(new.uri, arguments.data or like["data"], like["spec"], arguments, uri)
     try:
         if champion is None:
             raise UserError("no report")
@@ -100,8 +107,10 @@ def _stored(version: Version, uri: str) -> dict[str, Any] | None:
 
 def _evaluate(model: str, data: str, spec: dict[str, Any], arguments: Arguments, uri: str) -> dict[str, Any]:
     from orchestration import registry
+    from orchestration.devices import own_device, worker_gpus
     from orchestration.evaluation.evaluate import evaluate
     from orchestration.evaluation.spec import EvaluationSpec, distilled_steps
+    from pipeline import storage
     from pipeline.config import from_dict
 
     known = {f.name for f in dataclasses.fields(EvaluationSpec)}
@@ -109,5 +118,14 @@ def _evaluate(model: str, data: str, spec: dict[str, Any], arguments: Arguments,
     bundle = registry.verify_bundle(registry.resolve(model, tracking_uri=uri))
     if distilled_steps(bundle) and options.num_steps:
         options = dataclasses.replace(options, num_steps=None)  # a distilled model has one number of steps
-    report, _ = evaluate(model, data, options, tracking_uri=uri, num_workers=arguments.workers)
+    report, _ = evaluate(
+        model,
+        data,
+        options,
+        tracking_uri=uri,
+        work_dir=storage.absolute(arguments.workdir),
+        num_workers=arguments.workers,
+        gpus_per_worker=worker_gpus(arguments.device, arguments.gpus_per_worker) if arguments.workers else None,
+        device=own_device(arguments.device),
+    )
     return report.to_dict()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 
 
@@ -22,7 +23,8 @@ def main(argv: list[str]) -> int:
     client = jobs.connect(address)
     with jobs.user_errors(address):
         client.stop_job(arguments.job)
-        while not (details := client.get_job_info(arguments.job)).status.is_terminal():
-            time.sleep(0.3)
+    print(f"{arguments.job} was asked to stop; a training stage writes a checkpoint first", file=sys.stderr, flush=True)
+    while not (details := jobs.details(client, address, arguments.job)).status.is_terminal():
+        time.sleep(0.3)
     print(f"{arguments.job} {details.status.value}")
     return 0

@@ -6,9 +6,9 @@ import argparse
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
-from pipeline.errors import UserError
 from training import cli
 from training.config import Preset
 from training.reporter import Reporter
@@ -26,14 +26,12 @@ def main(argv: list[str]) -> int:
 def run(arguments: argparse.Namespace, preset: Preset) -> TrainResult:
     """Train as the arguments ask, with an MLflow run."""
     from orchestration.chain.lease import sole_job
+    from orchestration.devices import worker_gpus
+    from orchestration.outages import patiently
     from orchestration.starts import pinned, pinned_uri, place, places
     from pipeline import storage
 
-    gpus = arguments.gpus_per_worker
-    if arguments.device and not arguments.local:
-        if gpus is not None and (gpus > 0) != (arguments.device == "cuda"):
-            raise UserError(f"--device {arguments.device} and --gpus-per-worker {gpus:g} contradict; leave one out")
-        gpus = 1.0 if arguments.device == "cuda" and gpus is None else gpus or 0.0
+    gpus = arguments.gpus_per_worker if arguments.local else worker_gpus(arguments.device, arguments.gpus_per_worker)
     store = arguments.tracking_uri
     preset = pinned(preset, [arguments.stage], store)
     with (
@@ -48,11 +46,12 @@ def run(arguments: argparse.Namespace, preset: Preset) -> TrainResult:
             from orchestration.mlflow_reporter import MlflowReporter
 
             reporters: list[Callable[[], Reporter]] = [lambda: MlflowReporter(**spec)] if spec else []
-            return cli.train_here(arguments, preset, reporters, still_ours, found)
+            return patiently(lambda: cli.train_here(arguments, preset, reporters, still_ours, found), arguments.stage)
         from orchestration.ray_train import launch
 
         low, high = cli.parse_workers(arguments.workers)
-        return launch(
+        begin = partial(
+            launch,
             arguments.stage,
             preset,
             data=arguments.data,
@@ -66,6 +65,7 @@ def run(arguments: argparse.Namespace, preset: Preset) -> TrainResult:
             still_ours=still_ours,
             places=found,
         )
+        return patiently(begin, arguments.stage)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,6 @@ from typing import Annotated, Literal
 
 import tyro
 
-from orchestration.interruptible import interruptible
 from orchestration.picture_places import PIPE, Places, left_out_line, places
 from orchestration.wanted_size import WantedSize
 from orchestration.writable import check_file, check_folder
@@ -110,7 +109,7 @@ def main(argv: list[str]) -> int:
     with Notice(f"latentzoom: loading {arguments.model or 'the starter'}") as notice:
         from orchestration.upscaling import run
 
-        with keep_freed_memory(), interruptible():
+        with keep_freed_memory():
             return run(arguments, found, notice)
 
 

@@ -137,14 +137,60 @@ def test_arrays_are_read_when_asked_for_and_none_is_kept(tmp_path, is_remote):
     assert np.array_equal(store["picture|2"], np.full((2, 2), 2))
 
 
-def test_data_encoded_by_another_autoencoder_is_refused(data, bundles, tmp_path):
-    other = make_bundle(tmp_path / "other", seed=5)
-    config = PreprocessConfig(source_url=data, dest=str(tmp_path / "shards"), size=32, batch_size=4, encode_threads=1)
-    preprocess(config, autoencoder=other)
-    spec = EvaluationSpec(task="reconstruction", split="train", num=1)
-    with pytest.raises(UserError, match="was encoded by autoencoder .* but the model's is .* preprocess again"):
-        evaluate(bundles["generation"], config.dest, spec, progress=False)
-    evaluate(other, config.dest, spec, progress=False)
+def test_it_does_not_matter_which_autoencoder_encoded_the_data(data, bundles, tmp_path):
+    """Only pixels are read: a model that brings an autoencoder of its own is measured on the champion's shards too."""
+    found = []
+    for seed in (0, 5):
+        dest = str(tmp_path / f"shards-{seed}")
+        config = PreprocessConfig(source_url=data, dest=dest, size=32, batch_size=4, encode_threads=1)
+        preprocess(config, autoencoder=make_bundle(tmp_path / f"b{seed}", seed=seed))
+        spec = EvaluationSpec(task="reconstruction", split="train", num=2)
+        found.append(values(evaluate(bundles["generation"], dest, spec, progress=False)[0]))
+    assert found[0] == found[1]
+
+
+def mixed_pictures(folder):
+    generator = np.random.default_rng(2)
+    for i, shape in enumerate([(40, 64), (90, 33), (24, 24), (64, 64)]):
+        noise = generator.integers(0, 256, (*shape, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(folder / f"{i}.png")
+    return str(folder)
+
+
+def test_figures_of_a_folder_of_mixed_sizes_do_not_depend_on_the_batch(bundles, tmp_path):
+    pictures = mixed_pictures(tmp_path)
+    found = []
+    for batch_size in (1, 2, 4):
+        spec = EvaluationSpec(task="generation", sizes=(16, 32), num_steps=1, batch_size=batch_size)
+        found.append(values(evaluate(bundles["generation"], pictures, spec, progress=False)[0]))
+    assert any("kid" in name for name, *_ in found[0])
+    for key, value in found[0].items():
+        assert [other[key] for other in found] == pytest.approx([value] * 3, rel=1e-3, abs=1e-3), key
+
+
+def test_one_sample_leaves_out_what_needs_more_and_goes_on(data, bundles):
+    spec = EvaluationSpec(task="generation", sizes=(16, 24), num_steps=1, num=1)
+    report, _ = evaluate(bundles["generation"], data, spec, progress=False)
+    assert {f.name for f in report.figures} == {"selfssim"}
+    for words in ("kid_random_vgg is left out: KID needs at least 2 samples", "fid_random_vgg is left out"):
+        assert any(words in note for note in report.notes), report.notes
+
+
+def test_shards_say_which_data_set_they_are(data, bundles, tmp_path):
+    (tmp_path / "faces").mkdir()
+    for i in range(3):
+        Image.open(f"{data}/{i}.png").save(tmp_path / "faces" / f"{i}.png")
+    found = {}
+    for kind in ("folder", "celebahq"):
+        config = PreprocessConfig(source=kind, source_url=str(tmp_path / "faces"), dest=str(tmp_path / kind), size=32)
+        preprocess(config)
+        spec = EvaluationSpec(task="reconstruction", num=1, split="train")
+        found[kind] = evaluate(bundles["generation"], config.dest, spec, progress=False)[0].dataset
+    assert found == {"folder": "", "celebahq": "celebahq"}
+    named = EvaluationSpec(task="reconstruction", num=1, dataset="lsun-tower")
+    assert evaluate(bundles["generation"], data, named, progress=False)[0].dataset == "lsun-tower"
+    with pytest.raises(UserError, match="dataset = 'faces' has no published figures"):
+        EvaluationSpec(task="generation", dataset="faces")
 
 
 def test_fixed_truth_handles_pictures_of_any_shape(bundles, tmp_path):

@@ -2,12 +2,15 @@
 
 import numpy as np
 import pytest
+import ray
 from PIL import Image
 from tiny_bundle import make_bundle
 
+from orchestration.devices import own_device, worker_gpus
 from orchestration.evaluation.evaluate import evaluate
+from orchestration.evaluation.on_ray import _place, speed_on_ray
 from orchestration.evaluation.spec import EvaluationSpec
-from orchestration.ray_train import cpus_for_each
+from orchestration.ray_train import cpus_for_each, start_ray
 from pipeline.errors import UserError
 
 
@@ -25,6 +28,27 @@ from pipeline.errors import UserError
 )
 def test_every_worker_finds_room_on_some_machine(machines, num_workers, cpus):
     assert cpus_for_each(machines, num_workers) == cpus
+
+
+@pytest.mark.parametrize(
+    ("device", "asked", "gpus"),
+    [("", None, None), ("", 0.0, 0.0), ("cpu", None, 0.0), ("cuda", None, 1.0), ("cuda:1", 0.5, 0.5)],
+)
+def test_the_device_of_workers_is_what_was_asked_for_or_the_clusters(device, asked, gpus):
+    assert worker_gpus(device, asked) == gpus
+    with pytest.raises(UserError, match="--device cpu and --gpus-per-worker 1 contradict"):
+        worker_gpus("cpu", 1.0)
+
+
+@pytest.mark.slow
+def test_workers_take_gpus_where_the_cluster_has_some_and_this_machine_none():
+    """GPUs that Ray believes in: where work is placed does not depend on what can be seen from here."""
+    assert own_device("") == "cpu" and start_ray(num_cpus=2, num_gpus=2)
+    try:
+        assert _place(2, None) == ({"num_cpus": 1, "num_gpus": 1.0}, "cuda")
+        assert _place(2, 0.0) == ({"num_cpus": 1, "num_gpus": 0}, "cpu")
+    finally:
+        ray.shutdown()
 
 
 @pytest.fixture
@@ -48,6 +72,8 @@ def test_workers_do_not_change_figures(tmp_path, data):
         assert two.value == pytest.approx(one.value, rel=1e-3)
         assert two.low == pytest.approx(one.low, rel=1e-3)
     assert pictures.keys() == more.keys()
+    fps = speed_on_ray(spread, spec, bundle).get("fps", "x4")  # where the workers are, not here
+    assert fps.value > 0 and ", cpu, median of 3" in fps.protocol
     with pytest.raises(UserError, match="needs a truth of 64 pixels"):
         impossible = EvaluationSpec(task="sr", scales=(8.0,), sr_mode="fixed-input", chunk_size=2)
         evaluate(bundle, data, impossible, num_workers=2, progress=False)

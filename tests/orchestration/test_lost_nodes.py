@@ -76,7 +76,7 @@ def test_a_node_lost_in_preprocessing_costs_nothing_but_time(head, nodes, pictur
     options = ["--size", "64", "--crops-per-image", "12", "--crop-fraction", "0.5", "1", "--samples-per-shard", "24"]
     options += ["--batch-size", "4", "--autoencoder", bundle, "--encode-threads", "1"]
     words = ["preprocess", "folder", pictures, str(lost), *options, "--workers", "2"]
-    assert run_and_lose(head, nodes, words, "ShardActor.build", lambda: any(lost.glob("shard-*.json"))) == 0
+    assert run_and_lose(head, nodes, words, "ShardActor.work", lambda: any(lost.glob("shard-*.json"))) == 0
     output = capfd.readouterr().out
     lost_workers = re.search(r"(\d) workers? lost", output)  # a successor may be sent to the dead node and be lost too
     assert lost_workers and 1 <= int(lost_workers[1]) <= 2 and "died; redoing shard-" in output
@@ -92,8 +92,8 @@ def test_a_node_lost_in_evaluation_changes_no_figure(head, nodes, pictures, tmp_
     options = ["--task", "sr", "--scales", "4", "--steps", "2", "--chunk-size", "1", "--num", "16"]
     words = ["evaluate", "--model", "models:/tiny@candidate", "--tracking-uri", uri, "--data", pictures, *options]
     lost = [*words, "--out", str(out), "--workers", "2"]
-    assert run_and_lose(head, nodes, lost, "_Worker.run", lambda: any(out.glob("chunks/*/*.npz"))) == 0
-    assert "a worker died; redoing samples" in capfd.readouterr().out
+    assert run_and_lose(head, nodes, lost, "ChunkActor.work", lambda: any(out.glob("chunks/*/*.npz"))) == 0
+    assert " died; redoing samples " in capfd.readouterr().out
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     assert main([*words, "--out", str(tmp_path / "whole")]) == 0

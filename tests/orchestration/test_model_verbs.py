@@ -67,11 +67,56 @@ def test_the_whole_life_of_a_model(work, capsys, monkeypatch):
     assert "models:/faces/1" in capsys.readouterr().out
 
 
+def test_a_model_with_its_own_autoencoder_is_promoted_and_goes_on_after_a_kill(work, capsys, monkeypatch):
+    """Champion and candidate have autoencoders of their own; each was measured on shards that it encoded itself."""
+    from orchestration.evaluation.chunk import ChunkWorker
+
+    options = ["--task", "reconstruction", "--sizes", "32", "--split", "train", "--chunk-size", "1"]
+    for seed, name in ((1, "one"), (2, "two")):
+        make_bundle(work / name, seed=seed)
+        config = PreprocessConfig(source_url="photos", dest=f"shards-{name}", size=32, batch_size=2, encode_threads=1)
+        preprocess(config, autoencoder=str(work / name))
+        assert main(["evaluate", "--model", name, "--data", config.dest, *options, "--out", f"e-{name}"]) == 0
+        assert main(["register", name, "faces", "--report", f"e-{name}/report.json", "--data", config.dest]) == 0
+        if name == "one":
+            assert main(["promote", "faces"]) == 0
+    capsys.readouterr()
+    run, computed = ChunkWorker.run, []
+
+    def killed(self, start, stop):
+        if len(computed) == 2:
+            raise KeyboardInterrupt
+        computed.append((start, self.device))
+        return run(self, start, stop)
+
+    monkeypatch.setattr(ChunkWorker, "run", killed)
+    assert main(["promote", "faces", "--workdir", "judged", "--device", "cpu"]) == 130
+    monkeypatch.setattr(ChunkWorker, "run", lambda self, a, b: computed.append((a, self.device)) or run(self, a, b))
+    assert main(["promote", "faces", "--workdir", "judged", "--device", "cpu"]) in (0, 1)
+    out = capsys.readouterr().out
+    assert "data set digest is" in out and "lpips" in out  # the champion was measured on the candidate's data
+    assert computed == [(0, "cpu"), (1, "cpu"), (2, "cpu")]  # no chunk twice
+
+
+def test_a_report_of_an_earlier_protocol_is_measured_anew(work, capsys):
+    make_bundle(work / "one", task="sr")
+    assert main(["evaluate", "--model", "one", *SR, "--out", "e"]) == 0
+    report = json.loads((work / "e/report.json").read_text())
+    for figure in report["figures"]:
+        del figure["resamples"]
+    (work / "old.json").write_text(json.dumps(report | {"protocol_version": 1}))
+    for _ in range(2):
+        assert main(["register", "one", "m", "--report", "old.json"]) == 0
+        status = main(["promote", "m"])
+    out = capsys.readouterr().out
+    assert status == 1 and "a difference of 0 [0, 0], is undecided" in out and "evaluating the champion" in out
+
+
 def _report(value):
     figure = {"name": "lpips", "method": "ours", "setting": "x2", "value": value, "low": value, "high": value,
-              "protocol": "p", "num": 1}  # fmt: skip
+              "protocol": "p", "num": 2, "resamples": [value, value + 1e-4]}  # fmt: skip
     guard = {**figure, "name": "psnr_rgb", "value": 20.0, "low": None, "high": None}
-    return {"task": "sr", "data_digest": "d", "protocol_version": 1, "num": 1, "seed": 0, "sampler": "s",
+    return {"task": "sr", "data_digest": "d", "protocol_version": 1, "num": 2, "seed": 0, "sampler": "s",
             "figures": [figure, guard]}  # fmt: skip
 
 
@@ -108,12 +153,14 @@ def test_bad_input_is_one_line_and_status_2(work, capsys, arguments, words):
     assert error.startswith("latentzoom: error: ") and words in error
 
 
-def test_figures_go_to_a_run_linked_to_the_data(work):
+@pytest.mark.parametrize("out", ["e", "memory://figures/e"])
+def test_figures_and_pages_go_to_a_run_linked_to_the_data(work, out):
     make_bundle(work / "one", task="sr")
     uri = tracking.tracking_uri()
     run_id = tracking.start_run(uri, "judge")
-    assert main(["evaluate", "--model", "one", *SR, "--out", "e", "--run-id", run_id]) == 0
+    assert main(["evaluate", "--model", "one", *SR, "--out", out, "--run-id", run_id]) == 0
     run = tracking.get_run(uri, run_id)
     assert run.data.metrics["psnr_rgb/x2"] > 0 and "psnr_rgb/x2/bicubic" in run.data.metrics
     assert run.inputs.dataset_inputs[0].dataset.name == "photos"
+    assert "evaluation/strip-x2.png" in [f.path for f in tracking.client(uri).list_artifacts(run_id, "evaluation")]
     assert "evaluation/report.html" in [f.path for f in tracking.client(uri).list_artifacts(run_id, "evaluation")]

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from small_pictures import make_pictures
 from tiny_bundle import make_bundle
 
-from orchestration import registry
+from orchestration import registry, tracking
+from orchestration.chain import job
 from orchestration.cli import main
+from orchestration.verbs.pipeline import make_job, parser
 from pipeline import storage
+from pipeline.errors import UserError
 
 FAST = [
     "--preprocess=val_fraction=0.3",
@@ -130,6 +135,70 @@ def test_a_killed_job_continues_and_a_finished_one_is_left_alone(images, tmp_pat
     text = capsys.readouterr().out
     assert states(text)["denoiser"] == "done" and states(text)["align"] == "stale"
     assert "align.lr was 0.001, now 0.01" in text and "align changed" in text
+
+
+@pytest.mark.parametrize("is_answering", [True, False])
+def test_a_continued_job_reopens_its_run_and_its_first_error_is_the_one_shown(
+    images, tmp_path, capsys, monkeypatch, is_answering
+):
+    work = tmp_path / "joe's work"
+    uri = f"sqlite:///{work / 'mlflow.db'}"
+    seen = []
+
+    def train(chain, *_):
+        run = tracking.get_run(uri, job.parent_run(chain))
+        seen.append((run.info.run_id, run.info.status))
+        if not is_answering:
+            monkeypatch.setattr(tracking, "end_run", lambda *_: (_ for _ in ()).throw(tracking.StoreError("gone")))
+        raise UserError("no space left")
+
+    monkeypatch.setattr(job, "_train", train)
+    for _ in range(2):
+        assert main(command(images, work)) == 2
+        error = capsys.readouterr().err
+        assert "no space left" in error and "gone" not in error
+    assert seen[0] == seen[1] and seen[0][1] == "RUNNING"  # the same run, open again
+    status = tracking.get_run(uri, seen[0][0]).info.status
+    assert status == ("FAILED" if is_answering else "RUNNING")
+
+
+@pytest.mark.slow
+def test_a_job_that_is_terminated_closes_its_run(images, tmp_path, cache):
+    """As `latentzoom stop` ends it, in a step that does not listen itself."""
+    words = command(images, tmp_path / "work", "--evaluate=num=2000", "--evaluate=chunk_size=1")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "orchestration.cli", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if " evaluate: " in line:
+            break
+    while not list((tmp_path / "work").glob("evaluate/*/chunks/*/*.npz")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, error = process.communicate(timeout=100)
+    assert process.returncode == 130 and "interrupted; run the same command again" in error
+    uri = f"sqlite:///{tmp_path / 'work/mlflow.db'}"
+    runs = tracking.client(uri).search_runs([tracking.experiment_id(uri)], "attributes.run_name LIKE 'pipeline%'")
+    assert [run.info.status for run in runs] == ["KILLED"]
+
+
+@pytest.mark.parametrize(
+    ("more", "address", "workers"),
+    [
+        ([], "10.0.0.1:6379", 4),
+        (["--evaluate-workers", "0"], "10.0.0.1:6379", 0),
+        (["--evaluate-workers", "7"], "10.0.0.1:6379", 7),
+        (["--local"], "10.0.0.1:6379", 0),
+        ([], "", 0),
+    ],
+)
+def test_on_a_cluster_the_workers_evaluate_and_not_the_head(images, tmp_path, monkeypatch, more, address, workers):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    words = [word for word in command(images, tmp_path / "work", "--workers", "2:4")[1:] if word != "--local"]
+    made = make_job(parser().parse_args([*words, *more]))
+    assert made.evaluate_workers == workers and made.gpus_per_worker is None  # as the cluster has them
 
 
 @pytest.mark.slow

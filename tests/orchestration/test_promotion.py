@@ -1,5 +1,6 @@
 """The promotion rule as a pure function: what moves the alias, what does not, and what is refused."""
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,7 +13,13 @@ from pipeline.errors import UserError
 def figure(name, setting, value, half=0.01, **changes):
     interval = {"low": None, "high": None} if half is None else {"low": value - half, "high": value + half}
     base = {"name": name, "method": "ours", "setting": setting, "value": value, "protocol": "p", "num": 9}
+    base["resamples"] = () if half is None else resamples(value, half, seed=abs(hash(value)) % 2**32)
     return base | interval | changes
+
+
+def resamples(value, half, seed):
+    """As of a figure with an interval of value ± half; those of another seed are of other pictures."""
+    return tuple(value + half / 1.96 * np.random.default_rng(seed).normal(size=200))
 
 
 def report(lpips, psnr=(25.0, 24.0), half=0.01, **changes):
@@ -31,7 +38,7 @@ def test_the_first_model_is_promoted():
     ("champion", "candidate", "expected"),
     [
         (report((0.5, 0.6)), report((0.4, 0.5)), True),
-        (report((0.5, 0.6)), report((0.495, 0.595)), False),  # intervals overlap
+        (report((0.5, 0.6)), report((0.495, 0.595)), False),  # the difference may be chance
         (report((0.5, 0.6)), report((0.5, 0.6)), False),  # the same model
         (report((0.5, 0.6)), report((0.4, 0.7)), False),  # worse at one scale
         (report((0.5, 0.6, 0.7)), report((0.4, 0.5, 0.7)), True),  # two of three better, none worse
@@ -43,6 +50,31 @@ def test_the_first_model_is_promoted():
 )
 def test_the_rule(champion, candidate, expected):
     assert decide(champion, candidate).promote is expected
+
+
+def test_models_are_weighed_on_the_same_pictures():
+    """Figures whose own intervals overlap: what the pictures do to both is not what tells the models apart."""
+
+    def measured(value, seed):
+        return report((value, value)) | {
+            "figures": [figure("lpips", s, value, 0.05, resamples=resamples(value, 0.05, seed)) for s in ("x2", "x4")]
+            + [figure("psnr_rgb", "x2", 25.0, 0.2)]
+        }
+
+    assert decide(measured(0.50, seed=0), measured(0.49, seed=0)).promote
+    assert not decide(measured(0.49, seed=0), measured(0.50, seed=0)).promote
+    assert not decide(measured(0.50, seed=0), measured(0.49, seed=1)).promote  # other pictures: it may be chance
+    assert "a difference of -0.01 [-0.01, -0.01], is better" in decide(measured(0.5, 0), measured(0.49, 0)).reasons[0]
+
+
+def test_one_sample_and_other_resamples_decide_nothing():
+    one = [figure("lpips", "x0", value, num=1) for value in (0.5, 0.1)]
+    with pytest.raises(UserError, match="measured on one sample"):
+        decide(report(()) | {"figures": [one[0], figure("psnr", "x0", 25.0)]},
+               report(()) | {"figures": [one[1], figure("psnr", "x0", 25.0)]})  # fmt: skip
+    fewer = figure("lpips", "x0", 0.1, resamples=(0.1, 0.2))
+    with pytest.raises(UserError, match="other resamples"):
+        decide(report((0.5,)), report(()) | {"figures": [fewer, figure("psnr_rgb", "x0", 25.0)]})
 
 
 def test_the_tolerance_is_a_parameter():
@@ -78,7 +110,7 @@ def test_other_protocols_settings_and_names_are_refused():
         decide(base, base | {"figures": [figure("lpips", "x9", 0.1), guard]})
     with pytest.raises(UserError, match="the champion has lpips and the candidate"):
         decide(base, base | {"figures": [figure("lpips_random_vgg", "x0", 0.1), guard]})
-    with pytest.raises(UserError, match="no interval"):
+    with pytest.raises(UserError, match="no resamples to pair"):
         decide(base, base | {"figures": [figure("lpips", "x0", 0.1, half=None), guard]})
     with pytest.raises(UserError, match="no data set digest"):
         decide(base | {"data_digest": ""}, base | {"data_digest": ""})

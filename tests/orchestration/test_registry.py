@@ -23,6 +23,7 @@ def report(value, psnr=20.0, digest="d" * 64, **changes):
             "high": value + 0.01,
             "protocol": "p",
             "num": 8,
+            "resamples": [value, value + 1e-4, value - 1e-4],
         }
         for s in ("x2", "x4")
     ] + [
@@ -103,6 +104,19 @@ def test_other_data_is_refused(tmp_path, uri):
     registry.register(bundle, "m", tracking_uri=uri, report=report(0.1, digest="e" * 64))
     with pytest.raises(UserError, match="not comparable: data set digest"):
         registry.promote("m", tracking_uri=uri)
+    assert registry.get_version("m", "champion", tracking_uri=uri).version == "1"
+
+
+def test_a_champion_that_changed_while_another_was_measured_is_not_judged_by_its_figures(tmp_path, uri):
+    """Measuring takes hours; the report says which bundle it measured."""
+    bundles = [make_bundle(tmp_path / f"b{seed}", seed=seed) for seed in (1, 2)]
+    for bundle in bundles:
+        registry.register(bundle, "m", tracking_uri=uri, report=report(0.5))
+    registry.promote("m", tracking_uri=uri, candidate="1")
+    mine, theirs = (report(0.1, bundle_digest=registry.bundle_digest(bundle)) for bundle in bundles)
+    for reports in ((theirs, theirs), (mine, mine)):
+        with pytest.raises(UserError, match="is not what was measured, an alias of m moved"):
+            registry.promote("m", tracking_uri=uri, candidate_report=reports[1], champion_report=reports[0])
     assert registry.get_version("m", "champion", tracking_uri=uri).version == "1"
 
 

@@ -5,19 +5,22 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 import time
 import uuid
 
 import fsspec
 import pytest
 
+from orchestration import tracking
 from orchestration.chain import lease
 from orchestration.chain.lease import sole_job
 from orchestration.chain.redo import Redo
 from orchestration.chain.steps import Step, run_steps, statuses
+from orchestration.outages import is_outage, patiently
 from orchestration.redact import plain_without_secrets, redact
 from pipeline import storage
-from pipeline.errors import UserError
+from pipeline.errors import UserError, unreachable
 
 
 class Work:
@@ -75,6 +78,91 @@ def test_passing_failures_are_tried_again_and_user_errors_are_not(tmp_path, caps
     with pytest.raises(UserError, match="mend it"):
         run_steps(str(tmp_path), work.steps, retries=5)
     assert work.ran == ["a"]
+
+
+@pytest.fixture
+def no_pauses(monkeypatch):
+    monkeypatch.setattr("orchestration.outages.PAUSE_S", 0.0)
+
+
+def silence(where="s3://bucket/x", text="connection refused"):
+    cause = ConnectionError(text)
+    error = unreachable(where, cause)
+    error.__cause__ = cause
+    return error
+
+
+def test_an_outage_is_waited_for_whatever_the_number_of_retries(tmp_path, capsys, no_pauses):
+    work = Work()
+    work.fail = [silence(), tracking.StoreSilent("cannot reach the tracking server http://h"), silence()]
+    assert set(run_steps(str(tmp_path), work.steps, retries=0)) == {"a", "b"}
+    assert work.ran == ["a"] * 4 + ["b"]
+    assert capsys.readouterr().err.count("trying again in 0 s") == 3
+    for lasting in (tracking.StoreError("no such data base"), silence(text="403 Forbidden")):
+        work = Work(lr=len(str(lasting)))
+        work.fail = [lasting]
+        with pytest.raises(UserError):
+            run_steps(str(tmp_path), work.steps)
+        assert work.ran == ["a"]
+
+
+def test_an_outage_that_does_not_end_is_one_line(no_pauses):
+    asked = []
+
+    def ask():
+        asked.append(1)
+        raise silence("s3://joe:hunter2@bucket/x")
+
+    with pytest.raises(UserError, match=r"cannot reach s3://bucket/x: .*\(asked 35 times\)") as caught:
+        patiently(lambda: patiently(ask, "inner"), "outer")
+    assert len(asked) == 35 and not is_outage(caught.value)
+
+
+def test_a_result_is_written_when_the_store_answers_again(tmp_path, monkeypatch, no_pauses):
+    write, failures = storage.write_json, [silence(), silence()]
+
+    def flaky(url, value):
+        if failures and url.endswith("a.json"):
+            raise failures.pop()
+        write(url, value)
+
+    monkeypatch.setattr(storage, "write_json", flaky)
+    work = Work()
+    run_steps(str(tmp_path), work.steps)
+    assert work.ran == ["a", "b"] and [s[1] for s in states(str(tmp_path), work.steps)] == ["done", "done"]
+
+
+class Blip(Exception):
+    """As botocore's errors, which are no OSError."""
+
+
+def test_a_lease_outlives_an_outage_and_knows_when_it_was_succeeded(remote, monkeypatch):
+    monkeypatch.setattr(lease, "RENEW_S", 0.01)
+    held = lease._Lease(remote)
+    held.acquire()
+    numbers = held._numbers
+    asked = threading.Semaphore(0)
+
+    def silent():
+        asked.release()
+        raise Blip("could not connect to the endpoint")
+
+    held._numbers = silent
+    for _ in range(3):  # it goes on asking
+        assert asked.acquire(timeout=30)
+    held._renewed -= 10 * lease.LEASE_S
+    held.check()  # nobody else can have it either
+    held._numbers = numbers
+    held.check()  # looks itself, and renews
+    assert time.monotonic() - held._renewed < lease.LEASE_S and held._thread.is_alive()
+    held._numbers = silent
+    held._renewed -= 10 * lease.LEASE_S
+    fs, path = storage.filesystem(held._url(held.number + 1))
+    fs.pipe_file(path, json.dumps({"owner": "new", "until": time.time() + 90}).encode())
+    held._numbers = numbers
+    with pytest.raises(UserError, match="lost the hold"):
+        held.check()
+    held.release()
 
 
 def test_a_request_to_redo_counts_once_until_it_is_finished(tmp_path):

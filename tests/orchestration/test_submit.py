@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shlex
 import shutil
 import subprocess
+import time
 import zipfile
 from pathlib import Path
 
+import aiohttp
 import numpy as np
 import pytest
 from PIL import Image
 from ray._private.runtime_env.packaging import create_package
 from ray_head import Head, ray_head, status
+from small_pictures import make_pictures
 
-from orchestration import jobs
+from orchestration import jobs, tracking
 from orchestration.cli import main
 from orchestration.verbs.submit import _environment, own_source
 from pipeline.errors import UserError
@@ -27,7 +31,9 @@ class Details:
     """What the job server says of a job, as far as exit statuses go."""
 
     def __init__(self, state: str, code: int | None):
-        self.status, self.driver_exit_code = type("Status", (), {"value": state}), code
+        is_terminal = staticmethod(lambda: state != "RUNNING")
+        self.status = type("Status", (), {"value": state, "is_terminal": is_terminal})
+        self.driver_exit_code = code
 
 
 @pytest.mark.parametrize(
@@ -75,7 +81,11 @@ def test_only_the_source_folder_is_sent(tmp_path, monkeypatch):
     assert words[5:9] == ["--submission-id", "mine", "--working-dir", "."]
     assert words[-5:] == ["--no-wait", "--", "latentzoom", "train", "align"]
     sent = json.loads(words[words.index("--runtime-env-json") + 1])
-    assert sent["env_vars"] == {"A": "b c"} and ".venv/" in sent["excludes"] and "pip" not in sent
+    assert (
+        sent["env_vars"] == {"A": "b c", "RAY_JOB_STOP_WAIT_TIME_S": "600"}
+        and ".venv/" in sent["excludes"]
+        and "pip" not in sent
+    )
 
 
 def test_of_a_checkout_only_the_packages_are_sent(tmp_path):
@@ -154,6 +164,37 @@ def test_a_tracking_server_goes_along_where_the_cluster_can_mean_the_same(monkey
     assert _environment(["MLFLOW_TRACKING_URI=http://other"]) == {"MLFLOW_TRACKING_URI": "http://other"}
 
 
+class Flaky:
+    """A job server whose log breaks off, and which does not answer for a while, though the job goes on."""
+
+    def __init__(self, silent: int) -> None:
+        self.silent, self.tails = silent, 0
+
+    async def tail_job_logs(self, job):
+        self.tails += 1
+        for number, text in enumerate(("one\n", "two\nth", "ree\n", "four\n")):
+            if number == self.tails:
+                raise aiohttp.ClientPayloadError("connection lost")
+            yield text
+
+    def get_job_info(self, job):
+        if self.silent:
+            self.silent -= 1
+            raise ConnectionError("connection refused")
+        return Details("RUNNING" if self.tails < 4 else "SUCCEEDED", None)
+
+
+def test_a_log_that_breaks_off_goes_on_where_it_was_and_a_silent_head_is_waited_for(monkeypatch, capsys):
+    monkeypatch.setattr("orchestration.outages.PAUSE_S", 0.0)
+    monkeypatch.setattr(jobs.time, "sleep", lambda _: None)
+    out, client = io.StringIO(), Flaky(silent=20)
+    assert jobs.follow(client, "http://h:8265", "job", out).status.value == "SUCCEEDED"
+    assert out.getvalue() == "one\ntwo\nthree\nfour\n" and client.tails == 4
+    assert capsys.readouterr().err.count("no Ray head answers at http://h:8265") == 20
+    with pytest.raises(UserError, match="no Ray head answers at .*asked 35 times"):
+        jobs.follow(Flaky(silent=99), "http://h:8265", "job", out)
+
+
 @pytest.fixture(scope="module")
 def head():
     with ray_head() as head:
@@ -219,3 +260,37 @@ def test_a_detached_job_is_stopped_and_a_second_of_its_name_refused(head: Head, 
     assert main(["submit", "--version", "--detach", "--submission-id", "short", *at]) == 0
     assert main(["jobs", "short", "--follow", *at]) == 0
     assert "latentzoom 0." in capfd.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_stopped_training_job_leaves_a_checkpoint_and_continues(head: Head, at, tmp_path, capfd):
+    """A real stage. Its next checkpoint of its own would come after hours."""
+    pictures, shards, run = make_pictures(tmp_path / "pictures", 24), tmp_path / "shards", tmp_path / "run"
+    assert main(["preprocess", "folder", str(pictures), str(shards), "--size", "32"]) == 0
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    words = ["train", "autoencoder", "--preset", "debug", "--data", str(shards), "--run-dir", str(run)]
+    words += ["--workers", "1", "--tracking-uri", uri, "--set", "autoencoder.checkpoint_every=1000000"]
+    endless = [*words, "--set", "autoencoder.steps=1000000"]
+    assert main(["submit", *endless, "--detach", "--submission-id", "endless", *at]) == 0
+    client = jobs.connect(head.address)
+    deadline = time.monotonic() + 300
+    while not (run / "metrics.jsonl").exists():
+        assert time.monotonic() < deadline and not client.get_job_status("endless").is_terminal(), client.get_job_logs(
+            "endless"
+        )
+        time.sleep(0.2)
+    assert main(["stop", "endless", *at]) == 0
+    captured = capfd.readouterr()
+    assert "endless STOPPED" in captured.out and "writes a checkpoint first" in captured.err
+    assert "stopped at step" in (log := client.get_job_logs("endless")) and "SIGKILL" not in log
+    (manifest,) = run.glob("checkpoints/step-*/manifest.json")
+    step = int(manifest.parent.name.removeprefix("step-"))
+    assert step > 0
+    run_id = tracking.find_run(uri, "autoencoder")
+    assert run_id is not None and tracking.get_run(uri, run_id).info.status == "KILLED"
+    last = [*words, "--set", f"autoencoder.steps={step + 2}"]
+    assert main(["submit", *last, *at]) == 0
+    assert json.loads((run / "result.json").read_text())["resumed_from"] == step
+    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(set(steps)) and steps[-1] == step + 2  # none twice
+    assert tracking.get_run(uri, run_id).info.status == "FINISHED"

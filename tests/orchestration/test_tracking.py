@@ -130,3 +130,14 @@ def test_a_store_that_cannot_be_is_one_line_in_every_verb(tmp_path, monkeypatch,
     assert main([verb, *arguments[verb], "--tracking-uri", uri]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert words in line and "hunter2" not in line
+
+
+@pytest.mark.parametrize("name", ["joe's runs/it's", "plain", 'a "quoted" one', "100% _of_ it's"])
+def test_a_run_is_found_again_whatever_its_folder_is_called(tmp_path, name):
+    uri = tracking.tracking_uri(None, tmp_path)
+    tags = {"latentzoom.run_dir": f"/data/{name}"}
+    run_id = tracking.start_run(uri, name, tags=tags)
+    other = name.replace("'", "x") if "'" in name else f"{name}x"
+    tracking.start_run(uri, other, tags={"latentzoom.run_dir": f"/data/{other}"})
+    assert tracking.find_run(uri, name, tag=("latentzoom.run_dir", f"/data/{name}")) == run_id
+    assert tracking.find_run(uri, name, tag=("latentzoom.run_dir", f"/elsewhere/{name}")) is None

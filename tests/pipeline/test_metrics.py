@@ -12,9 +12,15 @@ from torchmetrics.image.kid import poly_mmd
 
 from pipeline.errors import UserError
 from pipeline.metrics import gaussian
-from pipeline.metrics.bootstrap import mean_interval, set_interval
-from pipeline.metrics.gaussian import FeatureStatistics, frechet_distance
-from pipeline.metrics.kid import kid, polynomial_mmd
+from pipeline.metrics.bootstrap import (
+    mean_interval,
+    mean_resamples,
+    paired_interval,
+    resample_counts,
+    spread_interval,
+)
+from pipeline.metrics.gaussian import FeatureStatistics, frechet_distance, frechet_resamples
+from pipeline.metrics.kid import kid, kid_resamples, polynomial_mmd
 from pipeline.metrics.manifold import kth_neighbour, manifold
 from pipeline.metrics.psnr import psnr
 from pipeline.metrics.speed import measure
@@ -182,8 +188,91 @@ def test_bootstrap_interval_covers_the_mean_as_often_as_it_says():
         hits += low <= 5.0 <= high
     assert 0.89 <= hits / 200 <= 0.99
     assert mean_interval(np.array([3.0])) == (3.0, 3.0)
-    low, high = set_interval(polynomial_mmd, features(0, 50), features(1, 50))
-    assert low < polynomial_mmd(features(0, 50), features(1, 50)) < high
+
+
+def test_resamples_are_the_same_for_every_figure_of_the_same_samples():
+    counts = resample_counts(5, num_resamples=400, seed=3)
+    assert (
+        counts.shape == (400, 5)
+        and (counts.sum(axis=1) == 5).all()
+        and counts.mean(axis=0) == pytest.approx(1, abs=0.2)
+    )
+    assert counts[0].tolist() == np.bincount(np.random.RandomState([3, 0, 5]).randint(0, 5, 5), minlength=5).tolist()
+    values = np.array([1.0, 2.0, 3.0, 4.0, np.inf])
+    plain, infinite = mean_resamples(values[:4], seed=1), mean_resamples(values, num_resamples=50)
+    assert len(plain) == 1000 and plain.std() == pytest.approx(values[:4].std() / 2, rel=0.1)
+    assert np.isinf(infinite).any() and np.isfinite(infinite).any()  # some resamples do not hold it
+
+
+def test_a_paired_interval_does_not_hold_what_the_pictures_do():
+    generator = np.random.default_rng(0)
+    pictures = generator.normal(0.5, 0.2, size=400)
+    one, other = pictures + generator.normal(0, 0.01, 400), pictures + 0.005
+    low, high = paired_interval(one.mean(), other.mean(), mean_resamples(one), mean_resamples(other))
+    difference = one - other
+    expected = 1.96 * difference.std() / 20
+    assert (high - low) / 2 == pytest.approx(expected, rel=0.1) and (low + high) / 2 == pytest.approx(difference.mean())
+    assert high < 0 and np.subtract(*mean_interval(one)) < -0.03  # alone, each moves ten times as far
+
+
+def drawn(seed, num, dim=12):
+    """Samples of one distribution."""
+    mixing = np.random.default_rng(99).normal(size=(dim, dim)) / 4
+    return np.random.default_rng(seed).normal(size=(num, dim)) @ mixing
+
+
+def test_resamples_of_kid_spread_as_repeated_measurements_do():
+    """Against the spread over fresh sets, and exactly against sums over pairs by hand."""
+    fresh = [polynomial_mmd(drawn(2 * i, 60), drawn(2 * i + 1, 60) + 0.5) for i in range(200)]
+    spreads = [np.std(kid_resamples(drawn(2 * i, 60), drawn(2 * i + 1, 60) + 0.5)) for i in range(10)]
+    assert np.mean(spreads) == pytest.approx(np.std(fresh), rel=0.35)
+    real, fake = drawn(0, 6), drawn(1, 5)
+    first = kid_resamples(real, fake, num_resamples=3, seed=4)[0]
+    rows = np.repeat(np.arange(6), resample_counts(6, num_resamples=3, seed=4, stream=1)[0])
+    columns = np.repeat(np.arange(5), resample_counts(5, num_resamples=3, seed=4)[0])
+
+    def kernel(x, y):
+        return float(x @ y / len(x) + 1) ** 3
+
+    within = [np.mean([kernel(s[i], s[j]) for i in drawn for j in drawn if i != j])
+              for s, drawn in ((real, rows), (fake, columns))]  # fmt: skip
+    across = np.mean([kernel(real[i], fake[j]) for i in rows for j in columns])
+    assert first == pytest.approx(sum(within) - 2 * across)
+
+
+def test_kid_of_many_samples_is_resampled_group_by_group(monkeypatch):
+    real, fake = drawn(0, 300), drawn(1, 300) + 0.5
+    whole = kid_resamples(real, fake)
+    monkeypatch.setattr("pipeline.metrics.kid._GROUP", 100)
+    grouped = kid_resamples(real, fake)
+    assert np.corrcoef(whole, grouped)[0, 1] > 0.8 and grouped.std() == pytest.approx(whole.std(), rel=0.35)
+
+
+def test_resamples_of_fid_spread_as_repeated_measurements_do():
+    def measured(i, num):
+        return drawn(2 * i, num), drawn(2 * i + 1, num) * 1.2 + 0.1
+
+    def distance(real, fake):
+        return frechet_distance(FeatureStatistics.of(real), FeatureStatistics.of(fake))
+
+    fresh = [distance(*measured(i, 200)) for i in range(150)]
+    found = [frechet_resamples(*measured(i, 200)) for i in range(8)]
+    assert np.mean([r.std() for r in found]) == pytest.approx(np.std(fresh), rel=0.25)
+    low, high = spread_interval(distance(*measured(0, 200)), found[0])
+    assert low < distance(*measured(0, 200)) < high
+    real, fake = measured(0, 200)  # the derivative itself: one sample weighs a little more
+    counts = np.ones(200)
+    counts[7] += 1e-4
+    mean = counts @ fake / counts.sum()
+    scatter = ((fake - mean) * counts[:, None]).T @ (fake - mean)
+    num = len(fake)
+    moved = FeatureStatistics(num, mean, scatter / counts.sum() * num)
+    slope = (frechet_distance(FeatureStatistics.of(real), moved) - distance(real, fake)) / 1e-4 * num
+    there, back = gaussian._transport(np.cov(real, rowvar=False), np.cov(fake, rowvar=False))
+    difference = real.mean(axis=0) - fake.mean(axis=0)
+    influence = gaussian._influence(fake, FeatureStatistics.of(fake), -2 * difference, back)
+    assert influence[7] == pytest.approx(slope, rel=0.02)
+    assert there @ np.cov(real, rowvar=False) @ there == pytest.approx(np.cov(fake, rowvar=False), rel=1e-6)
 
 
 def test_peak_memory_sees_a_large_allocation():

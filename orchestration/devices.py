@@ -1,0 +1,23 @@
+"""Which device computes: this process's own, or those of Ray workers, which are decided where the workers run."""
+
+from __future__ import annotations
+
+from pipeline.errors import UserError
+
+
+def own_device(asked: str) -> str:
+    """The device of this process: what was asked for, else CUDA where there is one."""
+    import torch
+
+    return asked or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def worker_gpus(device: str, gpus_per_worker: float | None) -> float | None:
+    """GPUs of each Ray worker from `--device` and `--gpus-per-worker`. None, where neither is given: one where the
+    cluster has GPUs. Raises `UserError` where the two contradict."""
+    if not device:
+        return gpus_per_worker
+    on_gpus = device.startswith("cuda")
+    if gpus_per_worker is not None and (gpus_per_worker > 0) != on_gpus:
+        raise UserError(f"--device {device} and --gpus-per-worker {gpus_per_worker:g} contradict; leave one out")
+    return (1.0 if on_gpus else 0.0) if gpus_per_worker is None else gpus_per_worker

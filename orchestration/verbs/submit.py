@@ -12,7 +12,7 @@ from pathlib import Path
 from pipeline import storage
 from pipeline.errors import UserError
 
-NOT_AS_JOBS = ("submit", "jobs", "stop", "demo", "manifests")
+NOT_AS_JOBS = ("submit", "jobs", "stop", "demo")
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 

@@ -32,7 +32,12 @@ class Head:
     token: str
     environment: dict[str, str]
     metrics_port: int
+    agent_port: int
     host: str = "127.0.0.1"
+
+    @property
+    def dashboard_port(self) -> int:
+        return int(self.address.rpartition(":")[2])
 
 
 def free_ports(num: int) -> list[int]:
@@ -80,7 +85,7 @@ def ray_head(num_cpus: int = 2) -> Iterator[Head]:
     address = f"http://127.0.0.1:{dashboard}"
     try:
         wait_for_jobs_server(process, address, token, Path(folder / "log"))
-        yield Head(address, f"127.0.0.1:{gcs}", token, environment, metrics)
+        yield Head(address, f"127.0.0.1:{gcs}", token, environment, metrics, agent)
     finally:
         kill_tree(process)
         log.close()

@@ -19,7 +19,7 @@ RUN_ORDER = [
     "verbs/preprocess", "verbs/train", "verbs/evaluate", "verbs/register", "verbs/promote", "verbs/lineage",
     "verbs/rollback",
     "verbs/generate", "verbs/upscale", "verbs/import", "verbs/pipeline", "verbs/doctor", "verbs/plan",
-    "verbs/manifests", "recipes",
+    "recipes",
 ]  # fmt: skip
 ONLY_ON_CLUSTERS = {"submit", "jobs", "stop", "demo", "bench"}
 

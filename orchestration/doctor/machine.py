@@ -121,7 +121,8 @@ def _unused_driver(version: str) -> tuple[str, str]:
     needed = ".".join(map(str, oldest.driver[:2]))
     if not version:
         return "an NVIDIA driver that nvidia-smi cannot ask", "look at `nvidia-smi`; in a container: --gpus all"
-    return f"NVIDIA driver {version}", f"update the driver: the oldest that torch {torch_builds.TORCH} runs on is {needed}"
+    todo = f"update the driver: the oldest that torch {torch_builds.TORCH} runs on is {needed}"
+    return f"NVIDIA driver {version}", todo
 
 
 def disks(storages: Iterable[str] = ()) -> list[Finding]:

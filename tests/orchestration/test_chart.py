@@ -1,4 +1,4 @@
-"""infra/chart, rendered by Helm: what Kubernetes, KubeRay and Ray read in it, closed by default, workers counted right."""
+"""infra/chart, rendered by Helm: known to Kubernetes, KubeRay and Ray, closed by default, workers counted right."""
 
 from __future__ import annotations
 

@@ -60,8 +60,9 @@ def test_every_requirement_of_every_locked_package_is_locked(python):
 
 
 def test_the_images_python_is_one_of_them_and_can_build_the_project():
-    image = torch_builds.BUILDS[0].base
-    assert any(image.endswith(base) for base in IMAGE_PYTHON), f"which Python has {image}? Say so in IMAGE_PYTHON"
+    images = [build.base for build in torch_builds.BUILDS]
+    for image in images:
+        assert any(image.endswith(base) for base in IMAGE_PYTHON), f"which Python has {image}? Say so in IMAGE_PYTHON"
     build = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
     for requirement in map(Requirement, build):  # venv brings none since Python 3.12, and pip is told not to fetch any
         assert requirement.specifier.contains(locked()[requirement.name])

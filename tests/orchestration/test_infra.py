@@ -65,6 +65,9 @@ def test_the_compose_file_has_no_password_and_listens_on_the_loopback_only():
     ]  # fmt: skip
     assert len(secret_values) >= 6 and all(value.startswith("${") for value in secret_values)
     assert "--app-name=basic-auth" in compose["services"]["mlflow"]["command"]
+    # The driver by name: what a bare postgresql:// means has changed from one SQLAlchemy to the next.
+    assert compose["services"]["mlflow"]["environment"]["MLFLOW_BACKEND_STORE_URI"].startswith("postgresql+psycopg2://")
+    assert "psycopg2-binary==" in (INFRA / "tracking/Dockerfile").read_text()
     assert {"postgres", "mlflow"} <= {name for name, service in compose["services"].items() if "healthcheck" in service}
     for service in compose["services"].values():
         assert set(service.get("depends_on", {})) <= set(compose["services"])

@@ -13,12 +13,11 @@ import urllib.parse
 import urllib.request
 from pathlib import Path
 
-import numpy as np
 import pytest
 import yaml
-from PIL import Image
 from ray_head import ray_head
 from servers import answers, free_port, process, wait_until
+from small_shards import make_shards
 
 from orchestration import jobs
 from orchestration.cli import main
@@ -46,13 +45,19 @@ def test_every_figure_of_ours_that_is_asked_for_is_sent(tmp_path, monkeypatch):
     """The names come from a training run and from preprocessing: one that is renamed there fails here."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    (tmp_path / "photos").mkdir()
-    for i in range(4):
-        noise = np.random.default_rng(i).integers(0, 256, (40, 40, 3), dtype=np.uint8)
-        Image.fromarray(noise).save(tmp_path / "photos" / f"{i}.png")
-    assert main(["preprocess", "folder", "photos", "shards", "--size", "32"]) == 0
     settings = ["--set", "autoencoder.steps=1", "--set", "autoencoder.log_every=1"]
-    words = ["train", "autoencoder", "--preset", "debug", "--data", "shards", "--run-dir", "run", "--local", *settings]
+    words = [
+        "train",
+        "autoencoder",
+        "--preset",
+        "debug",
+        "--data",
+        make_shards(tmp_path),
+        "--run-dir",
+        "run",
+        "--local",
+        *settings,
+    ]
     assert main(words) == 0
     trained = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[0])
     sent = {*trained, *Tally({}).figures(0.0)}

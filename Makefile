@@ -46,7 +46,7 @@ build/triton/.ready: Makefile
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --upgrade --target build/triton "$(TRITON)"
 	@touch $@
 
-helm: build/helm/helm ## Helm into build/helm, for the tests of infra/chart (x86-64 Linux)
+helm: setup build/helm/helm ## Helm into build/helm, for the tests of infra/chart (x86-64 Linux)
 
 build/helm/helm: .ci/helm
 	$(BIN)/python .ci/helm

@@ -18,8 +18,8 @@ def await_machines(each: dict[str, float], num: int) -> dict[str, float]:
     """Wait until the cluster has room for `num` times `each` → its resources then.
 
     Returns at once where they are there already, or where no autoscaler could bring them. While one is at work the wait
-    has no end: machines of a cloud may be long in coming. It ends when the autoscaler has said of nothing that it starts
-    for `PATIENCE_S` seconds; then the resources are less than what was asked for.
+    has no end: machines of a cloud may be long in coming. It ends when the autoscaler has said of nothing for
+    `PATIENCE_S` seconds that it starts; then the resources are less than what was asked for.
     """
     import ray
     from ray.autoscaler.sdk import request_resources

@@ -120,8 +120,9 @@ def ray_head(num_cpus: int = 2, *, grows_by: dict[str, float] | None = None, mos
     process = subprocess.Popen(command, env=environment | own, stdout=log, stderr=subprocess.STDOUT)
     address = f"http://127.0.0.1:{dashboard}"
     try:
-        wait_for_jobs_server(process, address, token, Path(folder / "log"))
-        yield Head(address, f"127.0.0.1:{gcs}", token, environment, metrics, agent)
+        head = Head(address, f"127.0.0.1:{gcs}", token, environment, metrics, agent)
+        wait_for_jobs_server(process, head, folder / "log")
+        yield head
     finally:
         kill_tree(process)
         log.close()
@@ -160,13 +161,13 @@ def alive_nodes(head: Head) -> set[str]:
     return {node["node_name"] for node in nodes if node["state"] == "ALIVE"}
 
 
-def wait_for_jobs_server(process: subprocess.Popen, address: str, token: str, log: Path) -> None:
-    """Poll until the head lists jobs: the agent that runs them comes up last."""
+def wait_for_jobs_server(process: subprocess.Popen, head: Head, log: Path) -> None:
+    """Poll until the head lists jobs and is a node of its own cluster: what runs them comes up last."""
     while True:
         if process.poll() is not None:
             raise AssertionError(f"ray start failed: {log.read_text()[-3000:]}")
         try:
-            if status(f"{address}/api/jobs/", token) == 200:
+            if status(f"{head.address}/api/jobs/", head.token) == 200 and alive_nodes(head):
                 return
         except OSError:
             pass

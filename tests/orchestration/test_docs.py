@@ -94,7 +94,7 @@ def test_every_block_says_whether_it_is_run():
         for mark, body in re.findall(r"^```([^\n]*)\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
             assert mark in known, f"{page.name}: {mark}"
             is_command = re.search(
-                r"^(\(?umask|make|latentzoom|docker|kubectl|ray|export|pip|mlflow|torchrun) ", body, re.MULTILINE
+                r"^(\(?umask|make|latentzoom|docker|kubectl|helm|ray|export|pip|mlflow|torchrun) ", body, re.MULTILINE
             )
             assert mark.startswith("console") == bool(is_command), f"{page.name}: ```{mark}\n{body}"
 

@@ -53,19 +53,8 @@ def test_every_figure_of_ours_that_is_asked_for_is_sent(tmp_path, monkeypatch):
     """The names come from a training run and from preprocessing: one that is renamed there fails here."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    settings = ["--set", "autoencoder.steps=1", "--set", "autoencoder.log_every=1"]
-    words = [
-        "train",
-        "autoencoder",
-        "--preset",
-        "debug",
-        "--data",
-        make_shards(tmp_path),
-        "--run-dir",
-        "run",
-        "--local",
-        *settings,
-    ]
+    words = ["train", "autoencoder", "--preset", "debug", "--data", make_shards(tmp_path), "--run-dir", "run", "--local"]
+    words += ["--no-tracking", "--set", "autoencoder.steps=1", "--set", "autoencoder.log_every=1"]
     assert main(words) == 0
     trained = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[0])
     sent = {*trained, *Tally({}).figures(0.0)}

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ray.autoscaler.v2.schema import ClusterStatus
 
+FIRST_WORD_S = 10.0
+"""So long it may take until a cluster that is just up hears of its autoscaler for the first time."""
 PATIENCE_S = 120.0
-"""So long an autoscaler may say of nothing that it starts; it looks every few seconds, and KubeRay starts it last."""
+"""So long an autoscaler may say of nothing that it starts; it looks every few seconds."""
 
 
 def await_machines(each: dict[str, float], num: int) -> dict[str, float]:
@@ -25,7 +27,7 @@ def await_machines(each: dict[str, float], num: int) -> dict[str, float]:
     from ray.autoscaler.sdk import request_resources
 
     there = ray.cluster_resources()
-    if _fits(there, each, num) or not has_autoscaler():
+    if _fits(there, each, num) or not _comes(has_autoscaler, FIRST_WORD_S):
         return there
     wanted = ", ".join(f"{num * amount:g} {name}" for name, amount in each.items() if amount)
     print(f"waiting for the autoscaler: {wanted} needed, {_listing(there, each)} there", file=sys.stderr, flush=True)
@@ -34,6 +36,13 @@ def await_machines(each: dict[str, float], num: int) -> dict[str, float]:
         return _poll(ray.cluster_resources, each, num)
     finally:
         request_resources(bundles=[])  # from now on the workers' own demand holds the machines
+
+
+def _comes(ask: Callable[[], bool], within_s: float) -> bool:
+    end = time.monotonic() + within_s
+    while not (answer := ask()) and time.monotonic() < end:
+        time.sleep(1)
+    return answer
 
 
 def _poll(ask: Callable[[], dict[str, float]], each: dict[str, float], num: int) -> dict[str, float]:

@@ -118,7 +118,8 @@ def launch(
     gpus = gpus_of_each(gpus_per_worker, ray.cluster_resources())
     use_gpu = gpus > 0
     cpus = cpus_per_worker or (1.0 if use_gpu else max(1.0, cpus_for_each(machine_cpus(), most)))
-    there = await_machines({"CPU": cpus, "GPU": gpus}, least)
+    is_own = not os.environ.get("RAY_ADDRESS")  # nobody starts machines for it
+    there = ray.cluster_resources() if is_own else await_machines({"CPU": cpus, "GPU": gpus}, least)
     _check_capacity(there, least, cpus, gpus)
     run_dir = storage.absolute(run_dir)
     relay = Relay()

@@ -9,7 +9,7 @@ TRITON ?= triton==3.7.1
 MINUTES ?= 10
 BIN := .venv/bin
 
-.PHONY: setup demo test test-all gpu kernels check format lock starter clean
+.PHONY: setup demo test test-all gpu kernels helm check format lock starter clean
 .DEFAULT_GOAL := help
 
 help:
@@ -45,6 +45,11 @@ kernels: setup build/triton/.ready ## compile the GPU kernels without a GPU and 
 build/triton/.ready: Makefile
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --upgrade --target build/triton "$(TRITON)"
 	@touch $@
+
+helm: setup build/helm/helm ## Helm into build/helm, for the tests of infra/chart (x86-64 Linux)
+
+build/helm/helm: .ci/helm
+	$(BIN)/python .ci/helm
 
 check: setup ## format, lint, types, import contract, tests
 	$(BIN)/ruff format --check .

@@ -30,7 +30,6 @@ VERBS: dict[str, tuple[str, str]] = {
     "stop": ("orchestration.verbs.stop", "stop a job"),
     "doctor": ("orchestration.verbs.doctor", "what is wrong with this machine or cluster, and what to do"),
     "plan": ("orchestration.verbs.plan", "GPU hours, storage and cost of a data set, with the arithmetic"),
-    "manifests": ("orchestration.verbs.manifests", "write infra/ (containers, clusters, tracking) from its values"),
     "bench": ("orchestration.verbs.bench", "how fast every part is here, against the straightforward way"),
     "import": ("orchestration.verbs.import_weights", "existing weights → a bundle"),
 }

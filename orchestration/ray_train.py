@@ -17,12 +17,14 @@ from typing import Any, Literal, TextIO, cast
 
 import torch
 
+from orchestration.cluster_size import await_machines
 from orchestration.elastic import scaling_among, worker_counts
 from orchestration.outages import Silent, is_outage
 from orchestration.redact import clean
 from orchestration.relay import Relay, RelayStream
 from pipeline import storage
 from pipeline.errors import Stopped, UserError
+from preprocess.local_ray import loopback_only
 from training.config import Preset, override, preset_from_dict, preset_to_dict
 from training.reporter import Reporter
 from training.run import TrainResult, train
@@ -37,7 +39,8 @@ _CONTROLLER_ENVIRONMENT = {
 
 
 def start_ray(num_cpus: int | None = None, **options: Any) -> bool:
-    """Start a local Ray (or join the cluster of RAY_ADDRESS) unless one is joined already → whether it was started."""
+    """Start a local Ray, which listens on 127.0.0.1 only (or join the cluster of RAY_ADDRESS), unless one is joined
+    already → whether it was started."""
     import ray
 
     for name, value in _CONTROLLER_ENVIRONMENT.items():
@@ -50,7 +53,8 @@ def start_ray(num_cpus: int | None = None, **options: Any) -> bool:
     else:
         # "local": without it Ray would join a cluster that someone else's `ray start` left on this machine.
         settings = {"address": "local", "include_dashboard": False, "log_to_driver": False, **options}
-        ray.init(num_cpus=num_cpus, logging_level=logging.WARNING, **settings)
+        with loopback_only():
+            ray.init(num_cpus=num_cpus, logging_level=logging.WARNING, **settings)
     return True
 
 
@@ -121,7 +125,9 @@ def launch(
             "worker and fewer workers, or --gpus-per-worker 0"
         )
     cpus = cpus_per_worker or (1.0 if use_gpu else max(1.0, cpus_for_each(machine_cpus(), most)))
-    _check_capacity(ray.cluster_resources(), least, cpus, gpus)
+    is_own = not os.environ.get("RAY_ADDRESS")  # nobody starts machines for it
+    there = ray.cluster_resources() if is_own else await_machines({"CPU": cpus, "GPU": gpus}, least)
+    _check_capacity(there, least, cpus, gpus)
     run_dir = storage.absolute(run_dir)
     relay = Relay()
     arguments = {

@@ -12,7 +12,6 @@ import functools
 import hashlib
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -31,6 +30,7 @@ from orchestration.local_store import (
 )
 from orchestration.redact import clean, plain_without_secrets, url_without_secrets
 from pipeline.errors import UserError, first_line, is_network_error, unreachable
+from training.commit import source_commit
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -354,14 +354,13 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 def provenance() -> dict[str, str]:
     """Tags that say which code made a run: git commit (and whether the tree was dirty), lock hash, versions."""
     root = Path(__file__).resolve().parent.parent
-    commit = _git(root, "rev-parse", "HEAD")
-    dirty = bool(_git(root, "status", "--porcelain", "--untracked-files=no")) if commit else False
+    commit = source_commit()
     lock = next((root / name for name in _LOCKS if (root / name).is_file()), None)
     return {
         "mlflow.source.name": Path(sys.argv[0]).name or "python",
         "mlflow.source.type": "LOCAL",
-        **({"mlflow.source.git.commit": commit} if commit else {}),
-        "git_commit": (commit or f"none (installed package {_version('latentzoom')})") + ("+dirty" if dirty else ""),
+        **({"mlflow.source.git.commit": commit.removesuffix("+dirty")} if commit else {}),
+        "git_commit": commit or f"none (installed package {_version('latentzoom')})",
         "lock_sha256": hashlib.sha256(lock.read_bytes()).hexdigest() if lock else installed_digest(),
         "versions": json.dumps(versions()),
     }
@@ -445,14 +444,6 @@ def _quiet() -> None:
     for name in ("alembic", "mlflow.pyfunc"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # stack traces of what `user_errors` words
-
-
-def _git(root: Path, *arguments: str) -> str:
-    try:
-        result = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, timeout=20, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return result.stdout.strip() if result.returncode == 0 else ""
 
 
 def _version(name: str) -> str:

@@ -8,11 +8,9 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import os
-import subprocess
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any, TextIO
 
 import torch
@@ -26,6 +24,7 @@ from preprocess.manifest import Manifest, load_manifest
 from training.agreement import check_use, take_over
 from training.alarm import shared_alarm
 from training.checkpoint import free_space_error
+from training.commit import source_commit
 from training.config import (
     AlignStage,
     AutoencoderStage,
@@ -416,18 +415,7 @@ def _description(context: Context) -> dict[str, Any]:
         "autoencoder": context.manifest.autoencoder_identity,
         "workers": context.world.size,
         "engine": "deepspeed" if context.use_deepspeed else "torch",
-        "commit": _git_commit(),
+        "commit": source_commit(),
         "torch": torch.__version__,
         "environment": {name: os.environ[name] for name in ("CUDA_VISIBLE_DEVICES",) if name in os.environ},
     }
-
-
-def _git_commit() -> str:
-    """Commit of the source tree this runs from, or an empty string for an installed package."""
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""

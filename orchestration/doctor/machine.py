@@ -8,6 +8,7 @@ import re
 import resource
 import shutil
 import stat
+import subprocess
 import sys
 import tempfile
 import uuid
@@ -17,6 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
+from orchestration.doctor import torch_builds
 from orchestration.redact import redact, url_without_secrets
 from pipeline import storage
 from pipeline.errors import UserError, first_line
@@ -94,9 +96,33 @@ def devices() -> list[Finding]:
             found.append(Finding("warning" if busy else "ok", "devices", text, todo))
         return found
     if shutil.which("nvidia-smi"):
-        todo = "make setup TORCH_INDEX=https://download.pytorch.org/whl/cu128, or update the driver"
-        return [Finding("trouble", "devices", f"an NVIDIA driver, but torch {torch.__version__} cannot use it", todo)]
+        text, todo = _unused_driver(driver_version())
+        return [Finding("trouble", "devices", f"{text}, but torch {torch.__version__} cannot use it", todo)]
     return [Finding("ok", "devices", f"no GPU; {os.cpu_count()} CPU cores")]
+
+
+def driver_version() -> str:
+    """The NVIDIA driver's version, as in "580.65.06"; empty when nvidia-smi does not tell."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        lines = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.splitlines()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return lines[0].strip() if lines else ""
+
+
+def _unused_driver(version: str) -> tuple[str, str]:
+    """What there is, and what to do: install the newest of torch's builds that the driver runs."""
+    if build := torch_builds.for_driver(version):
+        # `make setup` would keep a torch of the same version, whatever its build.
+        install = f"pip uninstall -y torch; pip install --index-url {build.index} torch=={torch_builds.TORCH}"
+        return f"NVIDIA driver {version}", install
+    oldest = torch_builds.BUILDS[-1]
+    needed = ".".join(map(str, oldest.driver[:2]))
+    if not version:
+        return "an NVIDIA driver that nvidia-smi cannot ask", "look at `nvidia-smi`; in a container: --gpus all"
+    todo = f"update the driver: the oldest that torch {torch_builds.TORCH} runs on is {needed}"
+    return f"NVIDIA driver {version}", todo
 
 
 def disks(storages: Iterable[str] = ()) -> list[Finding]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from pipeline import storage
 from pipeline.errors import UserError
 
-NOT_AS_JOBS = ("submit", "jobs", "stop", "demo", "manifests")
+NOT_AS_JOBS = ("submit", "jobs", "stop", "demo")
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
         print(f"note: {note}", file=sys.stderr)
     address = jobs.default_address(arguments.address)
     working_dir = own_source() if arguments.working_dir is None else arguments.working_dir
-    environment = jobs.runtime_env(working_dir, _environment(arguments.env))
+    environment = jobs.runtime_env(working_dir, {**_commit(working_dir), **_environment(arguments.env)})
     words = ["latentzoom", *command]
     client = jobs.connect(address)
     print(
@@ -94,6 +94,16 @@ def own_source() -> str:
     from orchestration import jobs
 
     return str(Path.cwd()) if jobs.is_own_source(Path.cwd()) else ""
+
+
+def _commit(working_dir: str) -> dict[str, str]:
+    """Which commit is sent, where it is latentzoom's own source: `.git` stays here. Else the image's own holds."""
+    from orchestration import jobs
+    from training import commit
+
+    folder = Path(working_dir or "/").resolve()
+    found = commit.commit_of(folder) if jobs.is_own_source(folder) else ""
+    return {commit.VARIABLE: found} if found else {}
 
 
 def local_paths(command: list[str]) -> list[str]:

@@ -32,7 +32,12 @@ class Head:
     token: str
     environment: dict[str, str]
     metrics_port: int
+    agent_port: int
     host: str = "127.0.0.1"
+
+    @property
+    def dashboard_port(self) -> int:
+        return int(self.address.rpartition(":")[2])
 
 
 def free_ports(num: int) -> list[int]:
@@ -53,9 +58,40 @@ def status(url: str, token: str = "", data: bytes | None = None) -> int:
         return error.code
 
 
+_PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
+
+
+def _growing(gcs: int, worker: dict[str, float], most: int) -> tuple[dict[str, object], dict[str, str]]:
+    """Ray's own autoscaler with its provider for tests: a machine that it starts is one more raylet on this one."""
+    head_id = "f" * 51 + "00000"
+    kinds = {
+        "ray.head.default": {"resources": {}, "node_config": {}, "max_workers": 0},
+        "worker": {"resources": worker, "node_config": {}, "min_workers": 0, "max_workers": most},
+    }
+    provider = {
+        "type": "external", "module": _PROVIDER, "head_node_id": head_id, "gcs_address": f"127.0.0.1:{gcs}",
+        "launch_multiple": True, "disable_node_updaters": True, "disable_launch_config_check": True,
+    }  # fmt: skip
+    config = {
+        "cluster_name": "growing", "max_workers": most, "upscaling_speed": 1.0, "idle_timeout_minutes": 5,
+        "provider": provider, "auth": {}, "available_node_types": kinds, "head_node_type": "ray.head.default",
+        **{f"{kind}_commands": [] for kind in ("setup", "head_setup", "worker_setup", "initialization")},
+        "head_start_ray_commands": [], "worker_start_ray_commands": [], "file_mounts": {},
+        "cluster_synced_files": [], "file_mounts_sync_continuously": False,
+    }  # fmt: skip
+    environment = {
+        "RAY_FAKE_CLUSTER": "1", "RAY_enable_autoscaler_v2": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+        "RAY_CLOUD_INSTANCE_ID": head_id, "RAY_OVERRIDE_NODE_ID_FOR_TESTING": head_id,
+    }  # fmt: skip
+    return config, environment
+
+
 @contextlib.contextmanager
-def ray_head(num_cpus: int = 2) -> Iterator[Head]:
-    """Start a head and wait until it takes jobs; kill all of its processes at the end."""
+def ray_head(num_cpus: int = 2, *, grows_by: dict[str, float] | None = None, most: int = 1) -> Iterator[Head]:
+    """Start a head and wait until it takes jobs; kill all of its processes at the end.
+
+    grows_by: resources of one machine, of which its autoscaler starts up to `most` when they are asked for.
+    """
     folder = Path(tempfile.mkdtemp(prefix="lz-", dir="/tmp"))  # socket paths must be short
     token = secrets.token_hex(16)
     (folder / "token").write_text(token)
@@ -75,12 +111,18 @@ def ray_head(num_cpus: int = 2) -> Iterator[Head]:
         f"--metrics-export-port={metrics}", f"--num-cpus={num_cpus}", f"--temp-dir={folder}/ray",
         "--object-store-memory=100000000",
     ]  # fmt: skip
+    own = {}
+    if grows_by:
+        config, own = _growing(gcs, grows_by, most)
+        (folder / "autoscaling.json").write_text(json.dumps(config))
+        command.append(f"--autoscaling-config={folder}/autoscaling.json")
     log = open(folder / "log", "w+")  # noqa: SIM115
-    process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+    process = subprocess.Popen(command, env=environment | own, stdout=log, stderr=subprocess.STDOUT)
     address = f"http://127.0.0.1:{dashboard}"
     try:
-        wait_for_jobs_server(process, address, token, Path(folder / "log"))
-        yield Head(address, f"127.0.0.1:{gcs}", token, environment, metrics)
+        head = Head(address, f"127.0.0.1:{gcs}", token, environment, metrics, agent)
+        wait_for_jobs_server(process, head, folder / "log")
+        yield head
     finally:
         kill_tree(process)
         log.close()
@@ -119,13 +161,13 @@ def alive_nodes(head: Head) -> set[str]:
     return {node["node_name"] for node in nodes if node["state"] == "ALIVE"}
 
 
-def wait_for_jobs_server(process: subprocess.Popen, address: str, token: str, log: Path) -> None:
-    """Poll until the head lists jobs: the agent that runs them comes up last."""
+def wait_for_jobs_server(process: subprocess.Popen, head: Head, log: Path) -> None:
+    """Poll until the head lists jobs and is a node of its own cluster: what runs them comes up last."""
     while True:
         if process.poll() is not None:
             raise AssertionError(f"ray start failed: {log.read_text()[-3000:]}")
         try:
-            if status(f"{address}/api/jobs/", token) == 200:
+            if status(f"{head.address}/api/jobs/", head.token) == 200 and alive_nodes(head):
                 return
         except OSError:
             pass

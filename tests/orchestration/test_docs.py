@@ -19,7 +19,7 @@ RUN_ORDER = [
     "verbs/preprocess", "verbs/train", "verbs/evaluate", "verbs/register", "verbs/promote", "verbs/lineage",
     "verbs/rollback",
     "verbs/generate", "verbs/upscale", "verbs/import", "verbs/pipeline", "verbs/doctor", "verbs/plan",
-    "verbs/manifests", "recipes",
+    "recipes",
 ]  # fmt: skip
 ONLY_ON_CLUSTERS = {"submit", "jobs", "stop", "demo", "bench", "serve"}
 
@@ -89,12 +89,12 @@ def test_there_are_marks_and_only_known_ones():
 
 
 def test_every_block_says_whether_it_is_run():
-    known = {"console run", "console cluster", "text plan", "mermaid", "python", ""}
+    known = {"console run", "console cluster", "text plan", "mermaid", "python", "yaml values", ""}
     for page in [*PAGES, ROOT / "README.md"]:
         for mark, body in re.findall(r"^```([^\n]*)\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
             assert mark in known, f"{page.name}: {mark}"
             is_command = re.search(
-                r"^(\(?umask|make|latentzoom|docker|kubectl|ray|export|pip|mlflow|torchrun) ", body, re.MULTILINE
+                r"^(\(?umask|make|latentzoom|docker|kubectl|helm|ray|export|pip|mlflow|torchrun) ", body, re.MULTILINE
             )
             assert mark.startswith("console") == bool(is_command), f"{page.name}: ```{mark}\n{body}"
 

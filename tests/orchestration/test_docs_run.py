@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from test_docs import DOCS, ROOT, RUN_ORDER, commands
+from test_docs import DOCS, RUN_ORDER, commands
 
 from orchestration import cli, registry
 from orchestration.promotion import Rule
@@ -37,7 +36,7 @@ def test_the_commands_marked_as_run_work_as_written(tmp_path, monkeypatch, cache
 
 
 def lay_out(root: Path) -> None:
-    """What the pages assume: photographs with a held-out folder, somebody's autoencoder, and infra/values.yaml."""
+    """What the pages assume: photographs with a held-out folder, and somebody's autoencoder."""
     from diffusers import AutoencoderKL
 
     for number in range(40):
@@ -49,8 +48,6 @@ def lay_out(root: Path) -> None:
         block_out_channels=(8, 16), layers_per_block=1, latent_channels=3, norm_num_groups=4,
         down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
     ).save_pretrained(root / "vae")  # fmt: skip
-    (root / "infra").mkdir()
-    shutil.copy(ROOT / "infra/values.yaml", root / "infra")
 
 
 def promote_a_second_version() -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import http.server
+import re
 import threading
 import time
 import uuid
+from pathlib import Path
 
 import pytest
 from ray_head import ray_head
@@ -14,6 +16,7 @@ from orchestration import jobs, tracking
 from orchestration.cli import main
 from orchestration.doctor import machine as doctor
 from orchestration.doctor import servers as doctor_servers
+from orchestration.doctor import torch_builds
 
 
 def levels(findings):
@@ -153,3 +156,37 @@ def test_a_cluster_is_checked_from_outside_and_on_every_node(tmp_path, monkeypat
         assert "cluster    1 nodes, 2 CPU" in text
         assert text.count("] /dev/shm has") == 1 and text.count("/dev/shm has") == 2  # the driver's machine, the node
         assert jobs.connect(head.address).list_jobs()[0].runtime_env.get("pip") is None
+
+
+@pytest.mark.parametrize(
+    ("driver", "says"),
+    [
+        ("580.65.06", "pip install --index-url https://download.pytorch.org/whl/cu130 torch==2.13.0"),
+        ("550.54.15", "pip install --index-url https://download.pytorch.org/whl/cu126 torch==2.13.0"),
+        ("470.82.01", "update the driver: the oldest that torch 2.13.0 runs on is 525.60"),
+        ("", "look at `nvidia-smi`"),
+    ],
+)
+def test_a_driver_that_torch_does_not_use_gets_the_build_that_it_runs(tmp_path, monkeypatch, driver, says):
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text(f"#!/bin/sh\n{f'echo {driver}' if driver else 'exit 9'}\n")
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    (finding,) = doctor.devices()
+    assert finding.level == "trouble" and says in finding.todo and driver in finding.text
+
+
+def test_the_image_the_makefile_and_the_lock_have_torch_builds_that_exist():
+    root = Path(__file__).resolve().parents[2]
+    image = (root / "infra/Dockerfile").read_text()
+    first, *others = torch_builds.BUILDS
+    assert f"ARG CUDA={first.base}\n" in image
+    assert f'ARG TORCH_INDEX="{first.index}"\n' in image
+    assert f'ARG TORCH="torch=={torch_builds.TORCH}"\n' in image
+    for build in others:
+        assert f"--build-arg CUDA={build.base} --build-arg TORCH_INDEX={build.index}\n" in image
+    assert set(re.findall(r"whl/(cu\d+)", image)) == {build.index.rpartition("/")[2] for build in torch_builds.BUILDS}
+    assert f"TORCH ?= torch=={torch_builds.TORCH}\n" in (root / "Makefile").read_text()
+    for build in torch_builds.BUILDS:
+        assert build.base.startswith(f"nvidia/cuda:{build.cuda}.")  # else DeepSpeed's nvcc is not torch's

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from importlib import metadata
 from pathlib import Path
@@ -11,7 +12,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
-from orchestration.infra.values import load_values
+from orchestration.doctor import torch_builds
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGE_PYTHON = {"ubuntu24.04": "3.12"}
@@ -59,8 +60,9 @@ def test_every_requirement_of_every_locked_package_is_locked(python):
 
 
 def test_the_images_python_is_one_of_them_and_can_build_the_project():
-    image = load_values(ROOT / "infra/values.yaml").image.cuda
-    assert any(image.endswith(base) for base in IMAGE_PYTHON), f"which Python has {image}? Say so in IMAGE_PYTHON"
+    images = [build.base for build in torch_builds.BUILDS]
+    for image in images:
+        assert any(image.endswith(base) for base in IMAGE_PYTHON), f"which Python has {image}? Say so in IMAGE_PYTHON"
     build = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
     for requirement in map(Requirement, build):  # venv brings none since Python 3.12, and pip is told not to fetch any
         assert requirement.specifier.contains(locked()[requirement.name])
@@ -68,7 +70,9 @@ def test_the_images_python_is_one_of_them_and_can_build_the_project():
 
 def test_the_image_has_what_rays_launcher_starts_machines_with():
     """boto3 beyond the lock, at versions that agree with the lock's botocore and with the developers' lock."""
-    packages = dict(text.split("==") for text in load_values(ROOT / "infra/values.yaml").ray_up.packages)
+    image = (ROOT / "infra/Dockerfile").read_text()
+    (words,) = re.findall(r"-r /build/requirements.lock (.+)$", image, re.MULTILINE)
+    packages = dict(word.split("==") for word in words.split())
     assert {"boto3", "s3transfer"} == set(packages)
     assert [f"{name}=={version}" for name, version in packages.items()] == [
         line for line in (ROOT / "requirements-dev.lock").read_text().splitlines() if line.split("==")[0] in packages

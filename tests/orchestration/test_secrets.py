@@ -146,7 +146,6 @@ def calls(web: str, photos: str) -> dict[str, list[list[str]]]:
         "stop": [["stop", "one", "--address", dead]],
         "doctor": [["doctor", "--storage", f"{dead}/bucket"]],
         "plan": [["plan", "--preset", f"{WORD}"]],
-        "manifests": [["manifests", "--out", "infra", "--check"]],
         "bench": [["bench", "--only", f"{dead}"]],
         "import": [["import", "ldm", f"{dead}/model.ckpt", "--config", f"{dead}/model.yaml", "--out", "imported"]],
         "demo": [["demo", "--workdir", f"{dead}/demo"]],

@@ -21,8 +21,9 @@ from small_pictures import make_pictures
 
 from orchestration import jobs, tracking
 from orchestration.cli import main
-from orchestration.verbs.submit import _environment, own_source
+from orchestration.verbs.submit import _commit, _environment, own_source
 from pipeline.errors import UserError
+from training.commit import commit_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -195,6 +196,20 @@ def test_a_log_that_breaks_off_goes_on_where_it_was_and_a_silent_head_is_waited_
         jobs.follow(Flaky(silent=99), "http://h:8265", "job", out)
 
 
+def test_the_commit_goes_along_with_the_source(tmp_path):
+    """`.git` stays here, and the image is of another commit."""
+    for path in ("orchestration/cli.py", "pipeline/x"):
+        (tmp_path / path).parent.mkdir()
+        (tmp_path / path).touch()
+    assert _commit(str(tmp_path)) == {}  # not a checkout: nothing is known
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "first"]):
+        subprocess.run([*git, *words], check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    assert _commit(str(tmp_path)) == {"LATENTZOOM_COMMIT": head}
+    assert _commit("") == _commit(str(tmp_path / "orchestration")) == {}
+
+
 @pytest.fixture(scope="module")
 def head():
     with ray_head() as head:
@@ -246,6 +261,7 @@ def test_a_real_job_makes_shards_and_its_exit_status_comes_back(head: Head, at, 
     assert result.returncode == 0 and "latentzoom 0." in result.stdout + result.stderr
     named, again = (jobs.connect(head.address).get_job_info(job) for job in ("named", "again"))
     assert (named.entrypoint, named.runtime_env) == (again.entrypoint, again.runtime_env)
+    assert named.runtime_env["env_vars"]["LATENTZOOM_COMMIT"] == commit_of(Path.cwd())
 
 
 @pytest.mark.slow

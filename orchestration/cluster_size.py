@@ -1,0 +1,81 @@
+"""A cluster that is just starting is not one that is too small: wait for its autoscaler as long as it is at work."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ray.autoscaler.v2.schema import ClusterStatus
+
+FIRST_WORD_S = 10.0
+"""So long it may take until a cluster that is just up hears of its autoscaler for the first time."""
+PATIENCE_S = 120.0
+"""So long an autoscaler may say of nothing that it starts; it looks every few seconds."""
+
+
+def await_machines(each: dict[str, float], num: int) -> dict[str, float]:
+    """Wait until the cluster has room for `num` times `each` → its resources then.
+
+    Returns at once where they are there already, or where no autoscaler could bring them. While one is at work the wait
+    has no end: machines of a cloud may be long in coming. It ends when the autoscaler has said of nothing for
+    `PATIENCE_S` seconds that it starts; then the resources are less than what was asked for.
+    """
+    import ray
+    from ray.autoscaler.sdk import request_resources
+
+    there = ray.cluster_resources()
+    if _fits(there, each, num) or not _comes(has_autoscaler, FIRST_WORD_S):
+        return there
+    wanted = ", ".join(f"{num * amount:g} {name}" for name, amount in each.items() if amount)
+    print(f"waiting for the autoscaler: {wanted} needed, {_listing(there, each)} there", file=sys.stderr, flush=True)
+    request_resources(bundles=[{name: amount for name, amount in each.items() if amount}] * num)
+    try:
+        return _poll(ray.cluster_resources, each, num)
+    finally:
+        request_resources(bundles=[])  # from now on the workers' own demand holds the machines
+
+
+def _comes(ask: Callable[[], bool], within_s: float) -> bool:
+    end = time.monotonic() + within_s
+    while not (answer := ask()) and time.monotonic() < end:
+        time.sleep(1)
+    return answer
+
+
+def _poll(ask: Callable[[], dict[str, float]], each: dict[str, float], num: int) -> dict[str, float]:
+    there, news = ask(), time.monotonic()
+    while not _fits(there, each, num) and time.monotonic() - news < PATIENCE_S:
+        time.sleep(1)
+        before, there = there, ask()
+        if there != before or is_scaling():
+            news = time.monotonic()
+    return there
+
+
+def has_autoscaler() -> bool:
+    """Whether an autoscaler has ever told this cluster anything."""
+    return (_status().stats.autoscaler_version or "0") != "0"
+
+
+def is_scaling() -> bool:
+    """Whether the autoscaler says that machines are about to start."""
+    status = _status()
+    return bool(status.pending_launches or status.pending_nodes)
+
+
+def _status() -> ClusterStatus:
+    import ray
+    from ray.autoscaler.v2.sdk import get_cluster_status
+
+    return get_cluster_status(ray.get_runtime_context().gcs_address)
+
+
+def _fits(there: dict[str, float], each: dict[str, float], num: int) -> bool:
+    return all(there.get(name, 0.0) >= num * amount for name, amount in each.items())
+
+
+def _listing(there: dict[str, float], each: dict[str, float]) -> str:
+    return ", ".join(f"{there.get(name, 0.0):g} {name}" for name, amount in each.items() if amount)

@@ -1,1 +1,0 @@
-"""Writes the files under infra/ from one set of values."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from typing import Any
 
 from orchestration.runs.state import Curves, RunState, curves_of, run_state
@@ -89,9 +90,9 @@ def _silent_s(entries: dict[str, dict[str, Any]]) -> float | None:
     for name in ("run.json", "metrics.jsonl"):
         entry = entries.get(name, {})
         moment = next((entry[key] for key in _TIMES if key in entry), None)
-        if hasattr(moment, "timestamp"):
-            moment = moment.timestamp()
-        if isinstance(moment, (int, float)):
+        if isinstance(moment, datetime):
+            times.append(moment.timestamp())
+        elif isinstance(moment, (int, float)):
             times.append(float(moment))
     return max(0.0, time.time() - max(times)) if times else None
 

@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -137,7 +138,7 @@ def test_a_trained_stage_in_its_folder_and_in_its_store(tmp_path, monkeypatch, c
     lines = [json.loads(line) for line in (tmp_path / "runs/ae/metrics.jsonl").read_text().splitlines()]
     assert in_store["figures"]["loss"] == lines[-1]["loss"]
     assert (tmp_path / "runs/ae" / in_folder["grid"]).is_file() and "00000003" in in_folder["grid"]
-    assert os.path.isfile(in_store["grid"]) and "step+3+" in in_store["grid"]
+    assert Path(in_store["grid"]).is_file() and "step+3+" in in_store["grid"]
 
     run_id = tracking.find_run(tracking.tracking_uri(), "autoencoder")
     assert in_store["place"] == run_id
@@ -145,7 +146,7 @@ def test_a_trained_stage_in_its_folder_and_in_its_store(tmp_path, monkeypatch, c
         assert main(["runs", place, "--plot", "curves.png"]) == 0
         with Image.open("curves.png") as picture:
             assert picture.width > 1000
-        os.remove("curves.png")
+        Path("curves.png").unlink()
     capsys.readouterr()
     assert main(["runs"]) == 0
     assert run_id in capsys.readouterr().out

@@ -31,6 +31,8 @@ class StageConfig:
     clip_norm: largest global gradient norm; 0 switches clipping off.
     ema_decay, ema_warmup: decay of the averaged weights; with warm-up it is min(ema_decay, (1+t)/(10+t)).
     checkpoint_every, keep: steps between checkpoints, and how many complete ones stay.
+    max_skipped_steps: optimizer steps whose gradient is not finite and that are skipped (fp32 and bf16); one more ends
+        the run.
     log_every, grid_every: steps between log lines and between image grids (0: no grids).
     activation_checkpointing, channels_last: memory and speed options of the trained network.
     compile: by torch.compile; null leaves it to `training.tuning`: on CUDA, where shapes stay the same.
@@ -52,6 +54,7 @@ class StageConfig:
     zero_stage: int = 1
     checkpoint_every: int = 500
     keep: int = 2
+    max_skipped_steps: int = 10
     log_every: int = 10
     grid_every: int = 0
     seed: int = 0
@@ -63,7 +66,7 @@ class StageConfig:
     def __post_init__(self) -> None:
         for name in ("global_batch", "checkpoint_every", "keep", "log_every"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "a whole number of at least 1")
-        for name in ("steps", "micro_batch", "warmup_steps", "grid_every"):
+        for name in ("steps", "micro_batch", "warmup_steps", "grid_every", "max_skipped_steps"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "a whole number of at least 0")
         for name in ("weight_decay", "clip_norm"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "a number of at least 0")

@@ -26,6 +26,7 @@ _FREE = {
     "micro_batch",
     "checkpoint_every",
     "keep",
+    "max_skipped_steps",
     "log_every",
     "grid_every",
     "activation_checkpointing",

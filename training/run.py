@@ -22,6 +22,7 @@ from pipeline.bundle import Bundle, build_autoencoder, build_decoder, build_deno
 from pipeline.card import model_card
 from pipeline.config import ModelConfig, to_dict
 from pipeline.errors import UserError
+from pipeline.migrations import CONFIG_VERSION
 from preprocess.manifest import Manifest, load_manifest
 from training.agreement import check_use, take_over
 from training.alarm import shared_alarm
@@ -40,6 +41,7 @@ from training.config import (
 from training.context import Context, frozen_autoencoder, require_parts
 from training.engine import accumulation_steps
 from training.estimate import check_memory
+from training.migrations import as_begun
 from training.reporter import Reporter
 from training.stages.parts import Trained
 from training.starts import with_starts
@@ -144,12 +146,12 @@ def make_context(
     places: Mapping[str, str] | None = None,
 ) -> Context:
     """Resolve and check everything a stage needs."""
-    config = preset.stage(stage)
-    check_stage(stage, preset.model)
+    config, asked, kept = as_begun(stage, preset.stage(stage), preset.model, run_dir, log=world.is_main)
+    check_stage(stage, asked)
     manifest = load_manifest(data)
     given = load_bundle(bundle) if bundle else None
-    loaded, origins = with_starts(stage, config, preset.model, given, places or {})
-    model = resolve_model(stage, preset.model, manifest, loaded, origins)
+    loaded, origins = with_starts(stage, config, asked, given, places or {})
+    model = resolve_model(stage, asked, manifest, loaded, origins)
     if stage == "distill":
         model = student_model(model)
     context = Context(
@@ -167,6 +169,7 @@ def make_context(
         progress_stream=progress_stream,
         part_digests=_part_digests(loaded),
         origins=origins,
+        as_begun=kept,
     )
     check(context)
     return context
@@ -402,7 +405,9 @@ def _description(context: Context) -> dict[str, Any]:
     config: StageConfig = context.config
     return {
         "stage": context.stage,
+        "config_version": CONFIG_VERSION,
         "settings": to_dict(config),
+        **({"as_begun": context.as_begun} if context.as_begun else {}),
         "started_from": context.started_from(),
         "model": to_dict(context.model),
         "data": context.data,

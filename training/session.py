@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import Stopped, UserError
+from pipeline.migrations import CONFIG_VERSION
 from pipeline.progress import Progress
 from preprocess.sample import Batch
 from training.checkpoint import CheckpointStore, Saved
@@ -209,7 +210,8 @@ class Session:
             "last": self.last,
             "sample_order": self.sample_order,
             "skipped": list(self.skipped.faults),
-            "fingerprint": self.context.fingerprint(),
+            "fingerprint": {"config_version": CONFIG_VERSION, **self.context.fingerprint()},
+            "as_begun": dict(self.context.as_begun),
         }
         snapshot = self.engine.snapshot()
         # The attached parts copy theirs now: they are small and change outside the engine's step.

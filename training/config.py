@@ -33,6 +33,10 @@ class StageConfig:
     checkpoint_every, keep: steps between checkpoints, and how many complete ones stay.
     max_skipped_steps: optimizer steps whose gradient is not finite and that are skipped (fp32 and bf16); one more ends
         the run.
+    loader_threads: of each worker, that read and decode, and as many that fetch shards ahead.
+    batches_ahead: of each worker, read before the step that needs them.
+    shards_ahead: of the next window of 64 shards, fetched while this one is read (into a cache that the workers of a
+        machine share).
     log_every, grid_every: steps between log lines and between image grids (0: no grids).
     activation_checkpointing, channels_last: memory and speed options of the trained network.
     compile: by torch.compile; null leaves it to `training.tuning`: on CUDA, where shapes stay the same.
@@ -62,11 +66,14 @@ class StageConfig:
     activation_checkpointing: bool = False
     compile: bool | None = None
     channels_last: bool = False
+    loader_threads: int = 2
+    batches_ahead: int = 4
+    shards_ahead: int = 64
 
     def __post_init__(self) -> None:
-        for name in ("global_batch", "checkpoint_every", "keep", "log_every"):
+        for name in ("global_batch", "checkpoint_every", "keep", "log_every", "loader_threads", "batches_ahead"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "a whole number of at least 1")
-        for name in ("steps", "micro_batch", "warmup_steps", "grid_every", "max_skipped_steps"):
+        for name in ("steps", "micro_batch", "warmup_steps", "grid_every", "max_skipped_steps", "shards_ahead"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "a whole number of at least 0")
         for name in ("weight_decay", "clip_norm"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "a number of at least 0")

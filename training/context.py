@@ -28,6 +28,9 @@ _FREE = {
     "checkpoint_every",
     "keep",
     "max_skipped_steps",
+    "loader_threads",
+    "batches_ahead",
+    "shards_ahead",
     "log_every",
     "grid_every",
     "activation_checkpointing",
@@ -89,6 +92,9 @@ class Context:
             pixels=pixels,
             latents=latents,
             autoencoder_identity=identity,
+            num_threads=1 if main_only else self.config.loader_threads,
+            batches_ahead=1 if main_only else self.config.batches_ahead,
+            shards_ahead=0 if main_only else self.config.shards_ahead,
         )
 
     def _lr_sizes(self) -> tuple[int, ...]:

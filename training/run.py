@@ -43,6 +43,7 @@ from training.engine import accumulation_steps
 from training.estimate import check_memory
 from training.migrations import as_begun
 from training.reporter import Reporter
+from training.shared_folder import require_shared_folder
 from training.stages.parts import Trained
 from training.starts import with_starts
 from training.stopping import Stop
@@ -119,6 +120,7 @@ def train(
 
 def _train(context: Context) -> TrainResult:
     world, run_dir = context.world, context.run_dir
+    require_shared_folder(run_dir, world)
     digest = config_digest(context)
     done = world.broadcast(stored_result(run_dir, digest) if world.is_main else None)
     if done is not None:

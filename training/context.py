@@ -47,7 +47,7 @@ class Context:
     """Everything a stage needs to know. `reporters` are built on the main worker only, when training starts.
     part_digests: hash of the weights of each part of the bundle. origins: parts of the bundle that training starts
     from, and where they come from. as_begun: settings that a run of an earlier version keeps (`training.migrations`).
-    """
+    profile: optimizer steps to watch (`training.profiling`)."""
 
     stage: str
     config: StageConfig
@@ -64,6 +64,7 @@ class Context:
     part_digests: Mapping[str, str] = field(default_factory=dict)
     origins: Mapping[str, Origin] = field(default_factory=dict)
     as_begun: Kept = field(default_factory=dict)
+    profile: int = 0
 
     @property
     def checkpoint_url(self) -> str:

@@ -1,6 +1,6 @@
 """One stage from start to bundle: check everything, train (or continue), save.
 
-run folder:  run.json  checkpoints/  metrics.jsonl  grids/  bundle/  result.json (written last)
+run folder:  run.json  checkpoints/  metrics.jsonl  grids/  [profile/]  bundle/  result.json (written last)
 """
 
 from __future__ import annotations
@@ -90,10 +90,12 @@ def train(
     stop_requested: Callable[[], Stop] = lambda: Stop.NO,
     progress_stream: TextIO | None = None,
     places: Mapping[str, str] | None = None,
+    profile: int = 0,
 ) -> TrainResult:
     """Train one stage on this worker; every worker of a world calls it with the same arguments.
 
     use_deepspeed: else distributed data parallel, or one process. An error on one worker soon ends the others too.
+    profile: optimizer steps whose time is looked at, into `profile/` of the run folder.
     places: address of a bundle to start from → where it lies, for addresses that are no paths or URLs (a registry's).
 
     A finished run returns its stored result at once; an interrupted one continues from its newest sound checkpoint.
@@ -114,6 +116,7 @@ def train(
             stop_requested=stop_requested,
             progress_stream=progress_stream,
             places=places,
+            profile=profile,
         )
         return _train(context)
 
@@ -146,6 +149,7 @@ def make_context(
     stop_requested: Callable[[], Stop],
     progress_stream: TextIO | None,
     places: Mapping[str, str] | None = None,
+    profile: int = 0,
 ) -> Context:
     """Resolve and check everything a stage needs."""
     config, asked, kept = as_begun(stage, preset.stage(stage), preset.model, run_dir, log=world.is_main)
@@ -172,6 +176,7 @@ def make_context(
         part_digests=_part_digests(loaded),
         origins=origins,
         as_begun=kept,
+        profile=profile,
     )
     check(context)
     return context

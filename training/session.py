@@ -30,6 +30,7 @@ from training.estimate import estimate, peak_flops
 from training.noise import Draws
 from training.not_finite import Fault, Report, SkippedSteps, merged
 from training.optim import generator_for, lr_at
+from training.profiling import StepProfiler
 from training.reporter import Reporter
 from training.stopping import Stop
 
@@ -134,7 +135,10 @@ class Session:
         config = self.config
         batches = iter(self.loader) if self.step < config.steps else iter(())
         progress, completed = self._progress(), False
+        profiler: StepProfiler | None = None
         try:
+            if self.context.profile and self.world.is_main:
+                profiler = StepProfiler(self.context.profile, self.step + 1, self.context.run_dir, self.world)
             while self.step < config.steps:
                 started = time.perf_counter()
                 batch = next(batches)
@@ -144,6 +148,8 @@ class Session:
                 torch.manual_seed(generator_for(config.seed, "torch", self.step, self.world.rank).initial_seed())
                 yield self.step, batch
                 self.seconds += time.perf_counter() - started
+                if profiler is not None:
+                    profiler.end_step()
                 if progress is not None:
                     progress.update(1, self._note())
                 if self._stop:
@@ -151,6 +157,8 @@ class Session:
                     raise Stopped(f"{self.context.stage} stopped at step {self.step}; run again to continue")
             completed = True
         finally:
+            if profiler is not None:
+                profiler.close()
             if progress is not None:
                 progress.close()
             if not completed and not self._closed:

@@ -65,6 +65,7 @@ def run(arguments: argparse.Namespace, preset: Preset) -> TrainResult:
             reporter_spec=spec,
             still_ours=still_ours,
             places=found,
+            profile=arguments.profile,
         )
 
 

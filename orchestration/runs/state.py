@@ -12,7 +12,10 @@ from pipeline.progress import format_seconds
 Curves = dict[str, list[tuple[int, float]]]
 """Figure → (optimizer step, value), by step. Only finite values."""
 
-RATES = frozenset({"lr", "grad_norm", "images_per_s", "data_wait_percent", "peak_memory_mb", "workers", "mfu_percent"})
+RATES = frozenset(
+    ("lr", "grad_norm", "images_per_s", "data_wait_percent", "validate_percent", "peak_memory_mb", "workers")
+    + ("mfu_percent", "skipped_steps")
+)
 """What tells how a run goes, not how good the model is."""
 _NUM_SHOWN = 4
 
@@ -100,8 +103,8 @@ def table(runs: Sequence[RunState]) -> str:
 
 
 def _figures(figures: Mapping[str, float]) -> str:
-    """The loss, then what was held out, then the loss's terms; a line has room for few."""
+    """The loss, then figures of held-out images, then the loss's terms; a line has room for few."""
     names = [name for name in figures if name not in RATES]
-    names.sort(key=lambda name: (name != "loss", not name.startswith("val")))
+    names.sort(key=lambda name: (name != "loss", not name.startswith(("val/", "quality/"))))
     shown = [f"{name} {figures[name]:.4g}" for name in names[:_NUM_SHOWN]]
     return ", ".join([*shown, "…"] if len(names) > _NUM_SHOWN else shown)

@@ -35,7 +35,7 @@ def make_run(folder, lines, *, steps=100, result=None, age_s=0.0):
 REPORTS = [
     {"step": 10, "loss": 2.0, "images_per_s": 2.0, "lr": 1e-3},
     {"step": 20, "loss": float("nan"), "images_per_s": 4.0, "lr": 1e-3},
-    {"step": 20, "val_psnr": 21.5},
+    {"step": 20, "l1": 0.5, "val/psnr_x64": 21.5},
 ]
 
 
@@ -54,11 +54,11 @@ def test_a_folder_says_how_far_its_runs_are(tmp_path):
     run = runs["a"]
     assert (run.stage, run.step, run.steps, run.images_per_s) == ("align", 20, 100, 4.0)
     assert run.eta_s == 80 * 8 / 4.0 and runs["finished"].eta_s is None
-    assert run.figures == {"loss": 2.0, "images_per_s": 4.0, "lr": 1e-3, "val_psnr": 21.5}
+    assert run.figures == {"loss": 2.0, "images_per_s": 4.0, "lr": 1e-3, "l1": 0.5, "val/psnr_x64": 21.5}
     assert run.grid == "grids/samples-00000020.png" and runs["finished"].grid == ""
     lines = table(list(runs.values())).splitlines()
     assert lines[0].split()[:4] == ["run", "stage", "state", "step"] and "silent for 2h01m" in "\n".join(lines)
-    assert "loss 2, val_psnr 21.5" in lines[1] and "lr" not in lines[1]
+    assert "loss 2, val/psnr_x64 21.5, l1 0.5" in lines[1] and "lr" not in lines[1]
 
 
 def test_a_slow_run_is_not_silent_between_its_reports(tmp_path):

@@ -18,6 +18,9 @@ STAGES = ("autoencoder", "decoder", "denoiser", "align", "distill")
 StageName = Literal["autoencoder", "decoder", "denoiser", "align", "distill"]
 Precision = Literal["fp32", "bf16", "fp16"]
 D = TypeVar("D")
+HOW_ONLY = frozenset({"max_skipped_steps", "loader_threads", "batches_ahead", "shards_ahead"})
+"""Settings of every stage that came later and decide how a run goes, not what it makes: they may change when it goes
+on, and finished steps of a pipeline stay finished."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from pipeline.config import ModelConfig, to_dict
 from pipeline.errors import UserError
 from preprocess.loader import ShardLoader
 from preprocess.manifest import Manifest
-from training.config import StageConfig, is_address, is_joint, model_settings
+from training.config import HOW_ONLY, StageConfig, is_address, is_joint, model_settings
 from training.migrations import Kept, in_todays_terms
 from training.reporter import BackgroundReporter, FolderReporter, NullReporter, Reporter
 from training.starts import Origin, sources
@@ -27,10 +27,6 @@ _FREE = {
     "micro_batch",
     "checkpoint_every",
     "keep",
-    "max_skipped_steps",
-    "loader_threads",
-    "batches_ahead",
-    "shards_ahead",
     "log_every",
     "grid_every",
     "activation_checkpointing",
@@ -39,6 +35,7 @@ _FREE = {
     "lr",
     "warmup_steps",
     "schedule",
+    *HOW_ONLY,
 }
 
 

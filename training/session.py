@@ -308,10 +308,13 @@ class Session:
         steps = sorted(s for s, complete in self.store._steps().items() if complete)
         before = f"checkpoint of step {steps[-1]} is kept" if steps else "no checkpoint had been written"
         name, number = f"{self.context.stage}.max_skipped_steps", len(self.skipped.faults)
-        allowed = f"; {number} such steps are more than {name} = {self.skipped.budget}" if number > 1 else ""
+        allowed, todo = "", "or look at these samples"
+        if self.skipped.is_over:
+            allowed = f"; {number} such steps are more than {name} = {self.skipped.budget}" if number > 1 else ""
+            todo = f"look at these samples or allow more ({name})"
         raise UserError(
             f"{self.context.stage}: the loss or its gradient is not finite at step {step}; samples: {', '.join(ids)}"
-            f"{allowed}; {before}. Lower the learning rate, use fp32, look at these samples or allow more ({name})"
+            f"{allowed}; {before}. Lower the learning rate, use fp32, {todo}"
         )
 
     def _progress(self) -> Progress | None:

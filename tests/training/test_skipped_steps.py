@@ -134,6 +134,22 @@ def test_beyond_the_budget_a_run_ends_again_and_again_until_more_is_allowed(
     assert {row["step"]: row.get("loss") for row in rows if "loss" in row}.keys() == {1, 2, 4, 5, 7, 8}
 
 
+def test_a_loss_that_is_not_finite_though_its_gradient_is_ends_the_run(
+    run_stage: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such a step was applied, and nobody knows what the loss says."""
+    original = Session.backward
+
+    def backward(self: Session, loss: Tensor, terms: dict[str, Tensor]) -> None:
+        original(self, loss + float("nan") if self.step == 2 else loss, terms)
+
+    monkeypatch.setattr(Session, "backward", backward)
+    with pytest.raises(
+        UserError, match=r"not finite at step 2; samples: 0[^;]*; no checkpoint.*look at these samples$"
+    ):
+        run_stage("denoiser", "denoiser.steps=4", "denoiser.log_every=1", "denoiser.checkpoint_every=4")
+
+
 def worker(steps: str, *words: str) -> None:
     """What the workers of the next test run: the command, with spoilt steps."""
     from training.cli import main

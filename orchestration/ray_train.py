@@ -94,6 +94,7 @@ def launch(
     resize_interval_s: float = 60.0,
     still_ours: Callable[[], None] = lambda: None,
     places: Mapping[str, str] | None = None,
+    profile: int = 0,
 ) -> TrainResult:
     """Train one stage on Ray workers, with DeepSpeed or distributed data parallel, and wait for it.
 
@@ -105,6 +106,7 @@ def launch(
     checkpoint. resize_interval_s: how often an elastic run looks for machines that came (or came back).
     still_ours: called twice a second; raises when the run folder was taken over, which ends the run. places: see
     `training.run.train`; what it names must be seen by every machine.
+    profile: as of `training.run.train`.
     SIGTERM and Ctrl-C lead to a checkpoint and `Stopped`. Raises `UserError` for what the training code refuses.
     """
     import ray
@@ -138,6 +140,7 @@ def launch(
         "run_dir": run_dir,
         "bundle": storage.absolute(bundle) if bundle else None,
         "places": dict(places or {}),
+        "profile": profile,
         "reporter_spec": reporter_spec,
         "engine": engine,
         "threads": max(1, int(cpus)),
@@ -212,6 +215,7 @@ def _worker(arguments: dict[str, Any]) -> dict[str, Any]:
             stop_requested=lambda: _question(stream),
             progress_stream=cast(TextIO, stream),
             places=arguments["places"],
+            profile=arguments["profile"],
         )
     except Stopped as notice:
         return {"stopped": str(notice)}

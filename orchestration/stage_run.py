@@ -17,7 +17,7 @@ from training.config import Preset
 Spec = dict[str, Any]
 """Arguments of `MlflowReporter` that a worker needs: run_id and tracking_uri."""
 
-_PLACE = "latentzoom.run_dir"
+PLACE = "latentzoom.run_dir"
 _WORDS: dict[str, str] = {
     "autoencoder": "Stage 0: the autoencoder whose latents everything else works on.",
     "decoder": "Alignment stage 1: the implicit neural decoder renders the autoencoder's latents at any size.",
@@ -52,13 +52,13 @@ def stage_run(
 
 def _open(uri: str, stage: str, preset: Preset, data: str, run_dir: str, parent: str | None) -> str:
     place = url_without_secrets(storage.absolute(run_dir))
-    tag = None if parent else (_PLACE, place)
+    tag = None if parent else (PLACE, place)
     found = tracking.find_run(uri, stage, parent=parent, tag=tag)
     if found:
         tracking.reopen_run(uri, found)
         return found
     manifest = load_manifest(data)
-    tags = {"mlflow.note.content": f"{_WORDS[stage]}\n\nPreset `{preset.name}`, in `{place}`.", _PLACE: place}
+    tags = {"mlflow.note.content": f"{_WORDS[stage]}\n\nPreset `{preset.name}`, in `{place}`.", PLACE: place}
     run_id = tracking.start_run(uri, stage, parent=parent, tags=tags, params={"preset": preset.name})
     tracking.log_dataset(uri, run_id, url_without_secrets(storage.absolute(data)), manifest.digest)
     send_folder(uri, run_id, run_dir)

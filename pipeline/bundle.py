@@ -29,6 +29,7 @@ from pipeline.decoder import ImplicitDecoder
 from pipeline.denoiser import Denoiser
 from pipeline.errors import UserError
 from pipeline.importing.content import impostor
+from pipeline.migrations import CONFIG_VERSION, MODEL_MIGRATIONS, migrated
 from pipeline.starter import starter_or
 
 FORMAT = "latentzoom-bundle/1"
@@ -74,6 +75,7 @@ def save_bundle(url: str, bundle: Bundle, *, overwrite: bool = True) -> None:
     }
     config: dict[str, Any] = {
         "format": FORMAT,
+        "config_version": CONFIG_VERSION,
         "model": to_dict(bundle.config),
         "autoencoder_identity": bundle.autoencoder.identity(),
         "autoencoder_has_decoder": bundle.autoencoder.has_decoder,
@@ -152,7 +154,9 @@ def _checked_config(url: str) -> dict[str, Any]:
 
 def _built(url: str, raw: dict[str, Any]) -> Bundle:
     """The parts that a config.json names, with new weights."""
-    config = from_dict(ModelConfig, raw["model"], where=f"{url}/config.json: model")
+    version = int(raw.get("config_version", 1))
+    model = migrated(raw["model"], version, MODEL_MIGRATIONS, f"{url}/config.json")
+    config = from_dict(ModelConfig, model, where=f"{url}/config.json: model")
     files: dict[str, str] = raw["files"]
     autoencoder = build_autoencoder(config, has_decoder=bool(raw["autoencoder_has_decoder"]))
     decoder = build_decoder(config) if "decoder.safetensors" in files else None

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
+import shutil
 import sys
 import threading
 import time
+import unicodedata
 from types import TracebackType
 from typing import TextIO
 
@@ -21,6 +24,32 @@ def format_seconds(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60}m{whole % 60:02d}s"
     return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
+def terminal_columns(stream: TextIO) -> int:
+    """Width of the terminal behind a stream as it is now; of this process's own where the stream does not know."""
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or 80
+    except (OSError, ValueError, AttributeError):
+        return shutil.get_terminal_size().columns
+
+
+def shortened(text: str, columns: int) -> str:
+    """The beginning of a text that takes no more than so many columns (wide characters take two), with … for the rest:
+    a longer line would be broken, and could not be written over."""
+    if sum(map(_columns, text)) <= columns:
+        return text
+    taken, end = 1, 0
+    while taken + _columns(text[end]) <= columns:
+        taken += _columns(text[end])
+        end += 1
+    return (text[:end].rstrip() + "…")[: max(0, columns)]
+
+
+def _columns(character: str) -> int:
+    if unicodedata.combining(character):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
 
 
 class Notice:
@@ -120,9 +149,11 @@ class Progress:
         return "  ".join(parts)
 
     def _print(self) -> None:
-        line, self._shown = self.line(), (self.done, self.note)
-        with self._lock, contextlib.suppress(ValueError, OSError):  # closed meanwhile, or a full disk: the work goes on
-            self.stream.write(f"\r\x1b[K{line}" if self.is_terminal else f"{line}\n")
+        line, self._shown = " ".join(self.line().splitlines()), (self.done, self.note)
+        with self._lock, contextlib.suppress(ValueError, OSError):  # closed meanwhile, or a full disk
+            if self.is_terminal:
+                line = f"\r\x1b[K{shortened(line, terminal_columns(self.stream) - 1)}"
+            self.stream.write(line if self.is_terminal else f"{line}\n")
             self.stream.flush()
 
     def close(self) -> None:

@@ -245,6 +245,17 @@ def remove_tree(url: str) -> None:
             fs.rm(path, recursive=True)
 
 
+def move_tree(url: str, target: str) -> None:
+    """Give a folder another place in the same store: a rename where it is local, else copied and then deleted."""
+    fs, path = filesystem(url)
+    _, place = filesystem(target)
+    with reaching(url):
+        if isinstance(fs, LocalFileSystem):
+            Path(path).rename(place)
+        else:
+            fs.mv(path, place, recursive=True)
+
+
 def fetch_dir(url: str, local_dir: str | Path) -> Path:
     """A local copy of a remote folder; a local folder is returned as it is."""
     fs, path = filesystem(url)

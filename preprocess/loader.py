@@ -34,7 +34,10 @@ class ShardLoader:
     encoded flip; without cached flips, latents are never mirrored and neither are their pixels.
     lr_size: which SR condition comes along (0: none); of several, each global batch has one, drawn by seed and place.
     autoencoder_identity: refuse shards whose latents come from another autoencoder.
-    Remote shards pass through `cache_dir`, at most `cache_bytes`; every shard's checksum is checked on first read.
+    Remote shards pass through `cache_dir`, at most `cache_bytes`, once for all processes of a machine; every shard's
+    checksum is checked on first read.
+    num_threads: that read and decode, and as many that fetch. batches_ahead: read before they are asked for; None is
+    twice num_threads. shards_ahead: of the next window of shards, fetched and checked while this one is read.
     """
 
     def __init__(
@@ -52,6 +55,8 @@ class ShardLoader:
         latents: bool = True,
         autoencoder_identity: str | None = None,
         num_threads: int = 2,
+        batches_ahead: int | None = None,
+        shards_ahead: int = 64,
         cache_dir: str | None = None,
         cache_bytes: int = 64 << 30,
         shuffle: bool = True,
@@ -79,8 +84,10 @@ class ShardLoader:
         self._shard_locks = [threading.Lock() for _ in self.entries]
         self._position = 0
         self._generation = 0
-        self._num_ahead = 2 * num_threads
+        self._num_ahead = 2 * num_threads if batches_ahead is None else batches_ahead
         self._pool = ThreadPoolExecutor(max_workers=num_threads, thread_name_prefix="loader")
+        self._shards_ahead, self._fetched_window = shards_ahead, -1
+        self._fetchers = ThreadPoolExecutor(max_workers=num_threads, thread_name_prefix="fetcher")
 
     # --- iteration ----------------------------------------------------------------------------------------------------
 
@@ -94,6 +101,7 @@ class ShardLoader:
         try:
             while generation == self._generation:
                 while len(ahead) < max(1, self._num_ahead) and (bounds := self._slice(position)) is not None:
+                    self._fetch_ahead(position)
                     position = bounds[2]
                     lr_size = self._lr_size_at(bounds[2])
                     ahead.append((position, self._pool.submit(self._read_batch, bounds[0], bounds[1], lr_size)))
@@ -107,6 +115,21 @@ class ShardLoader:
         finally:
             for _, future in ahead:
                 future.cancel()
+
+    def _fetch_ahead(self, position: int) -> None:
+        """Have the window of shards after that of `position` fetched, and at first that one itself. Each rank begins
+        at another shard, so that those of a machine fetch different ones at a time."""
+        if not self._shards_ahead or (window := self.order.window_at(position) + 1) == self._fetched_window:
+            return
+        wanted = [window] if self._fetched_window == window - 1 else [window - 1, window]
+        self._fetched_window = window
+        for number in wanted:
+            if self.num_epochs is not None and number >= self.num_epochs * self.order.num_windows:
+                break
+            shards = self.order.window(number)[: self._shards_ahead]
+            start = self.rank * len(shards) // self.world_size
+            for shard in shards[start:] + shards[:start]:
+                self._fetchers.submit(self._reader, shard)  # an error shows when the shard is read
 
     def _slice(self, position: int) -> tuple[int, int, int] | None:
         """(first, last, end of the global batch) in the stream for this rank; None when the epochs are over."""
@@ -154,7 +177,9 @@ class ShardLoader:
     def close(self) -> None:
         """Stop reading ahead and drop the open shards."""
         self._generation += 1
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._cache.close()
+        for pool in (self._pool, self._fetchers):
+            pool.shutdown(wait=True, cancel_futures=True)
         self._readers.clear()
 
     def __enter__(self) -> ShardLoader:

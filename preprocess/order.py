@@ -31,6 +31,7 @@ class GlobalOrder:
         self.num_samples = int(self.first[-1])
         self.seed, self.shuffle, self.window_shards = seed, shuffle, max(1, window_shards)
         self._epochs: dict[int, np.ndarray] = {}
+        self._ends: dict[int, np.ndarray] = {}
 
     def epoch(self, epoch: int) -> np.ndarray:
         """All sample numbers in the order of `epoch`, int64 (num_samples,)."""
@@ -42,15 +43,38 @@ class GlobalOrder:
         return self._epochs[epoch]
 
     def _shuffled(self, epoch: int) -> np.ndarray:
-        num_shards = len(self.first) - 1
-        shard_order = np.argsort(hash64(np.arange(num_shards), self.seed, epoch, 1), kind="stable")
+        shard_order = self._shards(epoch)
         samples = hash64(np.arange(self.num_samples), self.seed, epoch, 2)
         parts = []
-        for start in range(0, num_shards, self.window_shards):
+        for start in range(0, len(shard_order), self.window_shards):
             shards = shard_order[start : start + self.window_shards]
             numbers = np.concatenate([np.arange(self.first[s], self.first[s + 1]) for s in shards])
             parts.append(numbers[np.argsort(samples[numbers], kind="stable")])
         return np.concatenate(parts)
+
+    def window_at(self, position: int) -> int:
+        """The window of shards, counted through all epochs, that holds a position of the endless stream."""
+        epoch, place = divmod(position, self.num_samples)
+        if epoch not in self._ends:
+            self._ends = {epoch: np.cumsum(np.diff(self.first)[self._shards(epoch)])}
+        shard = int(np.searchsorted(self._ends[epoch], place, side="right"))
+        return epoch * self.num_windows + shard // self.window_shards
+
+    def window(self, number: int) -> list[int]:
+        """The shards of a window, counted as by `window_at`."""
+        epoch, window = divmod(number, self.num_windows)
+        start = window * self.window_shards
+        return [int(shard) for shard in self._shards(epoch)[start : start + self.window_shards]]
+
+    @property
+    def num_windows(self) -> int:
+        """Windows of an epoch."""
+        return -(-(len(self.first) - 1) // self.window_shards)
+
+    def _shards(self, epoch: int) -> np.ndarray:
+        """All shards in the order of `epoch`."""
+        shards = np.arange(len(self.first) - 1)
+        return np.argsort(hash64(shards, self.seed, epoch, 1), kind="stable") if self.shuffle else shards
 
     def stream(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """(epochs, sample numbers) at positions [start, stop) of the endless stream of epochs."""

@@ -2,7 +2,8 @@
 by the main worker, `manifest.json` with the SHA-256 of every file. A folder without manifest is not a checkpoint.
 
 Writing happens in a background thread from CPU copies, so training goes on meanwhile. Loading takes the newest folder
-whose files all have the hashes that the manifest names; only such files are ever unpickled.
+whose files all have the hashes that the manifest names; only such files are ever unpickled. One that is not as its
+manifest says is kept under another name: a file system may have read it wrongly.
 """
 
 from __future__ import annotations
@@ -78,7 +79,8 @@ class CheckpointStore:
             shutil.rmtree(self._fetched, ignore_errors=True)
 
     def latest(self) -> Saved | None:
-        """The newest sound checkpoint, or None. Collective; unsound ones are named in a warning and discarded."""
+        """The newest sound checkpoint, or None. Collective; unsound ones are named in a warning and set aside, those
+        that were never complete deleted."""
         manifest = self.world.broadcast(self._find() if self.world.is_main else None)
         if manifest is None:
             return None
@@ -105,18 +107,19 @@ class CheckpointStore:
                 manifest, problem = self._verified(step)
                 if manifest is not None:
                     return manifest
-            _log.warning("checkpoint %s is skipped: %s", storage.join(self.url, name), problem)
-            storage.remove_tree(storage.join(self.url, name))
+            url, done = storage.join(self.url, name), "deleted"
+            if complete:
+                aside = f"unverified-{name}-{self.attempt[:8]}"
+                storage.move_tree(url, storage.join(self.url, aside))
+                done = f"kept as {aside}; check it, then rename it back or delete it"
+            else:
+                storage.remove_tree(url)
+            _log.warning("checkpoint %s is skipped: %s; it is %s", url, problem, done)
         return None
 
     def _steps(self) -> dict[int, bool]:
         """Step → whether its folder has a manifest."""
-        steps: dict[int, bool] = {}
-        for name in storage.list_files(self.url):
-            folder, _, rest = name.partition("/")
-            if folder.startswith("step-") and folder[5:].isdigit():
-                steps[int(folder[5:])] = steps.get(int(folder[5:]), False) or rest == "manifest.json"
-        return steps
+        return _steps_in(self.url)
 
     def _verified(self, step: int) -> tuple[dict[str, Any] | None, str]:
         """The manifest when every file is as it says, else what is wrong."""
@@ -136,7 +139,11 @@ class CheckpointStore:
             path = folder / name
             if not path.is_file():
                 return f"{name} is missing"
-            if path.stat().st_size != entry["bytes"] or _sha256(path) != entry["sha256"]:
+            try:
+                is_sound = path.stat().st_size == entry["bytes"] and _sha256(path) == entry["sha256"]
+            except OSError as error:
+                return f"{name} cannot be read ({error.strerror})"
+            if not is_sound:
                 return f"{name} is damaged (its SHA-256 differs from manifest.json)"
         # DeepSpeed's converter unpickles every file whose name fits, so there must be no other.
         for path in sorted(folder.rglob("*")):
@@ -217,6 +224,26 @@ class CheckpointStore:
 def step_name(step: int) -> str:
     """The folder of a checkpoint."""
     return f"step-{step:08d}"
+
+
+def newest_state(url: str) -> dict[str, Any] | None:
+    """What the newest complete checkpoint under `url` stored beside the engine's files, though those be damaged."""
+    steps = [step for step, is_complete in _steps_in(url).items() if is_complete]
+    if not steps:
+        return None
+    try:
+        return dict(storage.read_json(storage.join(url, step_name(max(steps)), "manifest.json"))["state"])
+    except (UserError, KeyError, TypeError):  # whoever continues from it says what is wrong
+        return None
+
+
+def _steps_in(url: str) -> dict[int, bool]:
+    steps: dict[int, bool] = {}
+    for name in storage.list_files(url):
+        folder, _, rest = name.partition("/")
+        if folder.startswith("step-") and folder[5:].isdigit():
+            steps[int(folder[5:])] = steps.get(int(folder[5:]), False) or rest == "manifest.json"
+    return steps
 
 
 def _receipt_name(rank: int) -> str:

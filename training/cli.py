@@ -71,6 +71,13 @@ def parser(prog: str = "latentzoom train") -> argparse.ArgumentParser:
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: CUDA where there is one")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads with --local (0: torch's choice)")
     parser.add_argument(
+        "--profile",
+        type=int,
+        default=0,
+        metavar="STEPS",
+        help="look at so many optimizer steps: a torch trace in the run folder, and the ten costliest operations",
+    )
+    parser.add_argument(
         "--tracking-uri",
         help="MLflow tracking server or sqlite:/// file; default MLFLOW_TRACKING_URI, else ./mlflow.db",
     )
@@ -103,6 +110,8 @@ def _run(arguments: argparse.Namespace, run: Run) -> int:
         return 0
     if arguments.local and (arguments.workers != "1" or arguments.gpus_per_worker is not None):
         raise UserError("--local trains in this process alone; leave out --workers and --gpus-per-worker, or --local")
+    if arguments.profile < 0:
+        raise UserError(f"--profile {arguments.profile} is not allowed; use a number of steps")
     result = run(arguments, preset)
     figures = f" in {format_seconds(result.seconds)}, loss {result.first_loss:.4g} → {result.last_loss:.4g}"
     print(f"{result.stage}: {result.steps} steps{figures if result.steps else ''}; bundle in {result.bundle}")
@@ -141,6 +150,7 @@ def train_here(
             device=arguments.device,
             stop_requested=stop_requested,
             places=places,
+            profile=arguments.profile,
         )
 
 

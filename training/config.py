@@ -18,6 +18,9 @@ STAGES = ("autoencoder", "decoder", "denoiser", "align", "distill")
 StageName = Literal["autoencoder", "decoder", "denoiser", "align", "distill"]
 Precision = Literal["fp32", "bf16", "fp16"]
 D = TypeVar("D")
+HOW_ONLY = frozenset({"max_skipped_steps", "loader_threads", "batches_ahead", "shards_ahead"})
+"""Settings of every stage that came later and decide how a run goes, not what it makes: they may change when it goes
+on, and finished steps of a pipeline stay finished."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +34,12 @@ class StageConfig:
     clip_norm: largest global gradient norm; 0 switches clipping off.
     ema_decay, ema_warmup: decay of the averaged weights; with warm-up it is min(ema_decay, (1+t)/(10+t)).
     checkpoint_every, keep: steps between checkpoints, and how many complete ones stay.
+    max_skipped_steps: optimizer steps whose gradient is not finite and that are skipped (fp32 and bf16); one more ends
+        the run.
+    loader_threads: of each worker, that read and decode, and as many that fetch shards ahead.
+    batches_ahead: of each worker, read before the step that needs them.
+    shards_ahead: of the next window of 64 shards, fetched while this one is read (into a cache that the workers of a
+        machine share).
     log_every, grid_every: steps between log lines and between image grids (0: no grids).
     activation_checkpointing: less memory, more time. channels_last: faster convolutions where there are no group norms;
         CUDA's put their channels first again.
@@ -53,6 +62,7 @@ class StageConfig:
     zero_stage: int = 1
     checkpoint_every: int = 500
     keep: int = 2
+    max_skipped_steps: int = 10
     log_every: int = 10
     grid_every: int = 0
     seed: int = 0
@@ -60,11 +70,14 @@ class StageConfig:
     activation_checkpointing: bool = False
     compile: bool | None = None
     channels_last: bool = False
+    loader_threads: int = 2
+    batches_ahead: int = 4
+    shards_ahead: int = 64
 
     def __post_init__(self) -> None:
-        for name in ("global_batch", "checkpoint_every", "keep", "log_every"):
+        for name in ("global_batch", "checkpoint_every", "keep", "log_every", "loader_threads", "batches_ahead"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "a whole number of at least 1")
-        for name in ("steps", "micro_batch", "warmup_steps", "grid_every"):
+        for name in ("steps", "micro_batch", "warmup_steps", "grid_every", "max_skipped_steps", "shards_ahead"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "a whole number of at least 0")
         for name in ("weight_decay", "clip_norm"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "a number of at least 0")

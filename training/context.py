@@ -14,7 +14,8 @@ from pipeline.config import ModelConfig, to_dict
 from pipeline.errors import UserError, plain_without_secrets
 from preprocess.loader import ShardLoader
 from preprocess.manifest import Manifest
-from training.config import StageConfig, is_address, is_joint, model_settings, older_first_stage
+from training.config import HOW_ONLY, StageConfig, is_address, is_joint, model_settings
+from training.migrations import Kept, in_todays_terms
 from training.reporter import BackgroundReporter, FolderReporter, NullReporter, Reporter
 from training.starts import Origin, sources
 from training.stopping import Stop
@@ -34,6 +35,7 @@ _FREE = {
     "lr",
     "warmup_steps",
     "schedule",
+    *HOW_ONLY,
 }
 
 
@@ -41,7 +43,8 @@ _FREE = {
 class Context:
     """Everything a stage needs to know. `reporters` are built on the main worker only, when training starts.
     part_digests: hash of the weights of each part of the bundle. origins: parts of the bundle that training starts
-    from, and where they come from."""
+    from, and where they come from. as_begun: settings that a run of an earlier version keeps (`training.migrations`).
+    profile: optimizer steps to watch (`training.profiling`)."""
 
     stage: str
     config: StageConfig
@@ -57,6 +60,8 @@ class Context:
     progress_stream: TextIO | None = None
     part_digests: Mapping[str, str] = field(default_factory=dict)
     origins: Mapping[str, Origin] = field(default_factory=dict)
+    as_begun: Kept = field(default_factory=dict)
+    profile: int = 0
 
     @property
     def checkpoint_url(self) -> str:
@@ -85,6 +90,9 @@ class Context:
             pixels=pixels,
             latents=latents,
             autoencoder_identity=identity,
+            num_threads=1 if main_only else self.config.loader_threads,
+            batches_ahead=1 if main_only else self.config.batches_ahead,
+            shards_ahead=0 if main_only else self.config.shards_ahead,
         )
 
     def _lr_sizes(self) -> tuple[int, ...]:
@@ -125,13 +133,11 @@ class Context:
         return {**fixed, "bundle": storage.sha256_bytes(" ".join(used).encode())} if used else fixed
 
     def completed(self, stored: dict[str, Any]) -> dict[str, Any]:
-        """A stored fingerprint with the settings that did not exist when it was written, at their defaults: those of
-        the stage and of the model's parts."""
+        """A stored fingerprint in today's terms, with the settings that did not exist when it was written at their
+        defaults: those of the stage and of the model's parts."""
+        stored = in_todays_terms(self.stage, self.model, stored, self.checkpoint_url)
         defaults = to_dict(type(self.config)())
-        written = stored.get("settings", {})
-        if self.stage == "autoencoder":
-            written = older_first_stage(written, self.model)
-        settings = {**{k: defaults[k] for k in self.fingerprint()["settings"]}, **written}
+        settings = {**{k: defaults[k] for k in self.fingerprint()["settings"]}, **stored["settings"]}
         parts = {f.name: to_dict(getattr(self.model, f.name).__class__()) for f in _model_parts(self.model)}
         model = {k: {**parts[k], **v} if k in parts else v for k, v in stored.get("model", {}).items()}
         return {**stored, "settings": settings, "model": model}

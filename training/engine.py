@@ -26,6 +26,7 @@ from training.config import StageConfig
 from training.copies import CpuCopies, Snapshot
 from training.ema import Ema, Fragment, assemble, decay_at, to_tensors
 from training.engine_ddp import DdpEngine
+from training.not_finite import skip_unless_finite
 from training.older_checkpoints import readable
 from training.optim import make_optimizer, set_lr
 from training.plain_engine import DTYPES, PlainEngine, autocast_to, cast
@@ -50,7 +51,7 @@ class Engine(Protocol):
 
     def step(self, step: int, lr: float) -> Tensor:
         """Apply optimizer step `step` (1, 2, ...) and average the weights → global gradient norm, where it is: reading
-        it waits for the device."""
+        it waits for the device. Where it is not finite, the weights stay."""
 
     def snapshot(self) -> Snapshot:
         """This worker's part of a checkpoint. The next `step` waits until its `files` has been called. Collective."""
@@ -180,6 +181,8 @@ class DeepSpeedEngine:
             self.stall += self._snapshot.wait()
         set_lr(self._engine.optimizer, lr)
         whole_norm = self._unpartitioned_norm()
+        if whole_norm is not None:  # where DeepSpeed takes the norm itself, it skips such steps itself
+            skip_unless_finite(self._optimizer, whole_norm)
         self._engine.step()
         self.ema.update(self._fragments, decay_at(step, self.config.ema_decay, self.config.ema_warmup))
         norm = whole_norm if whole_norm is not None else self._engine.get_global_grad_norm()

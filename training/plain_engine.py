@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from training.config import StageConfig
 from training.copies import CpuCopies, Snapshot
 from training.ema import Ema, Fragment, assemble, decay_at, to_tensors
+from training.not_finite import skip_unless_finite
 from training.optim import make_optimizer, set_lr
 from training.world import World
 
@@ -56,13 +57,16 @@ class PlainEngine:
         self._scaler.scale(loss / self.accumulation).backward()
 
     def step(self, step: int, lr: float) -> Tensor:
-        """Apply the gradients of optimizer step `step` (1, 2, ...), average the weights → gradient norm."""
+        """Apply the gradients of optimizer step `step` (1, 2, ...), average the weights → gradient norm. Where that is
+        not finite, the weights stay."""
         if self._snapshot is not None:
             self.stall += self._snapshot.wait()
         set_lr(self.optimizer, lr)
         self._scaler.unscale_(self.optimizer)
         limit = self.config.clip_norm or float("inf")
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, limit, foreach=True)
+        if not self._scaler.is_enabled():
+            skip_unless_finite(self.optimizer, norm)
         self._scaler.step(self.optimizer)
         self._scaler.update()
         self.optimizer.zero_grad(set_to_none=True)

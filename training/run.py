@@ -1,6 +1,6 @@
 """One stage from start to bundle: check everything, train (or continue), save.
 
-run folder:  run.json  checkpoints/  metrics.jsonl  grids/  bundle/  result.json (written last)
+run folder:  run.json  checkpoints/  metrics.jsonl  grids/  [profile/]  bundle/  result.json (written last)
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pipeline.bundle import Bundle, build_autoencoder, build_decoder, build_deno
 from pipeline.card import model_card
 from pipeline.config import ModelConfig, to_dict
 from pipeline.errors import UserError, plain_without_secrets, without_secrets
+from pipeline.migrations import CONFIG_VERSION
 from preprocess.manifest import Manifest, load_manifest
 from training.agreement import check_use, take_over
 from training.alarm import shared_alarm
@@ -39,7 +40,9 @@ from training.config import (
 from training.context import Context, frozen_autoencoder, require_parts
 from training.engine import accumulation_steps
 from training.estimate import check_memory
+from training.migrations import as_begun
 from training.reporter import Reporter
+from training.shared_folder import require_shared_folder
 from training.stages.parts import Trained
 from training.starts import with_starts
 from training.stopping import Stop
@@ -86,10 +89,12 @@ def train(
     stop_requested: Callable[[], Stop] = lambda: Stop.NO,
     progress_stream: TextIO | None = None,
     places: Mapping[str, str] | None = None,
+    profile: int = 0,
 ) -> TrainResult:
     """Train one stage on this worker; every worker of a world calls it with the same arguments.
 
     use_deepspeed: else distributed data parallel, or one process. An error on one worker soon ends the others too.
+    profile: optimizer steps whose time is looked at, into `profile/` of the run folder.
     places: address of a bundle to start from → where it lies, for addresses that are no paths or URLs (a registry's).
 
     A finished run returns its stored result at once; an interrupted one continues from its newest sound checkpoint.
@@ -110,12 +115,14 @@ def train(
             stop_requested=stop_requested,
             progress_stream=progress_stream,
             places=places,
+            profile=profile,
         )
         return _train(context)
 
 
 def _train(context: Context) -> TrainResult:
     world, run_dir = context.world, context.run_dir
+    require_shared_folder(run_dir, world)
     digest = config_digest(context)
     done = world.broadcast(stored_result(run_dir, digest) if world.is_main else None)
     if done is not None:
@@ -141,14 +148,15 @@ def make_context(
     stop_requested: Callable[[], Stop],
     progress_stream: TextIO | None,
     places: Mapping[str, str] | None = None,
+    profile: int = 0,
 ) -> Context:
     """Resolve and check everything a stage needs."""
-    config = preset.stage(stage)
-    check_stage(stage, preset.model)
+    config, asked, kept = as_begun(stage, preset.stage(stage), preset.model, run_dir, log=world.is_main)
+    check_stage(stage, asked)
     manifest = load_manifest(data)
     given = load_bundle(bundle) if bundle else None
-    loaded, origins = with_starts(stage, config, preset.model, given, places or {})
-    model = resolve_model(stage, preset.model, manifest, loaded, origins)
+    loaded, origins = with_starts(stage, config, asked, given, places or {})
+    model = resolve_model(stage, asked, manifest, loaded, origins)
     if stage == "distill":
         model = student_model(model)
     context = Context(
@@ -166,6 +174,8 @@ def make_context(
         progress_stream=progress_stream,
         part_digests=_part_digests(loaded),
         origins=origins,
+        as_begun=kept,
+        profile=profile,
     )
     check(context)
     return context
@@ -407,7 +417,9 @@ def _description(context: Context) -> dict[str, Any]:
     config: StageConfig = context.config
     return {
         "stage": context.stage,
+        "config_version": CONFIG_VERSION,
         "settings": plain_without_secrets(to_dict(config)),
+        **({"as_begun": context.as_begun} if context.as_begun else {}),
         "started_from": context.started_from(),
         "model": to_dict(context.model),
         "data": without_secrets(context.data),

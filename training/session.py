@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import Stopped, UserError
+from pipeline.migrations import CONFIG_VERSION
 from pipeline.progress import Progress
 from preprocess.sample import Batch
 from training.checkpoint import CheckpointStore, Saved
@@ -27,7 +28,9 @@ from training.context import Context
 from training.engine import Engine, accumulation_steps
 from training.estimate import estimate, peak_flops
 from training.noise import Draws
+from training.not_finite import Fault, Report, SkippedSteps, merged
 from training.optim import generator_for, lr_at
+from training.profiling import StepProfiler
 from training.reporter import Reporter
 from training.stopping import Stop
 
@@ -84,6 +87,7 @@ class Session:
         self.first: dict[str, float] = {}
         self.last: dict[str, float] = {}
         self.sample_order = ""
+        self.skipped = SkippedSteps(self.config.max_skipped_steps)
         self._stall = 0.0
         self._stop = self._warned = self._closed = False
         self._ask_every = 1  # steps; known better after the first report
@@ -116,6 +120,7 @@ class Session:
         self.step, self.seconds = saved.step, float(saved.state["seconds"])
         self.first, self.last = dict(saved.state["first"]), dict(saved.state["last"])
         self.sample_order = saved.state["sample_order"]
+        self.skipped.faults = [(int(step), list(ids)) for step, ids in saved.state.get("skipped", [])]
         if self.world.is_main:
             _log.info("continuing %s after step %d", self.context.stage, self.step)
 
@@ -130,7 +135,10 @@ class Session:
         config = self.config
         batches = iter(self.loader) if self.step < config.steps else iter(())
         progress, completed = self._progress(), False
+        profiler: StepProfiler | None = None
         try:
+            if self.context.profile and self.world.is_main:
+                profiler = StepProfiler(self.context.profile, self.step + 1, self.context.run_dir, self.world)
             while self.step < config.steps:
                 started = time.perf_counter()
                 batch = next(batches)
@@ -140,6 +148,8 @@ class Session:
                 torch.manual_seed(generator_for(config.seed, "torch", self.step, self.world.rank).initial_seed())
                 yield self.step, batch
                 self.seconds += time.perf_counter() - started
+                if profiler is not None:
+                    profiler.end_step()
                 if progress is not None:
                     progress.update(1, self._note())
                 if self._stop:
@@ -147,6 +157,8 @@ class Session:
                     raise Stopped(f"{self.context.stage} stopped at step {self.step}; run again to continue")
             completed = True
         finally:
+            if profiler is not None:
+                profiler.close()
             if progress is not None:
                 progress.close()
             if not completed and not self._closed:
@@ -175,12 +187,12 @@ class Session:
         """Update the weights; report, check and save when it is time."""
         config, step = self.config, self.step
         self._window.lr = lr_at(step, config)
-        self._window.norms.append(torch.as_tensor(self.engine.step(step, self._window.lr)))
+        self._window.end_step(self.engine.step(step, self._window.lr))
         save = step % config.checkpoint_every == 0 or step == config.steps
         stop = self._question() if step % self._ask_every == 0 else Stop.NO
         save = save or stop is Stop.LEAVE or (stop is Stop.SAVE and not self._warned)
         if save or step % config.log_every == 0:
-            self._report()  # it finds a loss that is not finite: such weights are not saved
+            self._report()  # it finds a loss that is not finite, or too many gradients: such weights are not saved
         if save:
             self.save()
         self._warned = self._warned or stop is Stop.SAVE
@@ -205,7 +217,9 @@ class Session:
             "first": self.first,
             "last": self.last,
             "sample_order": self.sample_order,
-            "fingerprint": self.context.fingerprint(),
+            "skipped": list(self.skipped.faults),
+            "fingerprint": {"config_version": CONFIG_VERSION, **self.context.fingerprint()},
+            "as_begun": dict(self.context.as_begun),
         }
         snapshot = self.engine.snapshot()
         # The attached parts copy theirs now: they are small and change outside the engine's step.
@@ -245,17 +259,28 @@ class Session:
         """Figures of the steps since the last report, averaged over the workers."""
         window = self._window
         local = window.values()
-        local["step_seconds"] = window.elapsed() / len(window.steps)
-        local["bad"] = float(window.first_bad() is not None)
+        skipped, broken = window.faults()
+        local |= {"step_seconds": window.elapsed() / len(window.steps)}
+        local |= {"num_skipped": float(len(skipped)), "num_broken": float(len(broken))}
         names = sorted(local)
         mean = self.world.mean(torch.tensor([local[name] for name in names], dtype=torch.float64))
         values = dict(zip(names, mean.tolist()))
         self._ask_every = max(1, int(_ASK_SECONDS / max(values.pop("step_seconds"), 1e-9)))
-        if values.pop("bad") > 0 or not all(math.isfinite(values[name]) for name in window.sums):
-            self._fail_not_finite()
+        num_skipped, num_broken = values.pop("num_skipped"), values.pop("num_broken")
+        if num_broken > 0 or not all(math.isfinite(values[name]) for name in window.sums):
+            self._fail_not_finite(merged(self.world.gather(broken)))
+        if num_skipped > 0:
+            self.skipped.add(self.context.stage, merged(self.world.gather(skipped)), log=self.world.is_main)
+            if self.skipped.is_over:
+                self._fail_not_finite(self.skipped.faults[-1:])
+        if num_skipped == len(window.steps):  # no step counted
+            values = {name: value for name, value in values.items() if name not in window.sums}
         values.update(self._rates(window))
-        self.first = self.first or values
-        self.last = values
+        if self.skipped.faults:
+            values["skipped_steps"] = float(len(self.skipped.faults))
+        if "loss" in values:
+            self.first = self.first or values
+        self.last = {**self.last, **values}
         for ids in zip(*self.world.gather(window.ids)):
             self.sample_order = _chain(self.sample_order, [i for share in ids for i in share])
         if self.world.is_main:
@@ -277,19 +302,19 @@ class Session:
             rates["mfu_percent"] = 100.0 * done / (self._peak_flops * self.world.size)
         return {name: value for name, value in rates.items() if math.isfinite(value)}
 
-    def _fail_not_finite(self) -> None:
-        bad = self._window.first_bad()
-        reports = [r for r in self.world.gather(bad) if r is not None]
-        step, ids = min(reports) if reports else (self.step, [])
-        for other_step, other_ids in reports:
-            if other_step == step and other_ids is not ids:
-                ids = sorted({*ids, *other_ids})
+    def _fail_not_finite(self, faults: list[Fault]) -> None:
+        step, ids = faults[0] if faults else (self.step, [])
         self.store.wait()  # a checkpoint may still be on its way to the store
         steps = sorted(s for s, complete in self.store._steps().items() if complete)
         before = f"checkpoint of step {steps[-1]} is kept" if steps else "no checkpoint had been written"
+        name, number = f"{self.context.stage}.max_skipped_steps", len(self.skipped.faults)
+        allowed, todo = "", "or look at these samples"
+        if self.skipped.is_over:
+            allowed = f"; {number} such steps are more than {name} = {self.skipped.budget}" if number > 1 else ""
+            todo = f"look at these samples or allow more ({name})"
         raise UserError(
-            f"{self.context.stage}: the loss or its gradient is not finite at step {step}; samples: {', '.join(ids)}; "
-            f"{before}. Lower the learning rate, use fp32 or look at these samples"
+            f"{self.context.stage}: the loss or its gradient is not finite at step {step}; samples: {', '.join(ids)}"
+            f"{allowed}; {before}. Lower the learning rate, use fp32, {todo}"
         )
 
     def _progress(self) -> Progress | None:
@@ -312,7 +337,8 @@ class Session:
 
 
 class _Window:
-    """Figures collected since the last report. `checks_norms`: a gradient that is not finite is an error too."""
+    """Figures collected since the last report. `checks_norms`: a step whose gradient is not finite was skipped, and
+    does not count in the means."""
 
     def __init__(self, *, checks_norms: bool) -> None:
         self.names: set[str] = set()
@@ -327,6 +353,7 @@ class _Window:
         self.steps: list[int] = []
         self.waited = 0.0
         self.started = time.perf_counter()
+        self._step_sums: dict[str, Tensor] = {}
 
     def start_step(self, step: int, waited: float, ids: list[str]) -> None:
         self.steps.append(step)
@@ -334,28 +361,44 @@ class _Window:
         self.waited += waited
 
     def add(self, terms: dict[str, Tensor], share: float) -> None:
+        """One micro-batch."""
         for name, value in terms.items():
             value = value.double() * share
-            self.sums[name] = self.sums[name] + value if name in self.sums else value
-        if len(self.losses) < len(self.steps):
-            self.losses.append(terms["loss"])
-        else:
-            self.losses[-1] = self.losses[-1] + terms["loss"]
+            self._step_sums[name] = self._step_sums[name] + value if name in self._step_sums else value
         self.names.update(terms)
 
+    def end_step(self, norm: Tensor | float) -> None:
+        """The step's gradient norm is known, on the device: nothing waits for it here."""
+        loss = self._step_sums["loss"]
+        norm = norm if isinstance(norm, Tensor) else torch.tensor(norm, device=loss.device)
+        for name, value in self._step_sums.items():
+            counted = torch.where(norm.isfinite(), value, 0.0) if self.checks_norms else value
+            self.sums[name] = self.sums[name] + counted if name in self.sums else counted
+        self.losses.append(loss.float())
+        self.norms.append(norm.float())
+        self._step_sums = {}
+
     def values(self) -> dict[str, float]:
-        return {name: float(total) / len(self.steps) for name, total in self.sums.items()}
+        """Means over the steps that count, 0 where none does."""
+        norms = torch.stack(self.norms)
+        counted = int(norms.isfinite().sum()) if self.checks_norms else len(self.steps)
+        return {name: float(total) / max(1, counted) for name, total in self.sums.items()}
 
     def elapsed(self) -> float:
         return time.perf_counter() - self.started
 
-    def first_bad(self) -> tuple[int, list[str]] | None:
+    def faults(self) -> tuple[list[Report], list[Report]]:
+        """Steps that were skipped, and those with a loss that is not finite though their gradient is."""
         # One wait for the device, not one a step.
         losses, norms = torch.stack(self.losses).tolist(), torch.stack(self.norms).tolist()
+        skipped, broken = [], []
         for step, loss, norm, ids in zip(self.steps, losses, norms, self.ids):
-            if not math.isfinite(loss) or (self.checks_norms and not math.isfinite(norm)):
-                return step, ids
-        return None
+            report = Report(step, ids, not math.isfinite(loss))
+            if self.checks_norms and not math.isfinite(norm):
+                skipped.append(report)
+            elif report.has_bad_loss:
+                broken.append(report)
+        return skipped, broken
 
 
 def peak_memory_mb(device: torch.device) -> float:

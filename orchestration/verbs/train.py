@@ -64,6 +64,7 @@ def run(arguments: argparse.Namespace, preset: Preset) -> TrainResult:
             reporter_spec=spec,
             still_ours=still_ours,
             places=found,
+            profile=arguments.profile,
         )
         return patiently(begin, arguments.stage)
 

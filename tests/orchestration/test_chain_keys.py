@@ -60,6 +60,14 @@ def test_a_change_of_the_model_makes_anew_what_it_decides(pictures, tmp_path, ch
     assert changed == names[names.index(first_changed) :]
 
 
+def test_settings_that_came_later_make_nothing_anew(pictures, tmp_path):
+    """A pipeline that was begun before them goes on."""
+    before = keys(pictures, tmp_path)
+    changes = ("max_skipped_steps=3", "loader_threads=4", "batches_ahead=9", "shards_ahead=1")
+    assert keys(pictures, tmp_path, *(f"denoiser.{change}" for change in changes)) == before
+    assert keys(pictures, tmp_path, "denoiser.lr=7e-3") != before
+
+
 def test_an_autoencoder_is_continued_when_the_decoder_is_chosen_anew(pictures, tmp_path):
     preprocess(settings(pictures, tmp_path / "pixels"))
 

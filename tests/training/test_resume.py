@@ -113,6 +113,7 @@ def test_damaged_checkpoint_is_named_and_the_one_before_used(
     expected = weights(tmp_path / "denoiser")
     (tmp_path / "denoiser/result.json").unlink()
     folder = tmp_path / "denoiser/checkpoints" / step_name(6)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
     if damage == "no manifest":
         (folder / "manifest.json").unlink()
     elif damage == "gone":
@@ -128,6 +129,45 @@ def test_damaged_checkpoint_is_named_and_the_one_before_used(
     assert weights(tmp_path / "denoiser") == expected
     named = {"no manifest": "manifest.json", "one more": "zero_pp_rank_1_mp_rank_00_optim_states.pt"}
     assert named.get(damage, "state.pt") in caplog.text
+    aside = list((tmp_path / "denoiser/checkpoints").glob("unverified-*"))
+    if damage == "no manifest":  # it never was a checkpoint
+        assert not aside
+    else:
+        assert f"kept as {aside[0].name}" in caplog.text
+        kept = {path.name: path.read_bytes() for path in aside[0].iterdir()}
+        assert len(before.items() - kept.items()) <= 1 and kept["manifest.json"] == before["manifest.json"]
+
+
+@pytest.mark.parametrize("kind", ["local", "remote"])
+def test_a_checkpoint_that_was_read_wrongly_once_can_be_taken_back(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import training.checkpoint as module
+
+    url = str(tmp_path / "checkpoints") if kind == "local" else f"memory://{tmp_path.name}/checkpoints"
+    store = CheckpointStore(url, ONE, keep=5)
+    for step in (1, 2, 3):
+        store.save(step, "torch", lambda step=step: {"state.pt": {"step": torch.tensor(step)}}, {})  # type: ignore[misc]
+    store.close()
+
+    def unreadable(path: Path) -> str:
+        if path.parent.name == step_name(3):
+            raise OSError(5, "Input/output error")
+        return "wrong" if path.parent.name == step_name(2) else read(path)
+
+    read = module._sha256
+    monkeypatch.setattr(module, "_sha256", unreadable)
+    saved = CheckpointStore(url, ONE, keep=5).latest()
+    assert saved is not None and saved.step == 1
+    assert "cannot be read (Input/output error)" in caplog.text and "state.pt is damaged" in caplog.text
+    monkeypatch.undo()
+    folders = {name.split("/")[0] for name in storage.list_files(url)}
+    aside = {name[11:24]: name for name in folders if name.startswith("unverified-")}
+    assert aside.keys() == {step_name(2), step_name(3)} and len(folders) == 3
+    storage.move_tree(f"{url}/{aside[step_name(3)]}", f"{url}/{step_name(3)}")
+    saved = CheckpointStore(url, ONE, keep=5).latest()
+    assert saved is not None and saved.step == 3
+    assert torch.load(saved.folder / "state.pt", weights_only=True)["step"] == 3
 
 
 @pytest.mark.parametrize("kind", ["local", "remote"])

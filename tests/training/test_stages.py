@@ -125,8 +125,9 @@ def test_loss_that_is_not_finite_names_the_samples(
 
     original = stage.denoising_loss
     monkeypatch.setattr(stage, "denoising_loss", broken)
+    settings = ["denoiser.steps=8", "denoiser.log_every=8", "denoiser.checkpoint_every=2"]
     with pytest.raises(UserError, match=r"not finite at step 4; samples: 0\d\d.*checkpoint of step 2"):
-        run_stage("denoiser", "denoiser.steps=8", "denoiser.log_every=8", "denoiser.checkpoint_every=2")
+        run_stage("denoiser", "denoiser.max_skipped_steps=0", *settings)
     assert not (tmp_path / "denoiser/checkpoints/step-00000004/manifest.json").exists()
 
 
@@ -147,8 +148,9 @@ def test_gradient_that_is_not_finite_is_in_no_checkpoint(
 
     original = stage.denoising_loss
     monkeypatch.setattr(stage, "denoising_loss", steep)
+    settings = ["denoiser.steps=8", "denoiser.log_every=8", "denoiser.checkpoint_every=2"]
     with pytest.raises(UserError, match=r"gradient is not finite at step 4; samples: 0\d\d.*checkpoint of step 2"):
-        run_stage("denoiser", "denoiser.steps=8", "denoiser.log_every=8", "denoiser.checkpoint_every=2")
+        run_stage("denoiser", "denoiser.max_skipped_steps=0", *settings)
     assert torch.isfinite(losses[3]) and not (tmp_path / "denoiser/checkpoints/step-00000004").exists()
 
 

@@ -18,6 +18,9 @@ STAGES = ("autoencoder", "decoder", "denoiser", "align", "distill")
 StageName = Literal["autoencoder", "decoder", "denoiser", "align", "distill"]
 Precision = Literal["fp32", "bf16", "fp16"]
 D = TypeVar("D")
+_WATCHING_STEPS = ("validate_every", "quality_every", "bundle_every", "early_stop_patience", "power_ema_every")
+WATCHING = (*_WATCHING_STEPS, "validate_samples", "quality_samples", "best_by")
+"""What is measured and written meanwhile: it decides nothing that is trained, but whether a run ends early."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +35,15 @@ class StageConfig:
     ema_decay, ema_warmup: decay of the averaged weights; with warm-up it is min(ema_decay, (1+t)/(10+t)).
     checkpoint_every, keep: steps between checkpoints, and how many complete ones stay.
     log_every, grid_every: steps between log lines and between image grids (0: no grids).
+    validate_every, validate_samples: steps between two validations (0: none), and of how many samples of the split
+        `val`, always the same ones with the same noise. Their figures are those of the averaged weights (`val/...`).
+    quality_every, quality_samples: the same for early figures of the product's evaluation (`quality/...`): KID and FID
+        of generated pictures, PSNR and LPIPS of enlarged ones.
+    bundle_every: steps between two writings of the averaged weights so far to `bundle/` (0: only at the end).
+    best_by: held-out figure whose best bundle is kept in `bundle-best/`; "" is the stage's own (`training.held_out`).
+    early_stop_patience: validations without a better `best_by` after which the stage ends; 0 never ends it early.
+    power_ema_every: steps between snapshots of two power-function averages (`training.power_ema`), of which
+        `latentzoom average` makes the average of any length afterwards; 0 keeps none.
     activation_checkpointing, channels_last: memory and speed options of the trained network.
     compile: by torch.compile; null leaves it to `training.tuning`: on CUDA, where shapes stay the same.
     """
@@ -54,6 +66,14 @@ class StageConfig:
     keep: int = 2
     log_every: int = 10
     grid_every: int = 0
+    validate_every: int = 0
+    validate_samples: int = 64
+    quality_every: int = 0
+    quality_samples: int = 256
+    bundle_every: int = 0
+    best_by: str = ""
+    early_stop_patience: int = 0
+    power_ema_every: int = 0
     seed: int = 0
     flip: bool = True
     activation_checkpointing: bool = False
@@ -61,10 +81,12 @@ class StageConfig:
     channels_last: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("global_batch", "checkpoint_every", "keep", "log_every"):
+        for name in ("global_batch", "checkpoint_every", "keep", "log_every", "validate_samples"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "a whole number of at least 1")
-        for name in ("steps", "micro_batch", "warmup_steps", "grid_every"):
+        for name in ("steps", "micro_batch", "warmup_steps", "grid_every", *_WATCHING_STEPS):
             require(getattr(self, name) >= 0, name, getattr(self, name), "a whole number of at least 0")
+        require(self.quality_samples >= 2, "quality_samples", self.quality_samples, "a whole number of at least 2")
+        self._check_watching()
         for name in ("weight_decay", "clip_norm"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "a number of at least 0")
         require(self.lr > 0, "lr", self.lr, "a positive number")
@@ -73,6 +95,15 @@ class StageConfig:
         require(self.schedule in ("constant", "cosine"), "schedule", self.schedule, "'constant' or 'cosine'")
         require(self.precision in ("fp32", "bf16", "fp16"), "precision", self.precision, "'fp32', 'bf16' or 'fp16'")
         require(self.zero_stage in (0, 1, 2, 3), "zero_stage", self.zero_stage, "0, 1, 2 or 3")
+
+    def _check_watching(self) -> None:
+        kind, needed = self.best_by.partition("/")[0], "quality_every" if self.best_by.startswith("quality/") else ""
+        allowed = 'a figure such as "val/loss" or "quality/kid_x256"'
+        require(kind in ("", "val", "quality"), "best_by", self.best_by, allowed)
+        if self.early_stop_patience or self.best_by:
+            needed = needed or "validate_every"
+            name = "early_stop_patience" if self.early_stop_patience else "best_by"
+            require(getattr(self, needed) > 0, name, getattr(self, name), f"only with {needed} above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -386,6 +417,11 @@ def _parse(text: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError:
         return {"True": True, "False": False, "None": None}.get(text, text)
+
+
+def deciding(settings: dict[str, Any]) -> dict[str, Any]:
+    """A stage's settings without those that decide nothing of its outcome."""
+    return settings if settings.get("early_stop_patience") else {k: v for k, v in settings.items() if k not in WATCHING}
 
 
 def is_joint(config: StageConfig) -> bool:

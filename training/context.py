@@ -14,7 +14,8 @@ from pipeline.config import ModelConfig, to_dict
 from pipeline.errors import UserError
 from preprocess.loader import ShardLoader
 from preprocess.manifest import Manifest
-from training.config import StageConfig, is_address, is_joint, model_settings, older_first_stage
+from training.config import WATCHING, StageConfig, is_address, is_joint, model_settings, older_first_stage
+from training.quality import MakeQuality
 from training.reporter import BackgroundReporter, FolderReporter, NullReporter, Reporter
 from training.starts import Origin, sources
 from training.stopping import Stop
@@ -34,6 +35,7 @@ _FREE = {
     "lr",
     "warmup_steps",
     "schedule",
+    *WATCHING,
 }
 
 
@@ -41,7 +43,7 @@ _FREE = {
 class Context:
     """Everything a stage needs to know. `reporters` are built on the main worker only, when training starts.
     part_digests: hash of the weights of each part of the bundle. origins: parts of the bundle that training starts
-    from, and where they come from."""
+    from, and where they come from. make_quality: the product's evaluation, for early figures of quality."""
 
     stage: str
     config: StageConfig
@@ -57,6 +59,7 @@ class Context:
     progress_stream: TextIO | None = None
     part_digests: Mapping[str, str] = field(default_factory=dict)
     origins: Mapping[str, Origin] = field(default_factory=dict)
+    make_quality: MakeQuality | None = None
 
     @property
     def checkpoint_url(self) -> str:
@@ -70,6 +73,7 @@ class Context:
         batch_size: int | None = None,
         split: str = "train",
         main_only: bool = False,
+        shuffle: bool = True,
     ) -> ShardLoader:
         """This worker's batches. `main_only`: a separate small reader for pictures, not shared among workers."""
         identity = self.bundle.autoencoder.identity() if self.bundle is not None and latents else None
@@ -85,6 +89,7 @@ class Context:
             pixels=pixels,
             latents=latents,
             autoencoder_identity=identity,
+            shuffle=shuffle,
         )
 
     def _lr_sizes(self) -> tuple[int, ...]:

@@ -19,7 +19,7 @@ StageName = Literal["autoencoder", "decoder", "denoiser", "align", "distill"]
 Precision = Literal["fp32", "bf16", "fp16"]
 D = TypeVar("D")
 _WATCHING_STEPS = ("validate_every", "quality_every", "bundle_every", "early_stop_patience", "power_ema_every")
-WATCHING = (*_WATCHING_STEPS, "validate_samples", "quality_samples", "best_by")
+WATCHING = (*_WATCHING_STEPS, "validate_samples", "quality_samples", "quality_inception", "best_by")
 """What is measured and written meanwhile: it decides nothing that is trained, but whether a run ends early."""
 
 
@@ -38,7 +38,8 @@ class StageConfig:
     validate_every, validate_samples: steps between two validations (0: none), and of how many samples of the split
         `val`, always the same ones with the same noise. Their figures are those of the averaged weights (`val/...`).
     quality_every, quality_samples: the same for early figures of the product's evaluation (`quality/...`): KID and FID
-        of generated pictures, PSNR and LPIPS of enlarged ones.
+        of generated pictures, PSNR and LPIPS of enlarged ones. quality_inception: weight file as `evaluate --inception`
+        takes it; without it the stand-in's figures, `kid_random_vgg` and `fid_random_vgg`.
     bundle_every: steps between two writings of the averaged weights so far to `bundle/` (0: only at the end).
     best_by: held-out figure whose best bundle is kept in `bundle-best/`; "" is the stage's own (`training.held_out`).
     early_stop_patience: validations without a better `best_by` after which the stage ends; 0 never ends it early.
@@ -70,6 +71,7 @@ class StageConfig:
     validate_samples: int = 64
     quality_every: int = 0
     quality_samples: int = 256
+    quality_inception: str = ""
     bundle_every: int = 0
     best_by: str = ""
     early_stop_patience: int = 0

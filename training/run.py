@@ -260,7 +260,7 @@ def check(context: Context) -> None:
         )
     if config.early_stop_patience and not manifest.splits.get(SPLIT):
         raise UserError(
-            f"{stage}.early_stop_patience = {config.early_stop_patience} needs held-out figures, and {context.data} has "
+            f"{stage}.early_stop_patience = {config.early_stop_patience} needs held-out figures; {context.data} has "
             f"no split {SPLIT!r}; preprocess with --val-fraction 0.02, or set it to 0"
         )
     check_memory(stage, config, model, context.world.size, context.world.device)

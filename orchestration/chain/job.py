@@ -266,6 +266,7 @@ def _train_on_ray(chain: Chain, stage: str, where: dict[str, Any], spec: dict[st
 
 
 def _train_here(chain: Chain, stage: str, where: dict[str, Any], spec: dict[str, Any]) -> TrainResult:
+    from orchestration.evaluation.early import make_quality
     from orchestration.mlflow_reporter import MlflowReporter
     from training.run import train
     from training.stopping import stop_on_signals
@@ -278,6 +279,7 @@ def _train_here(chain: Chain, stage: str, where: dict[str, Any], spec: dict[str,
             reporters=[lambda: MlflowReporter(**spec)],
             device=job.device,
             stop_requested=stop_requested,
+            make_quality=make_quality,
             **where,
         )
 

@@ -45,10 +45,11 @@ def run(arguments: argparse.Namespace, preset: Preset) -> TrainResult:
         if arguments.bundle:
             arguments.bundle = place(pinned_uri(arguments.bundle, store), run_dir, store, local=arguments.local)
         if arguments.local:
+            from orchestration.evaluation.early import make_quality
             from orchestration.mlflow_reporter import MlflowReporter
 
             reporters: list[Callable[[], Reporter]] = [lambda: MlflowReporter(**spec)] if spec else []
-            return cli.train_here(arguments, preset, reporters, still_ours, found)
+            return cli.train_here(arguments, preset, reporters, still_ours, found, make_quality)
         from orchestration.ray_train import launch
 
         low, high = cli.parse_workers(arguments.workers)

@@ -19,7 +19,7 @@ from pipeline import storage
 from pipeline.bundle import UNFINISHED, Bundle, build_autoencoder, build_decoder, build_denoiser, save_bundle
 from pipeline.card import model_card
 from pipeline.config import ModelConfig, to_dict
-from training.config import StageConfig, is_joint
+from training.config import is_joint
 from training.context import Context
 
 NEWEST, BEST = "bundle", "bundle-best"
@@ -27,10 +27,11 @@ _log = logging.getLogger("latentzoom")
 Weights = Mapping[str, Tensor]
 
 
-def weights_by_part(stage: str, config: StageConfig, weights: Weights) -> dict[str, dict[str, Tensor]]:
-    """Part of the bundle → its weights by name, from those of the network that a stage's engine trains."""
+def weights_by_part(stage: str, weights: Weights, *, joint: bool) -> dict[str, dict[str, Tensor]]:
+    """Part of the bundle → its weights by name, from those of the network that a stage's engine trains. joint: encoder
+    and implicit decoder are one network."""
     if stage == "autoencoder":
-        names = ("autoencoder", "decoder") if is_joint(config) else ("autoencoder",)
+        names = ("autoencoder", "decoder") if joint else ("autoencoder",)
         if all(key.startswith(tuple(f"{name}." for name in names)) for key in weights):
             return {n: {k.removeprefix(f"{n}."): v for k, v in weights.items() if k.startswith(f"{n}.")} for n in names}
     return {stage if stage in ("autoencoder", "decoder") else "denoiser": dict(weights)}
@@ -46,7 +47,7 @@ def trained_bundle(context: Context, weights: Weights, steps: int, more: Mapping
         "decoder": build_decoder,
         "denoiser": build_denoiser,
     }
-    found = weights_by_part(context.stage, config, weights)
+    found = weights_by_part(context.stage, weights, joint=is_joint(config))
     parts: dict[str, Any] = {name: getattr(incoming, name, None) for name in build}
     if "autoencoder" in found:
         parts = dict.fromkeys(build)  # the others fit another autoencoder

@@ -9,7 +9,7 @@ section 3.2 and appendix C).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -52,7 +52,9 @@ def inner_products(
 
 def combination(snapshots: Sequence[tuple[int, float]], step: int, length: float) -> tuple[np.ndarray, float]:
     """Coefficients (N,) of the stored averages, given as (step, σ), whose sum comes closest to the average of `length`
-    after `step`; and how far its weighting is from that one's, relative (L2). 0 where the average itself is stored."""
+    after `step`; and how far its weighting is from that one's, relative (L2). 0 where the average itself is stored.
+
+    They sum to one, which the paper does not ask for: what training hardly moves then comes back as it is."""
     steps = np.array([s for s, _ in snapshots])
     gammas = np.array([exponent(sigma) for _, sigma in snapshots])
     at, gamma = np.array([step]), np.array([exponent(length)])
@@ -61,8 +63,10 @@ def combination(snapshots: Sequence[tuple[int, float]], step: int, length: float
     whole = float(inner_products(at, gamma, at, gamma)[0, 0])
     # Lengths and steps differ by orders of magnitude: every weighting at length one keeps the system well-conditioned.
     scale = 1.0 / np.sqrt(np.diag(overlaps))
-    solved, *_ = np.linalg.lstsq(overlaps * scale[:, None] * scale[None, :], wanted * scale, rcond=1e-14)
-    coefficients = solved * scale
+    right = np.stack([wanted, np.ones(len(wanted))], axis=1) * scale[:, None]
+    solved, *_ = np.linalg.lstsq(overlaps * scale[:, None] * scale[None, :], right, rcond=1e-14)
+    free, ones = (solved * scale[:, None]).T
+    coefficients = free + (1.0 - free.sum()) / ones.sum() * ones  # least squares under the condition (Lagrange)
     rest = whole - 2.0 * coefficients @ wanted + coefficients @ overlaps @ coefficients
     return coefficients, float(np.sqrt(max(rest, 0.0) / whole))
 
@@ -104,7 +108,7 @@ class PowerAverages:
 
 
 @torch.no_grad()
-def combined(parts: Sequence[tuple[float, Mapping[str, Tensor]]]) -> dict[str, Tensor]:
+def combined(parts: Iterable[tuple[float, Mapping[str, Tensor]]]) -> dict[str, Tensor]:
     """Σ coefficient · weights by name, summed in float64 → float32."""
     total: dict[str, Tensor] = {}
     for coefficient, tensors in parts:

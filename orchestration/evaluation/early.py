@@ -1,6 +1,6 @@
 """The evaluation as training asks it for early figures: a few hundred samples of the model as it is, without intervals.
 
-`make_quality` is given to `training.run.train`. Figures are those of `latentzoom evaluate` on as many samples: generated
+`make_quality` is given to `training.run.train`. Figures are those of `latentzoom evaluate` on as many samples: made
 pictures by KID (and FID where there are more samples than features), enlarged ones by PSNR and LPIPS.
 """
 

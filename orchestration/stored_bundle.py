@@ -64,7 +64,7 @@ def cached(digest: str, location: str, store: str | None, what: str) -> Path:
 
     store: the tracking store that keeps it; None: `location` is an fsspec URL. what: its name in messages. Where the
     cache cannot be written, a bundle on a local disk is used where it lies."""
-    root = Path(os.environ.get("LATENTZOOM_CACHE") or Path.home() / ".cache" / "latentzoom") / "bundles"
+    root = _root()
     target = root / digest
     try:
         is_there = target.is_dir()
@@ -89,6 +89,19 @@ def cached(digest: str, location: str, store: str | None, what: str) -> Path:
                 if not target.is_dir():
                     raise
     return _checked(target, digest, f"{target} in the cache is damaged; delete this folder and try again")
+
+
+def in_cache(digest: str) -> Path | None:
+    """The bundle with this digest where this machine's cache has it: one of a run that goes on lies nowhere else."""
+    folder = _root() / digest
+    try:
+        return _checked(folder, digest, "another bundle")
+    except (UserError, OSError):
+        return None
+
+
+def _root() -> Path:
+    return Path(os.environ.get("LATENTZOOM_CACHE") or Path.home() / ".cache" / "latentzoom") / "bundles"
 
 
 def _checked(folder: Path, digest: str, complaint: str) -> Path:

@@ -27,7 +27,7 @@ from pipeline.autoencoder import Autoencoder
 from pipeline.config import ModelConfig, from_dict, to_dict
 from pipeline.decoder import ImplicitDecoder
 from pipeline.denoiser import Denoiser
-from pipeline.errors import UserError
+from pipeline.errors import Unreachable, UserError
 from pipeline.importing.content import impostor
 from pipeline.starter import starter_or
 
@@ -127,13 +127,15 @@ def load_bundle(url: str) -> Bundle:
 
 
 def settled(url: str, read: Callable[[], T]) -> T:
-    """What `read` makes of the bundle at `url`. Where it fails while another takes its place, it is read again."""
-    for _ in range(_TRIES):
-        before = _identity(url)
+    """What `read` makes of the bundle at `url`. Where it fails, it is read again as long as another takes its place."""
+    for attempt in range(_TRIES):
+        before = _identity(url) if attempt else b""  # what is sound is not looked at twice
         try:
             return read()
+        except Unreachable:
+            raise
         except (UserError, FileNotFoundError):
-            if _identity(url) == before:
+            if before is not None and _identity(url) == before:
                 raise
     return read()
 

@@ -161,9 +161,12 @@ def _paper(
         "clip_norm": 1.0,
         "checkpoint_every": 2000,
         "grid_every": 2000,
+        "validate_every": 2000,
+        "bundle_every": 2000,
         "log_every": 50,
         "channels_last": True,
     }
+    judged = {**common, "quality_every": 10_000}
     low, high = model.latent_size, model.image_size
     is_drawn = model.autoencoder.kind == "kl"
     return Preset(
@@ -179,7 +182,7 @@ def _paper(
             warmup_steps=warmup_steps,
             loss=loss,
             sample_latents=is_drawn,
-            **common,
+            **judged,
         ),
         align=AlignStage(
             steps=50_000,
@@ -191,7 +194,7 @@ def _paper(
             crop_cells=12,
             context_cells=4,
             sample_latents=is_drawn,
-            **common,
+            **judged,
         ),
         distill=DistillStage(
             steps=30_000,
@@ -202,7 +205,7 @@ def _paper(
             max_size=high,
             crop_cells=12,
             context_cells=4,
-            **common,
+            **judged,
         ),
     )
 

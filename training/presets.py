@@ -33,7 +33,8 @@ def demo(minutes: float = 10.0) -> Preset:
 
     def steps(num: int) -> dict[str, Any]:
         num = max(20, round(num * effort))
-        return {"steps": num, "grid_every": max(10, num // 4)}
+        often = {"validate_every": max(10, num // 2), "validate_samples": 16, "bundle_every": 100}
+        return {"steps": num, "grid_every": max(10, num // 4), **often}
 
     return Preset(
         name="demo",
@@ -126,6 +127,9 @@ def starter() -> Preset:
             checkpoint_every=500,
             log_every=100,
             grid_every=2000,
+            validate_every=2000,
+            validate_samples=32,
+            bundle_every=500,
         ),
     )
 
@@ -156,6 +160,9 @@ def starter_sharp() -> Preset:
             checkpoint_every=250,
             log_every=50,
             grid_every=500,
+            validate_every=500,
+            validate_samples=16,
+            bundle_every=250,
         ),
     )
 
@@ -167,6 +174,9 @@ def debug() -> Preset:
         "global_batch": 4,
         "log_every": 1,
         "checkpoint_every": 2,
+        "validate_every": 2,
+        "validate_samples": 4,
+        "bundle_every": 2,
         "ema_decay": 0.9,
         "lr": 1e-3,
     }

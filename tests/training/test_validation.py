@@ -252,7 +252,7 @@ def test_raised_steps_say_what_becomes_of_a_cosine(
 ) -> None:
     config = StageConfig(steps=100, lr=1.0, schedule="cosine")
     assert prolonged(config, 50, 50) == (
-        "100 steps in place of 50; the learning rate goes on along the longer cosine: 0 at step 50, 0.485 at the next"
+        "100 steps in place of 50; the learning rate goes on along the longer cosine: 0 at step 50, 0.484 at the next"
     )
     assert prolonged(config, 50, 100) == "" == prolonged(config, 100, 50)
     assert prolonged(StageConfig(steps=100), 50, 50) == "100 steps in place of 50"

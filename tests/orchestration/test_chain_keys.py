@@ -60,6 +60,13 @@ def test_a_change_of_the_model_makes_anew_what_it_decides(pictures, tmp_path, ch
     assert changed == names[names.index(first_changed) :]
 
 
+def test_what_is_only_measured_makes_nothing_anew(pictures, tmp_path):
+    watching = ["align.validate_every=7", "align.quality_every=9", "align.bundle_every=3", "decoder.best_by=val/l1"]
+    assert keys(pictures, tmp_path) == keys(pictures, tmp_path, *watching)
+    early = keys(pictures, tmp_path, "align.early_stop_patience=2")
+    assert [name for name in early if early[name] != keys(pictures, tmp_path)[name]][0] == "align"
+
+
 def test_an_autoencoder_is_continued_when_the_decoder_is_chosen_anew(pictures, tmp_path):
     preprocess(settings(pictures, tmp_path / "pixels"))
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from small_shop import Shop
 
 from pipeline import storage
-from pipeline.bundle import UNFINISHED, Bundle, load_bundle, save_bundle
+from pipeline.bundle import UNFINISHED, Bundle, _load_bundle, load_bundle, save_bundle
 from pipeline.errors import Stopped, UserError
 from training.presets import debug
 from training.run import TrainResult
@@ -64,6 +64,30 @@ def test_whoever_reads_during_a_swap_finds_one_bundle_or_none(shop: Shop, tmp_pa
     assert failures == [] and len(seen) == 12
     if kind == "local":
         assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+@pytest.mark.parametrize("kind", ["local", "remote"])
+def test_a_writer_that_is_killed_at_any_file_leaves_one_bundle_or_none(
+    shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    url = str(tmp_path / "bundle") if kind == "local" else f"memory://{tmp_path.name}/bundle"
+    parts = load_bundle(shop.bundle)
+    save_bundle(url, Bundle(parts.config, parts.autoencoder, parts.decoder, parts.denoiser, meta={"number": 1}))
+    seen: list[object] = []
+    publish = storage.publish_file
+
+    def look(local_path: str | Path, target: str) -> None:
+        publish(local_path, target)
+        there = storage.exists(storage.join(url, "config.json"))
+        seen.append(_load_bundle(url).meta["number"] if there else None)
+
+    monkeypatch.setattr(storage, "publish_file", look)
+    assert parts.denoiser is not None
+    with torch.no_grad():
+        next(parts.denoiser.parameters()).add_(1.0)
+    save_bundle(url, Bundle(parts.config, parts.autoencoder, None, parts.denoiser, meta={"number": 2}))
+    assert seen == [1] * 4 if kind == "local" else seen == [None, None, None, 2]
+    assert load_bundle(url).meta["number"] == 2 and load_bundle(url).decoder is None
 
 
 def test_a_swap_that_fails_leaves_the_old_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,6 +142,7 @@ def test_newest_and_best_bundles_hold_the_averaged_weights(run_stage: Run, watch
         for key, tensor in found.denoiser.state_dict().items():
             assert torch.equal(tensor, averages[f"0:{key}"])
         assert found.autoencoder.identity() == incoming.autoencoder.identity()
+        assert "written while training went on, after step 1 of 8" in found.card
         assert found.meta[UNFINISHED] == {"step": 1, "of": 8} and found.meta["stages"]["denoiser"]["steps"] == 1
     assert load_bundle(str(run_dir / "bundle-best")).meta["best"]["figure"] == "val/loss"
     result = run_stage("denoiser", "denoiser.steps=8", "denoiser.bundle_every=1", "denoiser.validate_every=1",

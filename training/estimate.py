@@ -70,7 +70,7 @@ def estimate(stage: str, config: StageConfig, model: ModelConfig, num_workers: i
     if config.activation_checkpointing:
         enable_activation_checkpointing(case.trained)
     num = sum(p.numel() for p in case.trained.parameters())
-    num_frozen = sum(p.numel() for p in case.frozen.parameters()) if case.frozen is not None else 0
+    num_behind = num_frozen = sum(p.numel() for p in case.frozen.parameters()) if case.frozen is not None else 0
     saved, behind = _SavedBytes(), _SavedBytes()
     with _FusedAttention():
         with torch.autograd.graph.saved_tensors_hooks(saved.pack, saved.unpack):
@@ -86,6 +86,8 @@ def estimate(stage: str, config: StageConfig, model: ModelConfig, num_workers: i
     state = _state_bytes(num, config, num_workers) + 4 * num_frozen
     if config.grid_every or config.validate_every or config.quality_every:
         state += 4 * num  # the averaged network of grids and held-out figures
+    if config.validate_every:
+        state += 4 * num_behind  # their own copy of the frozen decoder
     return Estimate(num, num_frozen, state, activations, flops * config.global_batch)
 
 

@@ -166,7 +166,7 @@ def starter_sharp() -> Preset:
             log_every=50,
             grid_every=500,
             validate_every=500,
-            validate_samples=16,
+            validate_samples=8,
             bundle_every=250,
         ),
     )

@@ -11,11 +11,12 @@ from pipeline.config import ModelConfig
 from pipeline.metrics.lpips import Lpips
 from training.config import AutoencoderStage, DecoderStage, StageConfig, is_joint
 from training.estimate import _FusedAttention, _meta_case, estimate
-from training.presets import PRESETS, get_preset
+from training.presets import get_preset
 from training.stage_figures import LEVELS, SCALES, three_sizes
 
 _SAMPLER_STEPS = 20
-LARGE = [name for name in PRESETS if name not in ("debug", "demo")]  # demo was timed: it is all overhead
+LARGE = ["starter", "starter-sharp", "ffhq-256", "celebahq-sr-16-128", "div2k-sr"]
+"""The others have the same shapes; `demo`, which is all overhead, was timed (docs/verbs/train.md)."""
 
 
 def flops(run: object) -> float:

@@ -17,6 +17,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "preprocess": ("orchestration.verbs.preprocess", "images → shards with cached latents (and: verify)"),
     "train": ("orchestration.verbs.train", "one stage: autoencoder, decoder, denoiser or align"),
     "runs": ("orchestration.verbs.runs", "how far training runs are, and their curves"),
+    "average": ("orchestration.verbs.average", "a run's bundle with weights averaged over another length"),
     "evaluate": ("orchestration.verbs.evaluate", "figures of a model on a data set"),
     "register": ("orchestration.verbs.register", "a bundle → a new version with alias candidate"),
     "promote": ("orchestration.verbs.promote", "candidate → champion, if it is better"),

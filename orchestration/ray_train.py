@@ -195,6 +195,8 @@ def _worker(arguments: dict[str, Any]) -> dict[str, Any]:
     import ray.train
     import torch.distributed as dist
 
+    from orchestration.evaluation.early import make_quality
+
     stream = RelayStream(arguments["channel"], arguments["is_terminal"])
     log = logging.getLogger("latentzoom")
     log.handlers, log.propagate = [stream.logging_handler()], False
@@ -216,6 +218,7 @@ def _worker(arguments: dict[str, Any]) -> dict[str, Any]:
             progress_stream=cast(TextIO, stream),
             places=arguments["places"],
             profile=arguments["profile"],
+            make_quality=make_quality,
         )
     except Stopped as notice:
         return {"stopped": str(notice)}

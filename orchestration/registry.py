@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -26,7 +27,7 @@ from orchestration.stored_bundle import bundle_digest as bundle_digest
 from orchestration.stored_bundle import cached, copy_checked
 from orchestration.stored_bundle import verify_bundle as verify_bundle
 from pipeline import storage
-from pipeline.bundle import load_bundle, missing_parts
+from pipeline.bundle import UNFINISHED, load_bundle, missing_parts, settled
 from pipeline.config import to_dict
 from pipeline.errors import UserError
 from pipeline.starter import starter_or
@@ -76,7 +77,7 @@ def register(
     check_name(name)
     bundle_url = starter_or(bundle_url)
     with tempfile.TemporaryDirectory(prefix="latentzoom-register-") as temporary:
-        folder = copy_checked(bundle_url, Path(temporary) / "bundle")
+        folder = settled(bundle_url, lambda: _fresh_copy(bundle_url, Path(temporary)))
         bundle = load_bundle(str(folder))
         config = storage.read_json(str(folder / "config.json"))
         if report is not None and report.get("bundle_digest") not in (None, bundle_digest(folder)):
@@ -96,6 +97,11 @@ def register(
                 raise
             tracking.client(uri).set_registered_model_alias(name, CANDIDATE, version)
     return Version(name=name, version=version, model_id=model_id, run_id=own_run, tags=all_tags)
+
+
+def _fresh_copy(bundle_url: str, scratch: Path) -> Path:
+    shutil.rmtree(scratch / "bundle", ignore_errors=True)
+    return copy_checked(bundle_url, scratch / "bundle")
 
 
 def check_name(name: str) -> None:
@@ -227,9 +233,7 @@ def resolve(uri: str, *, tracking_uri: str | None = None) -> Path:
     uri = starter_or(uri)
     if not uri.startswith("models:/"):
         if storage.is_local(uri):
-            folder = Path(storage.filesystem(uri)[1])
-            verify_bundle(folder)
-            return folder
+            return settled(uri, lambda: _local(uri))
         digest = storage.sha256_bytes(storage.read_bytes(storage.join(uri, "config.json")))
         return cached(digest, uri, None, "the bundle")
     name, which = parse_model_uri(uri)
@@ -239,6 +243,15 @@ def resolve(uri: str, *, tracking_uri: str | None = None) -> Path:
     if not digest:
         raise UserError(f"{version.uri} holds no bundle; it was not registered by `latentzoom register`")
     return cached(digest, bundle_place(version, store), store, f"the bundle of {version.uri}")
+
+
+def _local(uri: str) -> Path:
+    """A bundle on a local disk where it lies, or a copy of one whose run goes on: a newer one may take its place while
+    it is being used."""
+    folder = Path(storage.filesystem(uri)[1])
+    if verify_bundle(folder).get("meta", {}).get(UNFINISHED) is None:
+        return folder
+    return cached(bundle_digest(folder), str(folder), None, "the bundle")
 
 
 def bundle_place(version: Version, store: str) -> str:

@@ -94,6 +94,15 @@ def cached(digest: str, location: str, store: str | None, what: str) -> Path:
     return _checked(target, digest, f"{target} in the cache is damaged; delete this folder and try again")
 
 
+def in_cache(digest: str) -> Path | None:
+    """The bundle with this digest where this machine's cache has it: one of a run that goes on lies nowhere else."""
+    folder = cache_folder() / "bundles" / digest
+    try:
+        return _checked(folder, digest, "another bundle")
+    except (UserError, OSError):
+        return None
+
+
 def _checked(folder: Path, digest: str, complaint: str) -> Path:
     if not (folder / "config.json").is_file():
         raise UserError(f"no bundle at {folder}: it has no config.json")

@@ -11,10 +11,10 @@ from __future__ import annotations
 import contextlib
 import json
 import tempfile
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -27,13 +27,17 @@ from pipeline.autoencoder import Autoencoder
 from pipeline.config import ModelConfig, from_dict, to_dict
 from pipeline.decoder import ImplicitDecoder
 from pipeline.denoiser import Denoiser
-from pipeline.errors import UserError
+from pipeline.errors import Unreachable, UserError
 from pipeline.importing.content import impostor
 from pipeline.migrations import CONFIG_VERSION, MODEL_MIGRATIONS, migrated
 from pipeline.starter import starter_or
 
+T = TypeVar("T")
+_TRIES = 5
 FORMAT = "latentzoom-bundle/1"
 PARTS = ("autoencoder", "decoder", "denoiser")
+UNFINISHED = "unfinished"
+"""In the meta of a bundle whose run was going on when it was written: step, of. A newer one may take its place."""
 FILES = frozenset({"config.json", "README.md", *(f"{part}.safetensors" for part in PARTS)})
 """Everything that a bundle's folder may hold."""
 
@@ -95,6 +99,9 @@ def save_bundle(url: str, bundle: Bundle, *, overwrite: bool = True) -> None:
         Path(folder, "config.json").write_text(text)
         if not overwrite:
             check_vacant(url, text)
+        if overwrite and set(storage.list_folder(url)) <= FILES:
+            storage.replace_dir(folder, url, last="config.json")
+            return
         storage.publish_dir(folder, url, last="config.json")
         for name in FILES - {path.name for path in Path(folder).iterdir()}:
             if storage.exists(storage.join(url, name)):  # of a bundle that had more parts
@@ -116,8 +123,33 @@ def check_vacant(url: str, config: str | None = None) -> None:
 
 def load_bundle(url: str) -> Bundle:
     """Load a bundle folder, or starter:LOOK, onto the CPU in evaluation mode. Raises `UserError` naming the file that
-    is missing, damaged (SHA-256), or does not fit its configuration."""
+    is missing, damaged (SHA-256), or does not fit its configuration. One that is replaced meanwhile is read again."""
     url = starter_or(url) if url.startswith("starter:") else url
+    return settled(url, lambda: _load_bundle(url))
+
+
+def settled(url: str, read: Callable[[], T]) -> T:
+    """What `read` makes of the bundle at `url`. Where it fails, it is read again as long as another takes its place."""
+    for attempt in range(_TRIES):
+        before = _identity(url) if attempt else b""  # what is sound is not looked at twice
+        try:
+            return read()
+        except Unreachable:
+            raise
+        except (UserError, FileNotFoundError):
+            if before is not None and _identity(url) == before:
+                raise
+    return read()
+
+
+def _identity(url: str) -> bytes | None:
+    try:
+        return storage.read_bytes(storage.join(url, "config.json"))
+    except (UserError, OSError):
+        return None
+
+
+def _load_bundle(url: str) -> Bundle:
     raw = _checked_config(url)
     bundle = _built(url, raw)
     for name in PARTS:

@@ -33,6 +33,8 @@ def model_card(config: ModelConfig, meta: Mapping[str, Any], *, data: str = "", 
         f"- data: {data or 'not recorded'}",
         f"- weights: {meta.get('weights', 'not recorded')}",
     ]
+    if isinstance(going_on := meta.get("unfinished"), Mapping):
+        lines.append(f"- written while training went on, after step {going_on.get('step')} of {going_on.get('of')}")
     for name, stage in meta.get("stages", {}).items():
         if isinstance(stage, Mapping):
             settings = stage.get("settings", {})

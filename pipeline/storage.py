@@ -216,6 +216,49 @@ def publish_dir(local_dir: str | Path, url: str, last: str | None = None) -> Non
         publish_file(temporary, join(url, name))
 
 
+def replace_dir(local_dir: str | Path, url: str, last: str) -> None:
+    """Copy the files under `local_dir` to the folder `url` in place of all that it holds. Whoever looks finds the old
+    folder, the new one, or for a moment none, but no mixture. On an object store `last` (a relative name) goes first
+    and comes last: without it the folder counts as absent."""
+    fs, path = filesystem(url)
+    if not isinstance(fs, LocalFileSystem):
+        if exists(join(url, last)):
+            with reaching(url):
+                fs.rm_file(fs._strip_protocol(join(url, last)))
+        publish_dir(local_dir, url, last)
+        return
+    target = Path(path).resolve()
+    fresh, old = (_beside(target, kind) for kind in ("new", "old"))
+    try:
+        publish_dir(local_dir, str(fresh), last)
+        if target.exists():
+            target.rename(old)
+        try:
+            fresh.rename(target)
+        except OSError:
+            if old.exists():
+                old.rename(target)
+            raise
+        _fsync_dir(target.parent)
+    finally:
+        for folder in (fresh, old):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_unfinished(url: str) -> None:
+    """Delete what a `replace_dir` of `url` left behind that was killed. Nobody may be writing there."""
+    fs, path = filesystem(url)
+    if isinstance(fs, LocalFileSystem):
+        target = Path(path).resolve()
+        for kind in ("new", "old"):
+            for folder in target.parent.glob(f".{target.name}.*.{kind}"):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _beside(target: Path, kind: str) -> Path:
+    return target.with_name(f".{target.name}.{os.getpid()}.{kind}")
+
+
 def list_files(url: str) -> list[str]:
     """Relative names of all files under `url`, sorted. Empty when the folder does not exist."""
     fs, path = filesystem(url)

@@ -16,6 +16,7 @@ from training.reporter import Reporter
 from training.stopping import stop_on_signals
 
 if TYPE_CHECKING:
+    from training.quality import MakeQuality
     from training.run import TrainResult
 
 
@@ -44,6 +45,7 @@ def parser(prog: str = "latentzoom train") -> argparse.ArgumentParser:
         metavar="NAME=VALUE",
         help="a setting of the preset, such as align.lr=1e-6",
     )
+    parser.add_argument("--steps", type=int, metavar="N", help="steps of the stage; raised later, the run goes on")
     parser.add_argument(
         "--local", action="store_true", help="no Ray: this process, or those that torchrun started beside it"
     )
@@ -99,7 +101,9 @@ def main(argv: Sequence[str] | None = None, *, run: Run | None = None) -> int:
 def _run(arguments: argparse.Namespace, run: Run) -> int:
     from training.starts import with_init
 
-    preset = with_init(override(get_preset(arguments.preset), arguments.set), arguments.stage, arguments.init)
+    steps = [] if arguments.steps is None else [f"{arguments.stage}.steps={arguments.steps}"]
+    preset = override(get_preset(arguments.preset), [*arguments.set, *steps])
+    preset = with_init(preset, arguments.stage, arguments.init)
     arguments.local = arguments.local or arguments.engine == "local"
     if arguments.dry_run:
         from training.estimate import dry_run
@@ -130,6 +134,7 @@ def train_here(
     reporters: list[Callable[[], Reporter]] | None = None,
     still_ours: Callable[[], None] = lambda: None,
     places: Mapping[str, str] | None = None,
+    make_quality: MakeQuality | None = None,
 ) -> TrainResult:
     """Train in this process; SIGTERM and Ctrl-C lead to a checkpoint at the next report, a second one stops at once."""
     import torch
@@ -151,6 +156,7 @@ def train_here(
             stop_requested=stop_requested,
             places=places,
             profile=arguments.profile,
+            make_quality=make_quality,
         )
 
 

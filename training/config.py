@@ -21,6 +21,9 @@ D = TypeVar("D")
 HOW_ONLY = frozenset({"max_skipped_steps", "loader_threads", "batches_ahead", "shards_ahead"})
 """Settings of every stage that came later and decide how a run goes, not what it makes: they may change when it goes
 on, and finished steps of a pipeline stay finished."""
+_WATCHING_STEPS = ("validate_every", "quality_every", "bundle_every", "early_stop_patience", "power_ema_every")
+WATCHING = (*_WATCHING_STEPS, "validate_samples", "quality_samples", "quality_inception", "best_by")
+"""What is measured and written meanwhile: it decides nothing that is trained, but whether a run ends early."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +44,16 @@ class StageConfig:
     shards_ahead: of the next window of 64 shards, fetched while this one is read (into a cache that the workers of a
         machine share).
     log_every, grid_every: steps between log lines and between image grids (0: no grids).
+    validate_every, validate_samples: steps between two validations (0: none), and of how many samples of the split
+        `val`, always the same ones with the same noise. Their figures are those of the averaged weights (`val/...`).
+    quality_every, quality_samples: the same for early figures of the product's evaluation (`quality/...`): KID and FID
+        of generated pictures, PSNR and LPIPS of enlarged ones. quality_inception: weight file as `evaluate --inception`
+        takes it; without it the stand-in's figures, `kid_random_vgg` and `fid_random_vgg`.
+    bundle_every: steps between two writings of the averaged weights so far to `bundle/` (0: only at the end).
+    best_by: held-out figure whose best bundle is kept in `bundle-best/`; "" is the stage's own (`training.held_out`).
+    early_stop_patience: validations without a better `best_by` after which the stage ends; 0 never ends it early.
+    power_ema_every: steps between snapshots of two power-function averages (`training.power_ema`), of which
+        `latentzoom average` makes the average of any length afterwards; 0 keeps none.
     activation_checkpointing: less memory, more time. channels_last: faster convolutions where there are no group norms;
         CUDA's put their channels first again.
     compile: by torch.compile; null leaves it to `training.tuning`: on CUDA, where shapes stay the same.
@@ -65,6 +78,15 @@ class StageConfig:
     max_skipped_steps: int = 10
     log_every: int = 10
     grid_every: int = 0
+    validate_every: int = 0
+    validate_samples: int = 64
+    quality_every: int = 0
+    quality_samples: int = 256
+    quality_inception: str = ""
+    bundle_every: int = 0
+    best_by: str = ""
+    early_stop_patience: int = 0
+    power_ema_every: int = 0
     seed: int = 0
     flip: bool = True
     activation_checkpointing: bool = False
@@ -75,10 +97,14 @@ class StageConfig:
     shards_ahead: int = 64
 
     def __post_init__(self) -> None:
-        for name in ("global_batch", "checkpoint_every", "keep", "log_every", "loader_threads", "batches_ahead"):
+        names = ("global_batch", "checkpoint_every", "keep", "log_every", "loader_threads", "batches_ahead")
+        for name in (*names, "validate_samples"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "a whole number of at least 1")
-        for name in ("steps", "micro_batch", "warmup_steps", "grid_every", "max_skipped_steps", "shards_ahead"):
+        names = ("steps", "micro_batch", "warmup_steps", "grid_every", "max_skipped_steps", "shards_ahead")
+        for name in (*names, *_WATCHING_STEPS):
             require(getattr(self, name) >= 0, name, getattr(self, name), "a whole number of at least 0")
+        require(self.quality_samples >= 2, "quality_samples", self.quality_samples, "a whole number of at least 2")
+        self._check_watching()
         for name in ("weight_decay", "clip_norm"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "a number of at least 0")
         require(self.lr > 0, "lr", self.lr, "a positive number")
@@ -87,6 +113,15 @@ class StageConfig:
         require(self.schedule in ("constant", "cosine"), "schedule", self.schedule, "'constant' or 'cosine'")
         require(self.precision in ("fp32", "bf16", "fp16"), "precision", self.precision, "'fp32', 'bf16' or 'fp16'")
         require(self.zero_stage in (0, 1, 2, 3), "zero_stage", self.zero_stage, "0, 1, 2 or 3")
+
+    def _check_watching(self) -> None:
+        kind, needed = self.best_by.partition("/")[0], "quality_every" if self.best_by.startswith("quality/") else ""
+        allowed = 'a figure such as "val/loss" or "quality/kid_x256"'
+        require(kind in ("", "val", "quality"), "best_by", self.best_by, allowed)
+        if self.early_stop_patience or self.best_by:
+            needed = needed or "validate_every"
+            name = "early_stop_patience" if self.early_stop_patience else "best_by"
+            require(getattr(self, needed) > 0, name, getattr(self, name), f"only with {needed} above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -402,6 +437,12 @@ def _parse(text: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError:
         return {"True": True, "False": False, "None": None}.get(text, text)
+
+
+def deciding(settings: dict[str, Any]) -> dict[str, Any]:
+    """A stage's settings without those that decide nothing of its outcome."""
+    free = HOW_ONLY if settings.get("early_stop_patience") else HOW_ONLY.union(WATCHING)
+    return {name: value for name, value in settings.items() if name not in free}
 
 
 def is_joint(config: StageConfig) -> bool:

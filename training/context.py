@@ -14,8 +14,9 @@ from pipeline.config import ModelConfig, to_dict
 from pipeline.errors import UserError, plain_without_secrets
 from preprocess.loader import ShardLoader
 from preprocess.manifest import Manifest
-from training.config import HOW_ONLY, StageConfig, is_address, is_joint, model_settings
+from training.config import HOW_ONLY, WATCHING, StageConfig, is_address, is_joint, model_settings
 from training.migrations import Kept, in_todays_terms
+from training.quality import MakeQuality
 from training.reporter import BackgroundReporter, FolderReporter, NullReporter, Reporter
 from training.starts import Origin, sources
 from training.stopping import Stop
@@ -36,6 +37,7 @@ _FREE = {
     "warmup_steps",
     "schedule",
     *HOW_ONLY,
+    *WATCHING,
 }
 
 
@@ -44,7 +46,8 @@ class Context:
     """Everything a stage needs to know. `reporters` are built on the main worker only, when training starts.
     part_digests: hash of the weights of each part of the bundle. origins: parts of the bundle that training starts
     from, and where they come from. as_begun: settings that a run of an earlier version keeps (`training.migrations`).
-    profile: optimizer steps to watch (`training.profiling`)."""
+    profile: optimizer steps to watch (`training.profiling`). make_quality: the product's evaluation, for early figures
+    of quality."""
 
     stage: str
     config: StageConfig
@@ -62,6 +65,7 @@ class Context:
     origins: Mapping[str, Origin] = field(default_factory=dict)
     as_begun: Kept = field(default_factory=dict)
     profile: int = 0
+    make_quality: MakeQuality | None = None
 
     @property
     def checkpoint_url(self) -> str:
@@ -75,6 +79,7 @@ class Context:
         batch_size: int | None = None,
         split: str = "train",
         main_only: bool = False,
+        shuffle: bool = True,
     ) -> ShardLoader:
         """This worker's batches. `main_only`: a separate small reader for pictures, not shared among workers."""
         identity = self.bundle.autoencoder.identity() if self.bundle is not None and latents else None
@@ -93,6 +98,7 @@ class Context:
             num_threads=1 if main_only else self.config.loader_threads,
             batches_ahead=1 if main_only else self.config.batches_ahead,
             shards_ahead=0 if main_only else self.config.shards_ahead,
+            shuffle=shuffle,
         )
 
     def _lr_sizes(self) -> tuple[int, ...]:

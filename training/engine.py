@@ -12,6 +12,7 @@ import logging
 import os
 import tempfile
 import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,6 +31,7 @@ from training.not_finite import skip_unless_finite
 from training.older_checkpoints import readable
 from training.optim import make_optimizer, set_lr
 from training.plain_engine import DTYPES, PlainEngine, autocast_to, cast
+from training.power_ema import PowerAverages
 from training.tuning import compile_where_it_pays
 from training.world import World
 
@@ -40,6 +42,7 @@ class Engine(Protocol):
     name: str
     module: nn.Module
     world: World
+    power: PowerAverages
     stall: float
     """Seconds that optimizer steps waited for a snapshot to be copied."""
 
@@ -61,6 +64,14 @@ class Engine(Protocol):
 
     def averaged(self) -> dict[str, Tensor] | None:
         """Whole averaged weights by name on the main worker, None on the others. Collective."""
+
+    def average_into(self, tensors: Mapping[str, Tensor]) -> None:
+        """Fill tensors on the device, one for each trained parameter's name, with the averaged weights, on every
+        worker. Collective."""
+
+    def power_averages(self) -> dict[float, dict[str, Tensor]] | None:
+        """Length → whole power-function average by name (`training.power_ema`) on the main worker, None on the others.
+        Collective."""
 
 
 def make_engine(module: nn.Module, config: StageConfig, world: World, *, deepspeed: bool) -> Engine:
@@ -162,6 +173,7 @@ class DeepSpeedEngine:
         if exact:
             self._restore_masters(exact)
         self.ema = Ema(self._fragments)
+        self.power = PowerAverages(self._fragments, config)
         self._copies, self.stall = CpuCopies(), 0.0
         self._snapshot: Snapshot | None = None
 
@@ -185,6 +197,7 @@ class DeepSpeedEngine:
             skip_unless_finite(self._optimizer, whole_norm)
         self._engine.step()
         self.ema.update(self._fragments, decay_at(step, self.config.ema_decay, self.config.ema_warmup))
+        self.power.update(self._fragments, step)
         norm = whole_norm if whole_norm is not None else self._engine.get_global_grad_norm()
         norm = float("nan") if norm is None else norm
         # DeepSpeed says a number of a step that it left out. Figures of many steps are read at once, from one device.
@@ -209,6 +222,8 @@ class DeepSpeedEngine:
             self._engine.checkpoint_engine = original
         if self.config.zero_stage or self.world.is_main:
             files[f"ema-{self.world.rank:05d}.safetensors"] = to_tensors(self._averages())
+            if power := self.power.tensors(self._fragments):
+                files[f"power-{self.world.rank:05d}.safetensors"] = power
         self._snapshot = Snapshot(files, self._copies)
         return self._snapshot
 
@@ -221,22 +236,43 @@ class DeepSpeedEngine:
         parts = [load_file(path) for path in sorted(folder.glob("ema-*.safetensors"))]
         shapes = {name: _full_shape(p) for name, p in self.module.named_parameters() if p.requires_grad}
         self.ema.load(self._fragments, assemble(parts, shapes))
+        power = [load_file(path) for path in sorted(folder.glob("power-*.safetensors"))]
+        self.power.load(self._fragments, power, shapes)
 
     def averaged(self) -> dict[str, Tensor] | None:
-        by_name = {fragment.name: fragment for fragment in self._averages()}
+        return self._on_main(self._averages())
+
+    @torch.no_grad()
+    def average_into(self, tensors: Mapping[str, Tensor]) -> None:
+        for name, shape, whole in self._in_place(self._averages()):
+            if self.world.size > 1:
+                torch.distributed.all_reduce(whole)
+            tensors[name].copy_(whole.view(shape))
+
+    def power_averages(self) -> dict[float, dict[str, Tensor]] | None:
+        found = {length: self._on_main(parts) for length, parts in self.power.fragments(self._fragments).items()}
+        return {length: full for length, full in found.items() if full is not None} if self.world.is_main else None
+
+    def _on_main(self, fragments: list[Fragment]) -> dict[str, Tensor] | None:
         full: dict[str, Tensor] = {}
+        for name, shape, whole in self._in_place(fragments):
+            if self.world.size > 1:
+                torch.distributed.reduce(whole, dst=0)
+            if self.world.is_main:
+                full[name] = whole.cpu().reshape(shape)
+        return full if self.world.is_main else None
+
+    def _in_place(self, fragments: list[Fragment]) -> Iterator[tuple[str, tuple[int, ...], Tensor]]:
+        """Name, shape and a flat tensor of each trained parameter: this worker's part of it, zeros elsewhere."""
+        by_name = {fragment.name: fragment for fragment in fragments}
         for name, parameter in self.module.named_parameters():
             if not parameter.requires_grad:
                 continue
             shape = _full_shape(parameter)
             whole = torch.zeros(int(torch.Size(shape).numel()), device=self.world.device)
             if (fragment := by_name.get(name)) is not None and (self.config.zero_stage or self.world.is_main):
-                whole[fragment.start : fragment.start + fragment.numel] = fragment.tensor
-            if self.world.size > 1:
-                torch.distributed.reduce(whole, dst=0)
-            if self.world.is_main:
-                full[name] = whole.cpu().reshape(shape)
-        return full if self.world.is_main else None
+                whole[fragment.start : fragment.start + fragment.numel] = fragment.tensor.view(-1)
+            yield name, shape, whole
 
     def _averages(self) -> list[Fragment]:
         return self.ema.fragments(self._fragments)

@@ -52,3 +52,6 @@ class DdpEngine(PlainEngine):
 
     def averaged(self) -> dict[str, Tensor] | None:
         return super().averaged() if self.world.is_main else None
+
+    def power_averages(self) -> dict[float, dict[str, Tensor]] | None:
+        return super().power_averages() if self.world.is_main else None

@@ -27,6 +27,7 @@ from pipeline.geometry import Size
 from pipeline.progress import format_seconds
 from training.config import AlignStage, AutoencoderStage, DecoderStage, DistillStage, Preset, StageConfig, is_joint
 from training.engine import accumulation_steps, bucket_size, enable_activation_checkpointing, frozen_dtype
+from training.power_ema import LENGTHS
 from training.reconstruction import Reconstruction, joint_first_stage
 from training.targets import draw_target, largest_target, render_target
 from training.zoom import draw_zoom, largest_zoom
@@ -71,7 +72,7 @@ def estimate(
     if config.activation_checkpointing:
         enable_activation_checkpointing(case.trained)
     num = sum(p.numel() for p in case.trained.parameters())
-    num_frozen = sum(p.numel() for p in case.frozen.parameters()) if case.frozen is not None else 0
+    num_behind = num_frozen = sum(p.numel() for p in case.frozen.parameters()) if case.frozen is not None else 0
     saved, behind = _SavedBytes(), _SavedBytes()
     with _FusedAttention():
         with torch.autograd.graph.saved_tensors_hooks(saved.pack, saved.unpack):
@@ -86,8 +87,10 @@ def estimate(
         num_frozen += num  # the teacher
         flops += _teacher_flops(config, model)
     state = _state_bytes(num, config, num_workers) + 4 * num_frozen
-    if config.grid_every:
-        state += 4 * num  # the averaged network that the main worker draws its grids with
+    if config.grid_every or config.validate_every or config.quality_every:
+        state += 4 * num  # the averaged network of grids and held-out figures
+    if config.validate_every:
+        state += 4 * num_behind  # their own copy of the frozen decoder
     return Estimate(num, num_frozen, state, activations, flops * config.global_batch)
 
 
@@ -121,7 +124,8 @@ def _state_bytes(num: int, config: StageConfig, num_workers: int) -> int:
     weights = num * width // (split if config.zero_stage >= 3 else 1)
     gradients = num * width // (split if config.zero_stage >= 2 else 1)
     masters = 4 if config.precision == "fp16" or config.zero_stage in (1, 2) else 0
-    optimizer = num * (masters + 8 + 4) // (split if config.zero_stage >= 1 else 1)
+    powers = 4 * len(LENGTHS) if config.power_ema_every else 0
+    optimizer = num * (masters + 8 + 4 + powers) // (split if config.zero_stage >= 1 else 1)
     buckets = 2 * bucket_size(num) * width if config.zero_stage and num_workers > 1 else 0
     return weights + gradients + optimizer + buckets
 

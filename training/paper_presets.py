@@ -167,8 +167,11 @@ def _paper(
         "clip_norm": 1.0,
         "checkpoint_every": 2000,
         "grid_every": 2000,
+        "validate_every": 2000,
+        "bundle_every": 2000,
         "log_every": 50,
     }
+    judged = {**common, "quality_every": 10_000}
     low, high = model.latent_size, model.image_size
     is_drawn = model.autoencoder.kind == "kl"
     return Preset(
@@ -194,7 +197,7 @@ def _paper(
             warmup_steps=warmup_steps,
             loss=loss,
             sample_latents=is_drawn,
-            **common,
+            **judged,
         ),
         align=AlignStage(
             steps=50_000,
@@ -207,7 +210,7 @@ def _paper(
             crop_cells=12,
             context_cells=4,
             sample_latents=is_drawn,
-            **common,
+            **judged,
         ),
         distill=DistillStage(
             steps=30_000,
@@ -219,7 +222,7 @@ def _paper(
             max_aspect=_MAX_ASPECT,
             crop_cells=12,
             context_cells=4,
-            **common,
+            **judged,
         ),
     )
 

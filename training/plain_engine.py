@@ -5,6 +5,7 @@ Same interface as `training.engine.DeepSpeedEngine`. Half precision is autocast;
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from training.copies import CpuCopies, Snapshot
 from training.ema import Ema, Fragment, assemble, decay_at, to_tensors
 from training.not_finite import skip_unless_finite
 from training.optim import make_optimizer, set_lr
+from training.power_ema import PowerAverages
 from training.world import World
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -34,6 +36,7 @@ class PlainEngine:
         self._scaler = torch.amp.GradScaler(world.device.type, enabled=config.precision == "fp16")
         self._parameters = [p for p in self.module.parameters() if p.requires_grad]
         self.ema = Ema(self.fragments())
+        self.power = PowerAverages(self.fragments(), config)
         self._copies, self.stall = CpuCopies(), 0.0
         self._snapshot: Snapshot | None = None
 
@@ -71,6 +74,7 @@ class PlainEngine:
         self._scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.ema.update(self.fragments(), decay_at(step, self.config.ema_decay, self.config.ema_warmup))
+        self.power.update(self.fragments(), step)
         return norm
 
     def snapshot(self) -> Snapshot:
@@ -81,7 +85,10 @@ class PlainEngine:
             "scaler": self._scaler.state_dict(),
         }
         averages = to_tensors(self.ema.fragments(self.fragments()))
-        self._snapshot = Snapshot({"state.pt": state, "ema-00000.safetensors": averages}, self._copies)
+        files: dict[str, Any] = {"state.pt": state, "ema-00000.safetensors": averages}
+        if power := self.power.tensors(self.fragments()):
+            files["power-00000.safetensors"] = power
+        self._snapshot = Snapshot(files, self._copies)
         return self._snapshot
 
     def load(self, folder: Path, saved_world_size: int) -> None:
@@ -93,10 +100,25 @@ class PlainEngine:
         fragments = self.fragments()
         shapes = {f.name: f.shape for f in fragments}
         self.ema.load(fragments, assemble([load_file(folder / "ema-00000.safetensors")], shapes))
+        self.power.load(fragments, [load_file(path) for path in sorted(folder.glob("power-*.safetensors"))], shapes)
 
     def averaged(self) -> dict[str, Tensor] | None:
         """Whole averaged weights by parameter name, on the CPU."""
-        return {f.name: f.tensor.detach().cpu().reshape(f.shape) for f in self.ema.fragments(self.fragments())}
+        return _whole(self.ema.fragments(self.fragments()))
+
+    @torch.no_grad()
+    def average_into(self, tensors: Mapping[str, Tensor]) -> None:
+        """Fill tensors with the averaged weights of their names."""
+        for fragment in self.ema.fragments(self.fragments()):
+            tensors[fragment.name].copy_(fragment.tensor.view(fragment.shape))
+
+    def power_averages(self) -> dict[float, dict[str, Tensor]] | None:
+        """Length → whole power-function average by parameter name, on the CPU."""
+        return {length: _whole(average) for length, average in self.power.fragments(self.fragments()).items()}
+
+
+def _whole(fragments: list[Fragment]) -> dict[str, Tensor]:
+    return {f.name: f.tensor.detach().cpu().reshape(f.shape) for f in fragments}
 
 
 def autocast_to(dtype: torch.dtype, device: torch.device) -> torch.autocast:

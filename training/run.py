@@ -1,6 +1,7 @@
 """One stage from start to bundle: check everything, train (or continue), save.
 
-run folder:  run.json  checkpoints/  metrics.jsonl  grids/  [profile/]  bundle/  result.json (written last)
+run folder:  run.json  checkpoints/  metrics.jsonl  grids/  [profile/]  bundle/  bundle-best/  averages/
+             result.json (written last)
 """
 
 from __future__ import annotations
@@ -10,14 +11,12 @@ import importlib
 import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, TextIO
 
 import torch
 
 from pipeline import storage
-from pipeline.bundle import Bundle, build_autoencoder, build_decoder, build_denoiser, load_bundle, save_bundle
-from pipeline.card import model_card
+from pipeline.bundle import Bundle, load_bundle, save_bundle
 from pipeline.config import ModelConfig, to_dict
 from pipeline.errors import UserError, plain_without_secrets, without_secrets
 from pipeline.migrations import CONFIG_VERSION
@@ -34,13 +33,17 @@ from training.config import (
     DistillStage,
     Preset,
     StageConfig,
+    deciding,
     is_joint,
     with_scale_factor,
 )
 from training.context import Context, frozen_autoencoder, require_parts
 from training.engine import accumulation_steps
 from training.estimate import check_memory
+from training.held_out import SPLIT
 from training.migrations import as_begun
+from training.newest import NEWEST, trained_bundle
+from training.quality import MakeQuality
 from training.reporter import Reporter
 from training.shared_folder import require_shared_folder
 from training.stages.parts import Trained
@@ -90,12 +93,14 @@ def train(
     progress_stream: TextIO | None = None,
     places: Mapping[str, str] | None = None,
     profile: int = 0,
+    make_quality: MakeQuality | None = None,
 ) -> TrainResult:
     """Train one stage on this worker; every worker of a world calls it with the same arguments.
 
     use_deepspeed: else distributed data parallel, or one process. An error on one worker soon ends the others too.
     profile: optimizer steps whose time is looked at, into `profile/` of the run folder.
     places: address of a bundle to start from → where it lies, for addresses that are no paths or URLs (a registry's).
+    make_quality: the evaluation behind early figures of quality (`training.quality`); None: there are none.
 
     A finished run returns its stored result at once; an interrupted one continues from its newest sound checkpoint.
     stop_requested: asked every few seconds, by all workers at the same step; the firmest answer counts.
@@ -116,6 +121,7 @@ def train(
             progress_stream=progress_stream,
             places=places,
             profile=profile,
+            make_quality=make_quality,
         )
         return _train(context)
 
@@ -149,6 +155,7 @@ def make_context(
     progress_stream: TextIO | None,
     places: Mapping[str, str] | None = None,
     profile: int = 0,
+    make_quality: MakeQuality | None = None,
 ) -> Context:
     """Resolve and check everything a stage needs."""
     config, asked, kept = as_begun(stage, preset.stage(stage), preset.model, run_dir, log=world.is_main)
@@ -176,6 +183,7 @@ def make_context(
         origins=origins,
         as_begun=kept,
         profile=profile,
+        make_quality=make_quality,
     )
     check(context)
     return context
@@ -265,6 +273,11 @@ def check(context: Context) -> None:
             f"denoiser.min_snr_gamma = {config.min_snr_gamma:g} gives no weight to the last step of a schedule with "
             "zero_terminal_snr, where sampling begins; set one of them only"
         )
+    if config.early_stop_patience and not manifest.splits.get(SPLIT):
+        raise UserError(
+            f"{stage}.early_stop_patience = {config.early_stop_patience} needs held-out figures; {context.data} has "
+            f"no split {SPLIT!r}; preprocess with --val-fraction 0.02, or set it to 0"
+        )
     held = config if context.use_deepspeed else dataclasses.replace(config, zero_stage=0)  # who else splits nothing
     check_memory(stage, held, model, context.world.size, context.world.device)
     if problem := free_space_error(context.run_dir, 64 << 20):
@@ -348,7 +361,7 @@ def config_digest(context: Context) -> str:
     model, as the bundle does: a finished run whose fingerprint is the same writes its bundle anew, and trains nothing.
     """
     weights = list(context.part_digests.values())
-    text = repr((context.fingerprint(), to_dict(context.config), to_dict(context.model), weights))
+    text = repr((context.fingerprint(), deciding(to_dict(context.config)), to_dict(context.model), weights))
     return storage.sha256_bytes(text.encode())
 
 
@@ -360,43 +373,8 @@ def _weights_digest(module: torch.nn.Module) -> str:
 def _finish(context: Context, outcome: Trained, digest: str) -> TrainResult:
     """Save the bundle: the incoming parts and, in place of the trained one, its averaged weights."""
     assert outcome.weights is not None
-    model, incoming = context.model, context.bundle
-    part = context.stage if context.stage in ("autoencoder", "decoder") else "denoiser"
-    weights = {part: outcome.weights}
-    if is_joint(context.config):
-        names = ("autoencoder", "decoder")
-        weights = {
-            name: {k.removeprefix(f"{name}."): v for k, v in outcome.weights.items() if k.startswith(f"{name}.")}
-            for name in names
-        }
-    build: dict[str, Callable[[ModelConfig], torch.nn.Module]] = {
-        "autoencoder": partial(build_autoencoder, has_decoder=not is_joint(context.config)),
-        "decoder": build_decoder,
-        "denoiser": build_denoiser,
-    }
-    parts: dict[str, Any] = {
-        "autoencoder": incoming.autoencoder if incoming else build_autoencoder(model),
-        "decoder": incoming.decoder if incoming else None,
-        "denoiser": incoming.denoiser if incoming else None,
-    }
-    if part == "autoencoder":
-        parts = {"autoencoder": None, "decoder": None, "denoiser": None}  # the others fit another autoencoder
-    for name, tensors in weights.items():
-        parts[name] = build[name](model)
-        parts[name].load_state_dict(tensors, strict=True)
-    stages = {**(incoming.meta.get("stages", {}) if incoming and part != "autoencoder" else {})}
-    stages[context.stage] = {
-        "steps": outcome.steps,
-        "data": context.manifest.digest,
-        "settings": to_dict(context.config),
-        **({"started_from": started} if (started := context.started_from()) else {}),
-    }
-    meta = {"weights": "ema", "stages": stages}
-    if incoming and "imported_from" in incoming.meta:  # its parts are at work here, or began this
-        meta["imported_from"] = incoming.meta["imported_from"]
-    url = storage.join(context.run_dir, "bundle")
-    source = f"{context.manifest.num_images} images of a {context.manifest.source.get('kind', 'folder')} source"
-    save_bundle(url, Bundle(model, **parts, meta=meta, card=model_card(model, meta, data=source)))
+    url = storage.join(context.run_dir, NEWEST)
+    save_bundle(url, trained_bundle(context, outcome.weights, outcome.steps))
     result = TrainResult(
         stage=context.stage,
         bundle=url,

@@ -6,6 +6,7 @@ A stage reads:  for micro in session.micro_batches(...): session.backward(loss, 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import logging
 import math
@@ -55,6 +56,29 @@ class Batches(Stateful, Protocol):
     def close(self) -> None: ...
 
 
+class Watching(Protocol):
+    """What is measured and written while a stage trains (`training.watch`). over: the stage ends early."""
+
+    over: bool
+    seconds: float
+
+    def due(self, step: int) -> bool:
+        """Whether something is to be done after this step."""
+
+    def after(self, step: int) -> dict[str, float]:
+        """Do it → held-out figures, the same on every worker. Collective."""
+
+    def note(self) -> str:
+        """The newest of them in a few words."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def go_on(self, state: dict[str, Any], step: int) -> None:
+        """Begin after `step`, with the state that the checkpoint has; {} for a new run."""
+
+    def close(self) -> None: ...
+
+
 @dataclass(frozen=True)
 class MicroBatch:
     """Some samples of a batch on the training device. `index`: their places in the global batch.
@@ -91,6 +115,8 @@ class Session:
         self._stall = 0.0
         self._stop = self._warned = self._closed = False
         self._ask_every = 1  # steps; known better after the first report
+        self._watch: Watching | None = None
+        self._step_started = 0.0
         self._attached: dict[str, Stateful] = {}
         self._saved = self.store.latest()
         self._resume(self._saved)
@@ -123,6 +149,8 @@ class Session:
         self.skipped.faults = [(int(step), list(ids)) for step, ids in saved.state.get("skipped", [])]
         if self.world.is_main:
             _log.info("continuing %s after step %d", self.context.stage, self.step)
+            if words := prolonged(self.config, self.step, saved.state.get("steps", self.config.steps)):
+                _log.info("%s: %s", self.context.stage, words)
 
     def attach(self, name: str, part: Stateful) -> None:
         """Store another part with the checkpoints (the same on every worker), and continue it where it was."""
@@ -131,16 +159,24 @@ class Session:
             file = self._saved.folder / f"{name}.pt"
             part.load_state_dict(torch.load(file, map_location=self.world.device, weights_only=True))
 
+    def watch(self, watch: Watching) -> None:
+        """Measure and write what `watch` says after its steps, and continue it where it was."""
+        self._watch = watch
+        watch.go_on({} if self._saved is None else self._saved.state.get("watch", {}), self.step)
+
+    def _goes_on(self) -> bool:
+        return self.step < self.config.steps and not (self._watch is not None and self._watch.over)
+
     def __iter__(self) -> Iterator[tuple[int, Batch]]:
         config = self.config
-        batches = iter(self.loader) if self.step < config.steps else iter(())
+        batches = iter(self.loader) if self._goes_on() else iter(())
         progress, completed = self._progress(), False
         profiler: StepProfiler | None = None
         try:
             if self.context.profile and self.world.is_main:
                 profiler = StepProfiler(self.context.profile, self.step + 1, self.context.run_dir, self.world)
-            while self.step < config.steps:
-                started = time.perf_counter()
+            while self._goes_on():
+                started = self._step_started = time.perf_counter()
                 batch = next(batches)
                 self._window.start_step(self.step + 1, time.perf_counter() - started, batch.ids)
                 self.step += 1
@@ -169,14 +205,7 @@ class Session:
         share = len(batch.ids)
         size = share // self.accumulation
         for start in range(0, share, size):
-            part = slice(start, start + size)
-            first = self.world.rank * share + start
-            yield MicroBatch(
-                range(first, first + size),
-                _pixels(batch.pixels, part, self.world.device),
-                _place(batch.latents, part, self.world.device),
-                _place(batch.condition, part, self.world.device),
-            )
+            yield placed(batch, slice(start, start + size), self.world.rank * share + start, self.world.device)
 
     def backward(self, loss: Tensor, terms: dict[str, Tensor]) -> None:
         """Add one micro-batch: its gradient, and its loss terms for the figures."""
@@ -191,9 +220,10 @@ class Session:
         save = step % config.checkpoint_every == 0 or step == config.steps
         stop = self._question() if step % self._ask_every == 0 else Stop.NO
         save = save or stop is Stop.LEAVE or (stop is Stop.SAVE and not self._warned)
-        if save or step % config.log_every == 0:
+        watch = self._watch
+        if save or step % config.log_every == 0 or (watch is not None and watch.due(step)):
             self._report()  # it finds a loss that is not finite, or too many gradients: such weights are not saved
-        if save:
+        if save or (watch is not None and watch.over):
             self.save()
         self._warned = self._warned or stop is Stop.SAVE
         self._stop = stop is Stop.LEAVE and step < config.steps
@@ -220,6 +250,8 @@ class Session:
             "skipped": list(self.skipped.faults),
             "fingerprint": {"config_version": CONFIG_VERSION, **self.context.fingerprint()},
             "as_begun": dict(self.context.as_begun),
+            "steps": self.config.steps,
+            "watch": {} if self._watch is None else self._watch.state_dict(),
         }
         snapshot = self.engine.snapshot()
         # The attached parts copy theirs now: they are small and change outside the engine's step.
@@ -237,16 +269,21 @@ class Session:
     def close(self) -> None:
         """Finish writing; give back the loader and the reporter."""
         self._closed = True
+        self._close_watch()
         self.store.close()
         self.loader.close()
         self.reporter.close()
 
+    def _close_watch(self) -> None:
+        if self._watch is not None:
+            self._watch.close()
+
     def _abandon(self) -> None:
         """After an error: let what is being written end, and hide whatever goes wrong on the way."""
         self._closed = True
-        for part in (self.store, self.loader, self.reporter):
+        for close in (self._close_watch, self.store.close, self.loader.close, self.reporter.close):
             with contextlib.suppress(Exception):
-                part.close()
+                close()
 
     def _question(self) -> Stop:
         """The firmest of what the workers are asked. All ask at the same step: it may be a round trip among them."""
@@ -276,6 +313,9 @@ class Session:
         if num_skipped == len(window.steps):  # no step counted
             values = {name: value for name, value in values.items() if name not in window.sums}
         values.update(self._rates(window))
+        if self._watch is not None and self._watch.due(self.step):
+            values.update(self._watch.after(self.step))
+        values.update(self._validate_percent())
         if self.skipped.faults:
             values["skipped_steps"] = float(len(self.skipped.faults))
         if "loss" in values:
@@ -301,6 +341,13 @@ class Session:
             done = self._flops_per_step * len(window.ids) / elapsed
             rates["mfu_percent"] = 100.0 * done / (self._peak_flops * self.world.size)
         return {name: value for name, value in rates.items() if math.isfinite(value)}
+
+    def _validate_percent(self) -> dict[str, float]:
+        """Share of the run so far that held-out figures took."""
+        if self._watch is None or not self._watch.seconds:
+            return {}
+        whole = self.seconds + time.perf_counter() - self._step_started
+        return {"validate_percent": 100.0 * self._watch.seconds / max(whole, 1e-9)}
 
     def _fail_not_finite(self, faults: list[Fault]) -> None:
         step, ids = faults[0] if faults else (self.step, [])
@@ -333,7 +380,10 @@ class Session:
             return ""
         rate, wait = self.last["images_per_s"], self.last["data_wait_percent"]
         terms = " ".join(f"{k} {v:.4g}" for k, v in self.last.items() if k in self._window.names)
-        return f"{terms} · {rate:.1f} images/s · data-wait {wait:.1f}%"
+        note = f"{terms} · {rate:.1f} images/s · data-wait {wait:.1f}%"
+        if "validate_percent" in self.last and self._watch is not None:
+            note += f" · validate {self.last['validate_percent']:.1f}%{self._watch.note()}"
+        return note
 
 
 class _Window:
@@ -399,6 +449,32 @@ class _Window:
             elif report.has_bad_loss:
                 broken.append(report)
         return skipped, broken
+
+
+def placed(batch: Batch, part: slice, first: int, device: torch.device) -> MicroBatch:
+    """Samples `part` of a batch on the device; the first of them is number `first` of all."""
+    return MicroBatch(
+        range(first, first + part.stop - part.start),
+        _pixels(batch.pixels, part, device),
+        _place(batch.latents, part, device),
+        _place(batch.condition, part, device),
+    )
+
+
+def prolonged(config: StageConfig, step: int, before: int) -> str:
+    """What it means for a run at `step` that it has another number of steps than `before`, in words; "" where it means
+    nothing. A cosine goes on along the curve of the new number: the learning rate rises once, to where that curve is.
+    """
+    if config.steps == before or step >= config.steps:
+        return ""
+    words = f"{config.steps} steps in place of {before}"
+    if config.schedule == "cosine":
+        old = dataclasses.replace(config, steps=before)
+        words += (
+            f"; the learning rate goes on along the longer cosine: {lr_at(step, old):.3g} at step {step}, "
+            f"{lr_at(step + 1, config):.3g} at the next"
+        )
+    return words
 
 
 def peak_memory_mb(device: torch.device) -> float:

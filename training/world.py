@@ -34,6 +34,14 @@ class World:
         dist.all_reduce(total)
         return (total / self.size).cpu()
 
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum of a small float tensor over all workers, on the CPU."""
+        if self.size == 1:
+            return values.detach().cpu()
+        total = values.detach().to(self.device, copy=True)
+        dist.all_reduce(total)
+        return total.cpu()
+
     def gather(self, value: Any) -> list[Any]:
         """Everybody's picklable value, in rank order, on every worker."""
         if self.size == 1:

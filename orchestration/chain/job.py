@@ -33,7 +33,7 @@ from pipeline.starter import starter_or
 from preprocess.config import PreprocessConfig
 from preprocess.manifest import load_manifest
 from preprocess.sources import open_source
-from training.config import HOW_ONLY, Preset, is_address, is_joint, model_settings, preset_to_dict
+from training.config import Preset, deciding, is_address, is_joint, model_settings, preset_to_dict
 from training.rehearsal import rehearse
 from training.run import TrainResult
 from training.starts import given_starts
@@ -123,8 +123,7 @@ def _steps(chain: Chain, job: Job) -> list[Step]:
         # Bundles on the way hold the model as it was then; every later stage writes the preset's, and align's key has
         # all of it: the last bundle is always the newest model.
         joint = is_joint(job.preset.stage(name))
-        decisive = {key: value for key, value in preset[name].items() if key not in HOW_ONLY}
-        found = {name: decisive, "model": model_settings(name, job.preset.model, joint=joint)}
+        found = {name: deciding(preset[name]), "model": model_settings(name, job.preset.model, joint=joint)}
         starts = given_starts(name, job.preset.stage(name)).items()
         weights = {part: _start_digest(job, start) for part, start in starts if is_address(start)}
         return {**found, "starts": weights} if weights else found
@@ -278,6 +277,7 @@ def _train_on_ray(chain: Chain, stage: str, where: dict[str, Any], spec: dict[st
 
 
 def _train_here(chain: Chain, stage: str, where: dict[str, Any], spec: dict[str, Any]) -> TrainResult:
+    from orchestration.evaluation.early import make_quality
     from orchestration.mlflow_reporter import MlflowReporter
     from training.run import train
     from training.stopping import stop_on_signals
@@ -290,6 +290,7 @@ def _train_here(chain: Chain, stage: str, where: dict[str, Any], spec: dict[str,
             reporters=[lambda: MlflowReporter(**spec)],
             device=job.device,
             stop_requested=stop_requested,
+            make_quality=make_quality,
             **where,
         )
 

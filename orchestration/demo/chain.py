@@ -32,7 +32,7 @@ from pipeline.model import LatentZoom
 from pipeline.starter import starter_path
 from preprocess.config import PreprocessConfig
 from preprocess.run import preprocess
-from training.config import Preset, preset_to_dict
+from training.config import Preset, deciding, preset_to_dict
 from training.presets import demo as demo_preset
 
 NUM_WORKERS = 2
@@ -92,7 +92,7 @@ def act_two(demo: Demo) -> list[Step]:
     """The chain from a picture to the sheet. Keys hold the settings, so another --minutes trains anew and reuses the
     shards."""
     preset = preset_to_dict(demo.preset)
-    stage = {name: [preset[name], preset["model"]] for name in demo.preset.stages}
+    stage = {name: [deciding(preset[name]), preset["model"]] for name in demo.preset.stages}
     crops = [CROPS, CROP_PIXELS, demo.preset.model.image_size]
     (enlarged,) = act_one(demo)
     return [
@@ -210,7 +210,7 @@ def _train(demo: Demo, stage: str, data: str, bundle: str | None) -> Result:
 def _clear_other_run(run_dir: Path, preset: Preset, stage: str, bundle: str | None) -> None:
     """A run folder of other settings or another bundle is begun anew; one of these is continued."""
     digest = registry.bundle_digest(bundle) if bundle else None
-    mark = json.dumps([to_dict(preset.stage(stage)), to_dict(preset.model), digest], sort_keys=True)
+    mark = json.dumps([deciding(to_dict(preset.stage(stage))), to_dict(preset.model), digest], sort_keys=True)
     file = run_dir / "demo.json"
     if run_dir.exists() and (not file.exists() or file.read_text() != mark):
         shutil.rmtree(run_dir)

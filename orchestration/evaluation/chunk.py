@@ -30,10 +30,10 @@ class ChunkWorker:
     """A loaded model with its metric networks; computes chunks. One lives in each worker process."""
 
     def __init__(
-        self, spec: EvaluationSpec, bundle: str, pictures: Pictures, device: str = "cpu", teacher: str = ""
+        self, spec: EvaluationSpec, bundle: str | LatentZoom, pictures: Pictures, device: str = "cpu", teacher: str = ""
     ) -> None:
         self.spec, self.pictures, self.device = spec, pictures, device
-        self.model = LatentZoom.load(bundle, device=device)
+        self.model = bundle if isinstance(bundle, LatentZoom) else LatentZoom.load(bundle, device=device)
         self.teacher = LatentZoom.load(teacher, device=device) if teacher else None
         self.networks: Networks = build_networks(spec, device)
 

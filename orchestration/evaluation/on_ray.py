@@ -17,6 +17,7 @@ from orchestration.evaluation.report import Report
 from orchestration.evaluation.spec import EvaluationSpec, ModelReference
 from orchestration.evaluation.speed import with_speed
 from orchestration.ray_train import cpus_for_each, gpus_of_each, machine_cpus, start_ray
+from orchestration.stored_bundle import in_cache
 from pipeline import storage
 from pipeline.errors import UserError
 from preprocess.workers import ActorPool
@@ -121,7 +122,7 @@ class ChunkActor:
 
         torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
         spec, model, pictures, device = self.arguments
-        bundle = registry.resolve(model.uri, tracking_uri=model.tracking_uri)
+        bundle = in_cache(model.digest) or registry.resolve(model.uri, tracking_uri=model.tracking_uri)
         if registry.bundle_digest(bundle) != model.digest:
             raise UserError(f"{model.uri} changed while it was being evaluated; run the same command again")
         teacher = str(registry.resolve(spec.teacher, tracking_uri=model.tracking_uri)) if spec.teacher else ""

@@ -43,10 +43,13 @@ def run(arguments: argparse.Namespace, preset: Preset) -> TrainResult:
         if arguments.bundle:
             arguments.bundle = place(pinned_uri(arguments.bundle, store), run_dir, store, local=arguments.local)
         if arguments.local:
+            from orchestration.evaluation.early import make_quality
             from orchestration.mlflow_reporter import MlflowReporter
 
             reporters: list[Callable[[], Reporter]] = [lambda: MlflowReporter(**spec)] if spec else []
-            return patiently(lambda: cli.train_here(arguments, preset, reporters, still_ours, found), arguments.stage)
+            return patiently(
+                lambda: cli.train_here(arguments, preset, reporters, still_ours, found, make_quality), arguments.stage
+            )
         from orchestration.ray_train import launch
 
         low, high = cli.parse_workers(arguments.workers)

@@ -68,6 +68,13 @@ def test_settings_that_came_later_make_nothing_anew(pictures, tmp_path):
     assert keys(pictures, tmp_path, "denoiser.lr=7e-3") != before
 
 
+def test_what_is_only_measured_makes_nothing_anew(pictures, tmp_path):
+    watching = ["align.validate_every=7", "align.quality_every=9", "align.bundle_every=3", "decoder.best_by=val/l1"]
+    assert keys(pictures, tmp_path) == keys(pictures, tmp_path, *watching)
+    early = keys(pictures, tmp_path, "align.early_stop_patience=2")
+    assert [name for name in early if early[name] != keys(pictures, tmp_path)[name]][0] == "align"
+
+
 def test_an_autoencoder_is_continued_when_the_decoder_is_chosen_anew(pictures, tmp_path):
     preprocess(settings(pictures, tmp_path / "pixels"))
 

@@ -16,8 +16,8 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 RUN_ORDER = [
-    "verbs/preprocess", "verbs/train", "verbs/runs", "verbs/evaluate", "verbs/register", "verbs/promote",
-    "verbs/lineage", "verbs/rollback",
+    "verbs/preprocess", "verbs/train", "verbs/runs", "verbs/average", "verbs/evaluate", "verbs/register",
+    "verbs/promote", "verbs/lineage", "verbs/rollback",
     "verbs/generate", "verbs/upscale", "verbs/import", "verbs/pipeline", "verbs/doctor", "verbs/plan",
     "recipes",
 ]  # fmt: skip

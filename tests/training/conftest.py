@@ -10,6 +10,7 @@ import pytest
 import torch
 from small_shop import Shop, make_shop
 
+from preprocess.manifest import load_manifest
 from training.config import override
 from training.presets import debug
 from training.run import TrainResult, train
@@ -24,6 +25,14 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
 def sr_shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
     model = dataclasses.replace(debug().model, task="sr", lr_size=8)
     return make_shop(tmp_path_factory.mktemp("sr-shop"), dataclasses.replace(debug(), model=model), num=8)
+
+
+@pytest.fixture(scope="session")
+def watched_shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
+    """One with a split `val`, of several chunks."""
+    shop = make_shop(tmp_path_factory.mktemp("watched-shop"), debug(), num=32, held_out=0.45)
+    assert load_manifest(shop.data).splits == {"train": 21, "val": 11}
+    return shop
 
 
 @pytest.fixture(autouse=True)

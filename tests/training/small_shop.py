@@ -29,8 +29,8 @@ class Shop:
     preset: Preset
 
 
-def make_shop(root: Path, preset: Preset, num: int = 24) -> Shop:
-    """Pictures → shards → bundle of untrained parts."""
+def make_shop(root: Path, preset: Preset, num: int = 24, *, held_out: float = 0.0) -> Shop:
+    """Pictures → shards → bundle of untrained parts. held_out: share of the pictures in the split `val`."""
     source = root / "pictures"
     source.mkdir(parents=True)
     rng = np.random.default_rng(0)
@@ -42,6 +42,7 @@ def make_shop(root: Path, preset: Preset, num: int = 24) -> Shop:
     first = str(root / "first")
     save_bundle(first, Bundle(preset.model, autoencoder))
     common = {"source": "folder", "source_url": str(source), "size": preset.model.image_size, "samples_per_shard": 8}
+    common["val_fraction"] = held_out
     pixels, data = str(root / "pixels"), str(root / "data")
     preprocess(PreprocessConfig(dest=pixels, **common))
     sizes = (preset.model.lr_size,) if preset.model.lr_size else ()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from training.config import StageConfig
 from training.engine import DeepSpeedEngine, make_engine
+from training.power_ema import LENGTHS, exponent
 from training.world import World
 
 _STEPS, _BATCH = 500, 4
@@ -34,7 +35,8 @@ def batch(step: int) -> Tensor:
 
 
 def train_and_average(zero_stage: int, precision: str, warmup: bool, world: World) -> dict[str, Tensor]:
-    """Train → the engine's averages, those of the whole weights in float64, and the last weights, by kind and name."""
+    """Train → the engine's averages, those of the whole weights in float64, and the last weights, by kind and name.
+    The averages are the exponential one and, under kinds with their length, the power-function ones."""
     config = StageConfig(
         steps=_STEPS,
         global_batch=_BATCH,
@@ -42,10 +44,12 @@ def train_and_average(zero_stage: int, precision: str, warmup: bool, world: Worl
         ema_warmup=warmup,
         precision=precision,  # type: ignore[arg-type]
         zero_stage=zero_stage,
+        power_ema_every=1,
     )
     engine = make_engine(network(), config, world, deepspeed=True)
     assert isinstance(engine, DeepSpeedEngine)
     reference = whole_weights(engine.module)
+    powers = {length: whole_weights(engine.module) for length in LENGTHS}
     for step in range(1, _STEPS + 1):
         share = batch(step).chunk(world.size)[world.rank]
         target = share.sum(dim=1, keepdim=True).sin()
@@ -55,7 +59,16 @@ def train_and_average(zero_stage: int, precision: str, warmup: bool, world: Worl
         decay = min(0.98, (1 + step) / (10 + step)) if warmup else 0.999
         for name, average in reference.items():
             average.mul_(decay).add_(weights[name], alpha=1 - decay)
-    kinds = {"averaged": engine.averaged() or {}, "reference": reference, "last": weights}
+        for length, averages in powers.items():
+            for name, average in averages.items():
+                average.lerp_(weights[name], 1 - (1 - 1 / step) ** (exponent(length) + 1))
+    everywhere = {name: torch.zeros(average.shape) for name, average in reference.items()}
+    engine.average_into(everywhere)  # on every worker: the others say so
+    rows = [float(sum(tensor.double().sum() for tensor in everywhere.values()))]
+    assert len(set(world.gather(rows[0]))) == 1
+    kinds = {"averaged": engine.averaged() or {}, "reference": reference, "last": weights, "everywhere": everywhere}
+    for length, averages in (engine.power_averages() or {}).items():
+        kinds |= {f"power {length}": averages, f"power {length} reference": powers[length]}
     return {f"{kind}:{name}": tensor for kind, state in kinds.items() for name, tensor in state.items()}
 
 
@@ -99,17 +112,20 @@ def test_partitioned_average_equals_the_plain_one_after_500_steps(tmp_path: Path
             worker.wait()
     trained = {name for name, p in network().named_parameters() if p.requires_grad}
     for case in _CASES:
-        kinds: dict[str, dict[str, Tensor]] = {"averaged": {}, "reference": {}, "last": {}}
+        kinds: dict[str, dict[str, Tensor]] = {}
         for key, tensor in load_file(tmp_path / f"{case}.safetensors").items():
             kind, _, name = key.partition(":")
-            kinds[kind][name] = tensor.double()
-        assert kinds["averaged"].keys() == kinds["reference"].keys() == trained, case
+            kinds.setdefault(kind, {})[name] = tensor.double()
+        assert all(found.keys() == trained for found in kinds.values()) and len(kinds) == 4 + 2 * len(LENGTHS), case
         for name, expected in kinds["reference"].items():
             # An average near the last weights could be mistaken for them.
             assert (kinds["last"][name] - expected).abs().max() > 1e-4, (case, name)
-            torch.testing.assert_close(
-                kinds["averaged"][name], expected, rtol=0, atol=1e-6, msg=lambda text, at=(case, name): f"{at}: {text}"
-            )
+            powers = [(kinds[f"power {s}"][name], kinds[f"power {s} reference"][name]) for s in LENGTHS]
+            pairs = [(kinds["averaged"][name], expected), (kinds["everywhere"][name], expected), *powers]
+            for found, wanted in pairs:
+                torch.testing.assert_close(
+                    found, wanted, rtol=0, atol=1e-6, msg=lambda text, at=(case, name): f"{at}: {text}"
+                )
 
 
 if __name__ == "__main__":

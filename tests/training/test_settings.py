@@ -120,8 +120,10 @@ def test_dry_run_prints_the_numbers_of_the_run() -> None:
     assert rows["workers"] == "3 on cpu, ZeRO 2, fp32"
     assert rows["global batch"] == "6, 2 at once" and rows["steps"] == "1,200"
     # A worker: whole weights and frozen ones; its third of gradients, masters, two moments and averages, in float32;
-    # and two buckets, of the whole network as it is small.
+    # and two buckets, of the whole network as it is small. Held-out figures have copies of the averaged network and of
+    # the frozen one.
     state = 4 * num + 4 * num // 3 + num * (4 + 8 + 4) // 3 + 2 * 4 * bucket_size(num) + 4 * num_frozen
+    state += 4 * num + 4 * num_frozen
     assert f"state {state / 2**20:.1f} MiB" in rows["memory of a worker"]
     # Six samples: forward and twice that backward; of the frozen decoder forward and the gradient by its input only, at
     # the sizes that steps draw.

@@ -14,11 +14,14 @@ from training.config import AlignStage
 from training.context import Context, require_parts
 from training.engine import frozen_precision, make_engine
 from training.grids import Grids
+from training.latents import draw_noise, scaled_latents, shown_condition
 from training.losses import alignment_loss, diffusion_weight
 from training.session import Session
-from training.stages.denoiser import draw_noise, scaled_latents, shown_condition, trained_denoiser
+from training.stage_figures import align_figures
+from training.stages.denoiser import trained_denoiser
 from training.stages.parts import Trained, trained
 from training.targets import draw_target, render_target
+from training.watch import Watch
 
 
 def train(context: Context) -> Trained:
@@ -36,6 +39,7 @@ def train(context: Context) -> Trained:
     schedule = Schedule(model.schedule)
     engine = make_engine(denoiser, config, context.world, deepspeed=context.use_deepspeed)
     session = Session(context, engine, context.loader(pixels=True, latents=True))
+    session.watch(Watch(context, engine, align_figures(context)))
     grids = Grids(context)
 
     if session.first_grid_due():

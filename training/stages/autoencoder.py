@@ -21,9 +21,11 @@ from training.optim import generator_for
 from training.perceptual import load_perceptual
 from training.reconstruction import Reconstruction
 from training.session import Session
+from training.stage_figures import autoencoder_figures
 from training.stages import joint
 from training.stages.parts import Trained, psnr, trained
 from training.starts import start_autoencoder
+from training.watch import Watch
 
 
 def train(context: Context) -> Trained:
@@ -38,6 +40,7 @@ def train(context: Context) -> Trained:
     network = Reconstruction(autoencoder)
     engine = make_engine(network, config, context.world, deepspeed=context.use_deepspeed)
     session = Session(context, engine, context.loader(pixels=True, latents=False))
+    session.watch(Watch(context, engine, autoencoder_figures(context)))
     lpips = None
     if config.perceptual_weight:
         lpips = load_perceptual(config.lpips_weights, config.lpips_heads, context.world.device, config.precision)

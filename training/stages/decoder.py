@@ -21,8 +21,10 @@ from training.losses import per_sample
 from training.pairs import MakePair, cached_pairs, direct_pairs, latent_pairs
 from training.perceptual import load_perceptual
 from training.session import Session
+from training.stage_figures import decoder_figures
 from training.stages.parts import Trained, psnr, trained
 from training.starts import start_decoder
+from training.watch import Watch
 
 
 def train(context: Context) -> Trained:
@@ -40,6 +42,7 @@ def train(context: Context) -> Trained:
     decoder = starting_decoder(context)
     engine = make_engine(decoder, config, context.world, deepspeed=context.use_deepspeed)
     session = Session(context, engine, context.loader(pixels=True, latents=not is_drawn))
+    session.watch(Watch(context, engine, decoder_figures(context)))
     encoder = frozen_autoencoder(context).to(context.world.device) if is_drawn else None
     # The unit of latent_noise is the deviation of these latents, whatever scale the bundle's denoiser was trained with.
     measured = with_scale_factor(model, context.manifest.scale_factor)

@@ -8,19 +8,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pipeline.autoencoder import latent_of, posterior_sample
 from pipeline.bundle import build_denoiser
-from pipeline.config import ModelConfig
 from pipeline.denoiser import Denoiser
-from pipeline.diffusion import Schedule, noisy_condition
+from pipeline.diffusion import Schedule
 from training.config import DenoiserStage
 from training.context import Context, require_parts
 from training.engine import make_engine
 from training.grids import Grids
+from training.latents import draw_noise, scaled_latents, shown_condition
 from training.losses import denoising_loss, min_snr_weight
-from training.session import MicroBatch, Session
+from training.session import Session
+from training.stage_figures import denoiser_figures
 from training.stages.parts import Trained, trained
 from training.starts import start_denoiser
+from training.watch import Watch
 
 
 def train(context: Context) -> Trained:
@@ -34,6 +35,7 @@ def train(context: Context) -> Trained:
     schedule = Schedule(model.schedule)
     engine = make_engine(denoiser, config, context.world, deepspeed=context.use_deepspeed)
     session = Session(context, engine, context.loader(pixels=False, latents=True))
+    session.watch(Watch(context, engine, denoiser_figures(context)))
     grids = Grids(context)
 
     if session.first_grid_due():
@@ -56,45 +58,6 @@ def train(context: Context) -> Trained:
             grids.samples(session, trained_denoiser(context, engine.averaged()))
 
     return trained(session, engine.averaged())
-
-
-def scaled_latents(micro: MicroBatch, model: ModelConfig, seed: int | None, step: int) -> tuple[Tensor, Tensor | None]:
-    """z0 (B,C,h,w) and the condition, scaled. With a seed, KL latents of both are drawn from their distribution."""
-
-    def latent(stored: Tensor, key: str) -> Tensor:
-        if seed is None or model.autoencoder.kind != "kl":
-            return latent_of(stored, model.autoencoder) * model.scale_factor
-        shape = (model.autoencoder.latent_channels, *stored.shape[2:])
-        noise = micro.draws(seed, key, step).normal(shape).to(stored)
-        return posterior_sample(stored, noise) * model.scale_factor
-
-    assert micro.latents is not None
-    z0 = latent(micro.latents, "posterior")
-    if model.task != "sr":
-        return z0, None
-    assert micro.condition is not None
-    return z0, latent(micro.condition, "condition posterior")
-
-
-def shown_condition(
-    micro: MicroBatch, condition: Tensor | None, model: ModelConfig, seed: int, step: int
-) -> tuple[Tensor | None, Tensor | None]:
-    """What the denoiser sees of a condition (B,C,h,w): itself, or noisy, with the drawn strengths (B,)."""
-    most = model.denoiser.condition_noise
-    if condition is None or not most:
-        return condition, None
-    draws = micro.draws(seed, "condition", step)
-    strength = most * draws.uniform()
-    noise = draws.normal(tuple(condition.shape[1:])).to(condition)
-    return noisy_condition(condition, noise, strength), strength
-
-
-def draw_noise(
-    micro: MicroBatch, schedule: Schedule, shape: tuple[int, ...], seed: int, step: int
-) -> tuple[Tensor, Tensor]:
-    """t (B,) uniform in 0..T-1 and eps (B,*shape), on the latents' device."""
-    draws = micro.draws(seed, "diffusion", step)
-    return draws.integers(schedule.config.num_steps), draws.normal(shape)
 
 
 def trained_denoiser(context: Context, weights: dict[str, Tensor] | None) -> Denoiser | None:

@@ -23,12 +23,15 @@ from training.config import DistillStage
 from training.context import Context, require_parts
 from training.engine import autocast, frozen_precision, make_engine
 from training.grids import Grids
+from training.latents import scaled_latents, shown_condition
 from training.losses import per_sample
 from training.session import Session
-from training.stages.denoiser import scaled_latents, shown_condition, trained_denoiser
+from training.stage_figures import distill_figures
+from training.stages.denoiser import trained_denoiser
 from training.stages.parts import Trained, psnr, trained
 from training.starts import start_denoiser
 from training.targets import draw_target, render_target
+from training.watch import Watch
 
 
 def train(context: Context) -> Trained:
@@ -46,6 +49,7 @@ def train(context: Context) -> Trained:
     student = starting_student(context)
     engine = make_engine(student, config, context.world, deepspeed=context.use_deepspeed)
     session = Session(context, engine, context.loader(pixels=True, latents=True))
+    session.watch(Watch(context, engine, distill_figures(context)))
     grids = Grids(context)
 
     @torch.no_grad()

@@ -16,9 +16,11 @@ from training.grids import Grids
 from training.losses import kl_loss, per_sample
 from training.reconstruction import JointFirstStage, joint_first_stage
 from training.session import Session
+from training.stage_figures import joint_figures
 from training.stages.parts import Trained, psnr, trained
 from training.starts import start_autoencoder, start_decoder
 from training.targets import draw_target
+from training.watch import Watch
 
 
 def train(context: Context) -> Trained:
@@ -32,6 +34,7 @@ def train(context: Context) -> Trained:
     start_decoder(network.decoder, config.decoder_start or config.start, context.bundle)
     engine = make_engine(network, config, context.world, deepspeed=context.use_deepspeed)
     session = Session(context, engine, context.loader(pixels=True, latents=False))
+    session.watch(Watch(context, engine, joint_figures(context)))
     grids = Grids(context)
 
     unit = first_stage_unit(model.autoencoder.kind, model.image_size)

@@ -1,0 +1,97 @@
+"""A run that goes on: its newest bundle is drawn from, evaluated, registered; its early figures are evaluate's."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
+from small_shop import Shop, make_shop
+
+from orchestration import registry, tracking
+from orchestration.evaluation.early import make_quality
+from orchestration.evaluation.evaluate import evaluate
+from orchestration.evaluation.spec import EvaluationSpec
+from orchestration.mlflow_reporter import MlflowReporter
+from orchestration.stage_run import stage_run
+from pipeline.bundle import UNFINISHED, load_bundle, save_bundle
+from pipeline.errors import Stopped
+from training.config import override
+from training.presets import debug
+from training.run import train
+from training.stopping import Stop
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory) -> Shop:
+    torch.set_num_threads(1)
+    return make_shop(tmp_path_factory.mktemp("shop"), debug(), num=24, held_out=0.5)
+
+
+SETTINGS = ["align.steps=6", "align.bundle_every=1", "align.validate_every=1", "align.quality_every=3"]
+SETTINGS += ["align.quality_samples=6", "align.best_by=quality/kid_random_vgg_x32"]
+SPEC = EvaluationSpec(task="generation", sizes=(32,), num=6, num_steps=20)
+
+
+def run(shop, run_dir, **options):
+    preset = override(debug(), SETTINGS)
+    places = {"data": shop.data, "run_dir": str(run_dir), "bundle": shop.bundle, "device": "cpu"}
+    return train("align", preset, make_quality=make_quality, **places, **options)
+
+
+def test_a_bundle_of_a_run_that_goes_on_is_used_like_any_other(shop, tmp_path, monkeypatch):
+    monkeypatch.setenv("LATENTZOOM_CACHE", str(tmp_path / "cache"))
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    with pytest.raises(Stopped):
+        run(shop, tmp_path / "run", stop_requested=lambda: Stop.LEAVE)
+    newest = str(tmp_path / "run/bundle")
+    assert load_bundle(newest).meta[UNFINISHED] == {"step": 1, "of": 6}
+    folder = registry.resolve(newest)
+    digest = registry.bundle_digest(folder)
+    assert folder.is_relative_to(tmp_path / "cache")  # what is being used stays as it is
+
+    later = load_bundle(newest)
+    with torch.no_grad():
+        next(later.denoiser.parameters()).add_(1.0)
+    save_bundle(newest, later)  # as the run does at its next step
+    assert registry.bundle_digest(folder) == digest != registry.bundle_digest(newest)
+    assert registry.load(str(folder)).generate(num=1, size=(20, 24), seed=0, num_steps=2)[0].size == (24, 20)
+
+    report, _ = evaluate(newest, shop.data, EvaluationSpec(task="reconstruction", num=4), progress=False)
+    assert report.bundle_digest == registry.bundle_digest(newest)
+    version = registry.register(newest, "early", tracking_uri=uri)
+    assert version.tags["latentzoom.bundle_digest"] == report.bundle_digest
+
+    result = run(shop, tmp_path / "run")
+    assert result.resumed_from == 1 and result.steps == 6
+    assert registry.resolve(result.bundle) == Path(result.bundle)  # final: where it lies
+
+
+def test_early_figures_are_those_of_evaluate_and_have_the_steps_of_the_training_curves(shop, tmp_path, monkeypatch):
+    monkeypatch.setenv("LATENTZOOM_CACHE", str(tmp_path / "cache"))
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    run_dir = tmp_path / "run"
+    places = {"data": shop.data, "run_dir": str(run_dir)}
+    with stage_run(uri, "align", override(debug(), SETTINGS), **places) as spec:
+        result = run(shop, run_dir, reporters=[lambda: MlflowReporter(**spec, system_metrics=False)])
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    early = {row["step"]: row["quality/kid_random_vgg_x32"] for row in rows if "quality/kid_random_vgg_x32" in row}
+    assert list(early) == [3, 6]
+
+    report, _ = evaluate(result.bundle, shop.data, SPEC, progress=False)
+    (figure,) = [f for f in report.figures if f.name == "kid_random_vgg"]
+    assert early[6] == pytest.approx(figure.value, rel=1e-4)
+    best = load_bundle(str(run_dir / "bundle-best")).meta["best"]
+    least = min(early, key=early.get)
+    assert best == {"figure": "quality/kid_random_vgg_x32", "step": least, "value": early[least]}
+
+    client = tracking.client(uri)
+    for name, steps in (("val/loss_level8", [1, 2, 3, 4, 5, 6]), ("quality/kid_random_vgg_x32", [3, 6])):
+        history = client.get_metric_history(spec["run_id"], name)
+        assert [(point.step, point.value) for point in history] == [
+            (row["step"], pytest.approx(row[name])) for row in rows if row["step"] in steps
+        ]

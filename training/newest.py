@@ -1,0 +1,110 @@
+"""Bundles of the averaged weights: the one that a run ends with, and those that are written while it goes on.
+
+`bundle/` is the newest and `bundle-best/` the one with the best held-out figure. Each is put in place in one go, so
+that whoever looks finds a whole one, or none. Writing takes place in the background, on the main worker.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline import storage
+from pipeline.bundle import UNFINISHED, Bundle, build_autoencoder, build_decoder, build_denoiser, save_bundle
+from pipeline.card import model_card
+from pipeline.config import ModelConfig, to_dict
+from training.config import is_joint
+from training.context import Context
+
+NEWEST, BEST = "bundle", "bundle-best"
+_log = logging.getLogger("latentzoom")
+Weights = Mapping[str, Tensor]
+
+
+def weights_by_part(stage: str, weights: Weights, *, joint: bool) -> dict[str, dict[str, Tensor]]:
+    """Part of the bundle → its weights by name, from those of the network that a stage's engine trains. joint: encoder
+    and implicit decoder are one network."""
+    if stage == "autoencoder":
+        names = ("autoencoder", "decoder") if joint else ("autoencoder",)
+        if all(key.startswith(tuple(f"{name}." for name in names)) for key in weights):
+            return {n: {k.removeprefix(f"{n}."): v for k, v in weights.items() if k.startswith(f"{n}.")} for n in names}
+    return {stage if stage in ("autoencoder", "decoder") else "denoiser": dict(weights)}
+
+
+def trained_bundle(context: Context, weights: Weights, steps: int, more: Mapping[str, Any] | None = None) -> Bundle:
+    """The incoming parts and, in place of what the stage trains, these weights after `steps`. more: of its meta.
+
+    It is for saving: the trained parts hold the tensors that are given, and were not initialised for use."""
+    model, incoming, config = context.model, context.bundle, context.config
+    build: dict[str, Callable[[ModelConfig], nn.Module]] = {
+        "autoencoder": partial(build_autoencoder, has_decoder=not is_joint(config)),
+        "decoder": build_decoder,
+        "denoiser": build_denoiser,
+    }
+    found = weights_by_part(context.stage, weights, joint=is_joint(config))
+    parts: dict[str, Any] = {name: getattr(incoming, name, None) for name in build}
+    if "autoencoder" in found:
+        parts = dict.fromkeys(build)  # the others fit another autoencoder
+    elif incoming is None:
+        parts["autoencoder"] = build_autoencoder(model)  # the kind "identity", which has no weights
+    for name, tensors in found.items():
+        with torch.device("meta"):  # no random numbers are drawn: training may be drawing some
+            parts[name] = build[name](model)
+        parts[name].load_state_dict(tensors, strict=True, assign=True)
+    stages = dict(incoming.meta.get("stages", {})) if incoming and "autoencoder" not in found else {}
+    stages[context.stage] = {
+        "steps": steps,
+        "data": context.manifest.digest,
+        "settings": to_dict(config),
+        **({"started_from": started} if (started := context.started_from()) else {}),
+    }
+    meta = {"weights": "ema", "stages": stages, **(more or {})}
+    if incoming and "imported_from" in incoming.meta:  # its parts are at work here, or began this
+        meta["imported_from"] = incoming.meta["imported_from"]
+    source = f"{context.manifest.num_images} images of a {context.manifest.source.get('kind', 'folder')} source"
+    return Bundle(model, **parts, meta=meta, card=model_card(model, meta, data=source))
+
+
+class RunningBundles:
+    """Writes bundles of a run that goes on, one after another, in a thread of the main worker. What cannot be written
+    is told in a warning: training goes on, and its checkpoints say themselves when a disk is full."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self._thread: threading.Thread | None = None
+        if context.world.is_main:
+            for name in (NEWEST, BEST):
+                storage.remove_unfinished(storage.join(context.run_dir, name))
+
+    def write(self, weights: Weights, step: int, *, newest: bool, best: Mapping[str, Any] | None) -> None:
+        """Start writing the averaged weights after `step`: which nobody may change meanwhile. best: figure, value and
+        step of the best bundle, where this is one."""
+        self.close()
+        made = []
+        going_on = {UNFINISHED: {"step": step, "of": self.context.config.steps}}
+        if best is not None:
+            made.append((BEST, trained_bundle(self.context, weights, step, {**going_on, "best": dict(best)})))
+        if newest:
+            made.append((NEWEST, trained_bundle(self.context, weights, step, going_on)))
+        self._thread = threading.Thread(target=self._write, args=(made,), name=f"bundle-{step}", daemon=True)
+        self._thread.start()
+
+    def _write(self, made: list[tuple[str, Bundle]]) -> None:
+        for name, bundle in made:
+            url = storage.join(self.context.run_dir, name)
+            try:
+                save_bundle(url, bundle)
+            except Exception as error:
+                _log.warning("%s could not be written, training goes on: %s", url, error)
+
+    def close(self) -> None:
+        """Wait for what is being written."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None

@@ -40,15 +40,19 @@ def test_the_device_of_workers_is_what_was_asked_for_or_the_clusters(device, ask
         worker_gpus("cpu", 1.0)
 
 
+@pytest.fixture(scope="module")
+def cluster():
+    """One machine. Its GPUs are only believed in: where work is placed does not depend on what is seen from here."""
+    assert start_ray(num_cpus=2, num_gpus=2)
+    yield
+    ray.shutdown()
+
+
 @pytest.mark.slow
-def test_workers_take_gpus_where_the_cluster_has_some_and_this_machine_none():
-    """GPUs that Ray believes in: where work is placed does not depend on what can be seen from here."""
-    assert own_device("") == "cpu" and start_ray(num_cpus=2, num_gpus=2)
-    try:
-        assert _place(2, None) == ({"num_cpus": 1, "num_gpus": 1.0}, "cuda")
-        assert _place(2, 0.0) == ({"num_cpus": 1, "num_gpus": 0}, "cpu")
-    finally:
-        ray.shutdown()
+def test_workers_take_gpus_where_the_cluster_has_some_and_this_machine_none(cluster):
+    assert own_device("") == "cpu"
+    assert _place(2, None) == ({"num_cpus": 1, "num_gpus": 1.0}, "cuda")
+    assert _place(2, 0.0) == ({"num_cpus": 1, "num_gpus": 0}, "cpu")
 
 
 @pytest.fixture
@@ -62,18 +66,18 @@ def data(tmp_path):
 
 
 @pytest.mark.slow
-def test_workers_do_not_change_figures(tmp_path, data):
+def test_workers_do_not_change_figures(tmp_path, data, cluster):
     bundle = make_bundle(tmp_path / "b", task="sr")
     spec = EvaluationSpec(task="sr", scales=(4.0,), num_steps=2, chunk_size=2, sr_mode="fixed-input", eta=1.0)
     alone, pictures = evaluate(bundle, data, spec, progress=False)
-    spread, more = evaluate(bundle, data, spec, num_workers=2, progress=False)
+    spread, more = evaluate(bundle, data, spec, num_workers=2, gpus_per_worker=0, progress=False)
     for one, two in zip(alone.figures, spread.figures, strict=True):
         assert (one.name, one.method, one.setting, one.num) == (two.name, two.method, two.setting, two.num)
         assert two.value == pytest.approx(one.value, rel=1e-3)
         assert two.low == pytest.approx(one.low, rel=1e-3)
     assert pictures.keys() == more.keys()
-    fps = speed_on_ray(spread, spec, bundle).get("fps", "x4")  # where the workers are, not here
+    fps = speed_on_ray(spread, spec, bundle, gpus_per_worker=0).get("fps", "x4")  # where the workers are, not here
     assert fps.value > 0 and ", cpu, median of 3" in fps.protocol
     with pytest.raises(UserError, match="needs a truth of 64 pixels"):
         impossible = EvaluationSpec(task="sr", scales=(8.0,), sr_mode="fixed-input", chunk_size=2)
-        evaluate(bundle, data, impossible, num_workers=2, progress=False)
+        evaluate(bundle, data, impossible, num_workers=2, gpus_per_worker=0, progress=False)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
+from direct_settings import DIRECT
 from small_shop import Shop, make_shop
 
 from orchestration import registry, tracking
@@ -95,3 +96,21 @@ def test_early_figures_are_those_of_evaluate_and_have_the_steps_of_the_training_
         assert [(point.step, point.value) for point in history] == [
             (row["step"], pytest.approx(row[name])) for row in rows if row["step"] in steps
         ]
+
+
+def test_direct_super_resolution_is_validated_and_judged_by_its_enlargements(shop, tmp_path):
+    settings = ["steps=2", "validate_every=2", "validate_samples=3", "quality_every=2", "quality_samples=2"]
+    preset = override(debug(), [*DIRECT, *(f"decoder.{setting}" for setting in settings)])
+    run_dir = tmp_path / "run"
+    result = train(
+        "decoder", preset, data=shop.pixels, run_dir=str(run_dir), device="cpu", make_quality=make_quality
+    )  # fmt: skip
+    told = {k: v for k, v in result.metrics.items() if k.startswith(("val/", "quality/"))}
+    assert {name for name in told if "lpips" not in name} == {
+        "val/l1", "val/psnr_scale2", "val/psnr_scale3", "val/psnr_scale4",
+        "quality/psnr_x2", "quality/psnr_x4", "quality/ssim_x2", "quality/ssim_x4",
+    }  # fmt: skip
+    spec = EvaluationSpec(task="sr", scales=(2.0, 4.0), num=2, sr_mode="fixed-truth")
+    report, _ = evaluate(result.bundle, shop.pixels, spec, progress=False)
+    (figure,) = [f for f in report.figures if (f.name, f.method, f.setting) == ("psnr_rgb", "ours", "x4")]
+    assert told["quality/psnr_x4"] == pytest.approx(figure.value, abs=1e-3)

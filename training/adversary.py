@@ -15,6 +15,7 @@ from training.config import AutoencoderStage
 from training.copies import CpuCopies
 from training.losses import generator_loss, hinge_discriminator_loss
 from training.not_finite import skip_unless_finite
+from training.optim import is_fused
 from training.world import World
 
 
@@ -43,7 +44,7 @@ class Adversary:
         torch.manual_seed(config.seed + 1)
         self.network = PatchDiscriminator().to(world.device)
         self.optimizer = torch.optim.AdamW(
-            self.network.parameters(), lr=config.lr, betas=(0.5, 0.9), weight_decay=0.0, fused=True
+            self.network.parameters(), lr=config.lr, betas=(0.5, 0.9), weight_decay=0.0, fused=is_fused(world.device)
         )
 
     def opinion(self, made: Tensor) -> Tensor:
@@ -75,5 +76,5 @@ class Adversary:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["network"])
         optimizer = state["optimizer"]  # older ones were not fused
-        groups = [{**group, "fused": True} for group in optimizer["param_groups"]]
+        groups = [{**group, "fused": self.optimizer.defaults["fused"]} for group in optimizer["param_groups"]]
         self.optimizer.load_state_dict({**optimizer, "param_groups": groups})

@@ -29,8 +29,16 @@ class Report:
 
 def skip_unless_finite(optimizer: torch.optim.Optimizer, norm: Tensor) -> None:
     """Let the next step of a fused optimizer leave weights, moments and its own count as they are where the gradient's
-    global norm (a scalar on the device) is not finite: torch's `found_inf`, as its loss scaler sets it."""
-    optimizer.found_inf = norm.isfinite().logical_not().float()  # type: ignore[attr-defined]
+    global norm (a scalar on the device) is not finite: torch's `found_inf`, as its loss scaler sets it. On devices
+    without fused optimizers such a step is one with a gradient of zero."""
+    if optimizer.defaults.get("fused"):
+        optimizer.found_inf = norm.isfinite().logical_not().float()  # type: ignore[attr-defined]
+        return
+    is_finite = norm.isfinite()
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                parameter.grad = torch.where(is_finite, parameter.grad, torch.zeros_like(parameter.grad))
 
 
 class SkippedSteps:

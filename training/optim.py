@@ -19,8 +19,13 @@ def make_optimizer(module: nn.Module, config: StageConfig, device: torch.device)
         lr=config.lr,
         betas=(config.beta1, config.beta2),
         weight_decay=config.weight_decay,
-        fused=device.type in ("cuda", "cpu"),
+        fused=is_fused(device),
     )
+
+
+def is_fused(device: torch.device) -> bool:
+    """Whether torch has its optimizers in one pass over memory there."""
+    return device.type in ("cuda", "cpu")
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

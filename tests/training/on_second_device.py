@@ -9,6 +9,8 @@ import torch
 from PIL import Image
 from second_device import NAME, WrongDevice, second_device, waits
 
+import training.adversary
+import training.optim
 import training.stages.denoiser as denoiser_stage
 from pipeline.bundle import Bundle, load_bundle, save_bundle
 from pipeline.model import LatentZoom
@@ -43,7 +45,7 @@ def waits_by_step() -> list[list[str]]:
 def run(stage: str, device: str, settings: list[str]) -> TrainResult:
     words = [f"{stage}.{word}" if not word.startswith("model.") else word for word in settings]
     words += [f"{stage}.{word}" for word in ("steps=4", "log_every=4", "grid_every=4", "micro_batch=2")]
-    words += [f"{stage}.checkpoint_every=4"]
+    words += [f"{stage}.{word}" for word in ("checkpoint_every=4", "validate_every=4", "bundle_every=4")]
     return train(
         stage,
         override(debug(), words),
@@ -103,6 +105,7 @@ with second_device():
         assert len(by_step) == 4 and by_step[1:3] == [[], []], "\n\n".join(by_step[1][:3])
         assert load_bundle(there.bundle).autoencoder is not None
 if case not in ("use", "planted"):  # the same numbers: nothing went astray in the device's making either
+    training.adversary.is_fused = training.optim.is_fused = lambda device: False  # as on the other device
     here = run(case, "cpu", settings)
     assert abs(there.last_loss - here.last_loss) <= 1e-4 * abs(here.last_loss), (there.last_loss, here.last_loss)
 print("all in place")

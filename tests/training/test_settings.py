@@ -167,7 +167,7 @@ def test_buckets_are_smaller_than_the_network_so_that_their_reduction_overlaps(n
 
 
 def test_a_grid_and_the_frozen_decoder_need_memory_too() -> None:
-    preset = override(debug(), ["align.grid_every=0", "align.precision=bf16"])
+    preset = override(debug(), ["align.grid_every=0", "align.validate_every=0", "align.precision=bf16"])
     with_grids = override(preset, ["align.grid_every=5"])
     num = estimate("align", preset.align, preset.model, 1).parameters
     plain, drawn = (estimate("align", p.align, p.model, 1) for p in (preset, with_grids))
@@ -244,7 +244,7 @@ def test_an_elastic_run_of_no_possible_size_is_refused_before_it_starts() -> Non
 
 def test_zero_stages_and_precision_shrink_the_state() -> None:
     def state(**changes: object) -> int:
-        config = dataclasses.replace(debug().denoiser, **changes)  # type: ignore[arg-type]
+        config = dataclasses.replace(debug().denoiser, validate_every=0, **changes)  # type: ignore[arg-type]
         return estimate("denoiser", config, debug().model, 2).state_bytes
 
     num = estimate("denoiser", debug().denoiser, debug().model, 2).parameters

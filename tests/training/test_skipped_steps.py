@@ -106,7 +106,9 @@ def test_a_run_goes_on_and_says_which_samples(
 
 def test_a_mean_is_over_the_steps_that_count(run_stage: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(Session, "backward", spoil({2}))
-    settings = [f"denoiser.{s}" for s in ("steps=3", "checkpoint_every=3", "lr=1e-12")]
+    settings = [
+        f"denoiser.{s}" for s in ("steps=3", "checkpoint_every=3", "lr=1e-12", "validate_every=0", "bundle_every=0")
+    ]
     run_stage("denoiser", *settings, "denoiser.log_every=1", run_dir=tmp_path / "each")
     run_stage("denoiser", *settings, "denoiser.log_every=3", run_dir=tmp_path / "all")
     each = [json.loads(line) for line in (tmp_path / "each/metrics.jsonl").read_text().splitlines()]

@@ -19,6 +19,7 @@ from pipeline.errors import UserError
 from training.config import StageConfig
 from training.ema import Ema
 from training.engine import DeepSpeedEngine
+from training.power_ema import PowerAverages
 from training.presets import debug
 from training.world import World, current_world
 
@@ -100,8 +101,10 @@ def test_one_decision_of_the_device(eight_gpus: None, tmp_path: Path, monkeypatc
         launched(tmp_path, num_workers=4)
     [trainer] = seen
     assert trainer.scaling_config.resources_per_worker == {"CPU": 1.0, "GPU": 1.0} and trainer.scaling_config.use_gpu
-    assert trainer.backend_config.backend == "nccl" and trainer.train_loop_config["device"] == "cuda"
+    assert trainer.backend_config.backend == "nccl"
     assert ray_train._worker({"run_dir": str(tmp_path)}) == {"error": "no room in /data"}
+    monkeypatch.setattr(ray_train, "_worker", lambda arguments: arguments)
+    assert trainer.train_loop_per_worker()["device"] == "cuda"
 
 
 def test_a_gpu_that_is_not_there_is_one_line() -> None:
@@ -126,6 +129,7 @@ def test_a_step_that_deepspeed_left_out_has_a_norm_on_the_device_too() -> None:
     engine = DeepSpeedEngine.__new__(DeepSpeedEngine)
     engine.config, engine.world = StageConfig(), World(0, 1, 0, torch.device("meta"))
     engine._engine, engine._fragments, engine._snapshot, engine.ema = Wrapped(), [], None, Ema([])
+    engine.power = PowerAverages([], engine.config)
     norms = [engine.step(1, 0.1)]
     Wrapped.norm = torch.ones((), device="meta")
     norms.append(engine.step(2, 0.1))

@@ -27,6 +27,7 @@ from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 from pipeline.errors import UserError
 from preprocess.build import Built, ShardBuilder
 from preprocess.config import PreprocessConfig
+from preprocess.local_ray import loopback_only
 from preprocess.lost_workers import LostWorkers
 from preprocess.plan import ShardPlan
 
@@ -186,7 +187,8 @@ def ray_session(config: PreprocessConfig) -> Iterator[None]:
         ray.init(address=address, log_to_driver=False)
     else:
         cpus = max(os.cpu_count() or 1, math.ceil(config.workers * config.cpus_per_worker))
-        ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False)
+        with loopback_only():
+            ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False)
     try:
         yield
     finally:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import re
 import sys
+import traceback
 from collections.abc import Callable
 
 STOPPED = 75
@@ -68,8 +69,17 @@ def is_network_error(error: BaseException) -> bool:
         return isinstance(error, Unreachable)
     if isinstance(error, OSError):
         return error.errno not in _LOCAL
-    package = type(error).__module__.split(".")[0]
-    return not NETWORK_MODULES.isdisjoint({package, package.rstrip("0123456789")})  # httpx2 is httpx
+    modules = [type(error).__module__]
+    if isinstance(error, ValueError):  # a client's plain word for a setting of its own, such as an endpoint that is no URL
+        modules.append(_raised_in(error))
+    packages = {module.split(".")[0] for module in modules}
+    return not NETWORK_MODULES.isdisjoint(packages | {name.rstrip("0123456789") for name in packages})  # httpx2 is httpx
+
+
+def _raised_in(error: BaseException) -> str:
+    """The module whose code raised it; "" where nobody did yet."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    return str(frames[-1][0].f_globals.get("__name__", "")) if frames else ""
 
 
 def unreachable(where: str, error: BaseException) -> Unreachable:

@@ -70,10 +70,11 @@ def is_network_error(error: BaseException) -> bool:
     if isinstance(error, OSError):
         return error.errno not in _LOCAL
     modules = [type(error).__module__]
-    if isinstance(error, ValueError):  # a client's plain word for a setting of its own, such as an endpoint that is no URL
+    if isinstance(error, ValueError):  # plain word of a client for its settings, such as an endpoint that is no URL
         modules.append(_raised_in(error))
     packages = {module.split(".")[0] for module in modules}
-    return not NETWORK_MODULES.isdisjoint(packages | {name.rstrip("0123456789") for name in packages})  # httpx2 is httpx
+    packages |= {name.rstrip("0123456789") for name in packages}  # httpx2 is httpx
+    return not NETWORK_MODULES.isdisjoint(packages)
 
 
 def _raised_in(error: BaseException) -> str:

@@ -217,6 +217,7 @@ def test_every_reading_verb_of_a_store_that_cannot_be_written(tmp_path, open_fol
     work.chmod(0o777)
     with without_writing(open_folder / "store"):
         for verb in ("lineage", "generate", "upscale"):
-            assert main([verb, *READING[verb], "--tracking-uri", store(open_folder / "store")]) == 0, capsys.readouterr()
+            arguments = [verb, *READING[verb], "--tracking-uri", store(open_folder / "store")]
+            assert main(arguments) == 0, capsys.readouterr()
     assert contents(open_folder / "store") == before
     assert {"made", "out.png"} <= {file.name for file in work.iterdir()}

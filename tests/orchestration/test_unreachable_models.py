@@ -63,7 +63,7 @@ def test_artifacts_in_a_store_that_refuses(error):
 
 @pytest.fixture
 def s3(urls, monkeypatch, tmp_path):
-    """A simulated S3 (moto) with the bucket "models", in it half a bundle. Every test starts with a client of its own."""
+    """A simulated S3 (moto) with the bucket "models", in it half a bundle. Each test has a client of its own."""
     moto = pytest.importorskip("moto.server", reason="moto[server] is not installed")
     boto3 = pytest.importorskip("boto3", reason="boto3 is not installed")
     server = moto.ThreadedMotoServer("127.0.0.1", 0, verbose=False)

@@ -204,8 +204,12 @@ def _into_folder(named: list[tuple[str, str]], output: str, form: str) -> list[T
             stems[i] = named[i][1]
     if clashing:
         same = [i for i in clashing if (stems[i], suffixes[i]) == (stems[clashing[0]], suffixes[clashing[0]])]
+        one, other = (named[i][0] for i in same[:2])
+        if _same(one) == _same(other):
+            what = f"{one} is given twice" if one == other else f"{one} and {other} are the same picture"
+            raise UserError(f"{what}; name it once")
         raise UserError(
-            f"{named[same[0]][0]} and {named[same[1]][0]} would both become {stems[same[0]]}{suffixes[same[0]]}; "
+            f"{one} and {other} would both become {stems[same[0]]}{suffixes[same[0]]}; "
             "write them to folders of their own"
         )
     base = output.rstrip("/") or "/"

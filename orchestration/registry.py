@@ -29,7 +29,7 @@ from orchestration.stored_bundle import verify_bundle as verify_bundle
 from pipeline import storage
 from pipeline.bundle import UNFINISHED, load_bundle, missing_parts, settled
 from pipeline.config import to_dict
-from pipeline.errors import UserError
+from pipeline.errors import Missing, UserError
 from pipeline.starter import starter_or
 
 if TYPE_CHECKING:
@@ -234,7 +234,10 @@ def resolve(uri: str, *, tracking_uri: str | None = None) -> Path:
     if not uri.startswith("models:/"):
         if storage.is_local(uri):
             return settled(uri, lambda: _local(uri))
-        digest = storage.sha256_bytes(storage.read_bytes(storage.join(uri, "config.json")))
+        try:
+            digest = storage.sha256_bytes(storage.read_bytes(storage.join(uri, "config.json")))
+        except Missing as error:
+            raise UserError(f"no bundle at {uri}: it has no config.json") from error
         return cached(digest, uri, None, "the bundle")
     name, which = parse_model_uri(uri)
     store = tracking.tracking_uri(tracking_uri)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import re
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -69,18 +70,18 @@ def is_network_error(error: BaseException) -> bool:
         return isinstance(error, Unreachable)
     if isinstance(error, OSError):
         return error.errno not in _LOCAL
-    package = type(error).__module__.split(".")[0]
-    is_of_network = not NETWORK_MODULES.isdisjoint({package, package.rstrip("0123456789")})  # httpx2 is httpx
-    return is_of_network or _is_of_client(error)
+    modules = [type(error).__module__]
+    if isinstance(error, ValueError):  # plain word of a client for its settings, such as an endpoint that is no URL
+        modules.append(_raised_in(error))
+    packages = {module.split(".")[0] for module in modules}
+    packages |= {name.rstrip("0123456789") for name in packages}  # httpx2 is httpx
+    return not NETWORK_MODULES.isdisjoint(packages)
 
 
-def _is_of_client(error: BaseException) -> bool:
-    """Whether a `ValueError` was raised inside a store's client: for an endpoint or a place that cannot be."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    module = "" if trace is None else str(trace.tb_frame.f_globals.get("__name__", ""))
-    return isinstance(error, ValueError) and module.split(".")[0] in NETWORK_MODULES
+def _raised_in(error: BaseException) -> str:
+    """The module whose code raised it; "" where nobody did yet."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    return str(frames[-1][0].f_globals.get("__name__", "")) if frames else ""
 
 
 def unreachable(where: str, error: BaseException) -> Unreachable:

@@ -68,7 +68,10 @@ def reaching(url: str) -> Iterator[None]:
 
 
 def _is_absent(error: BaseException) -> bool:
-    """Whether a web server answered that there is no such thing."""
+    """Whether a web server, or S3, answered that there is no such thing."""
+    response = getattr(error, "response", None)  # botocore's is a dict
+    if isinstance(response, dict) and response.get("Error", {}).get("Code") == "NoSuchKey":
+        return True
     return getattr(error, "status", None) in (404, 405, 410, 416)
 
 

@@ -43,7 +43,9 @@ def drawn_size(size: Size, cells: Size) -> Size:
     """Pixels (H, W) at which a latent of `cells` is drawn for an output of `size`. A pixel larger than a cell would
     miss what lies between its centre and the next (decoders are trained with pixels of at most a cell): then a whole
     multiple of the output, of at least one and a half pixels a cell, to be reduced. With pixels as large as cells,
-    photographs at half their size were 1 to 9 dB further from an anti-aliased bicubic."""
+    photographs at half and a quarter of their size were up to 12 dB further from an anti-aliased bicubic (and a zone
+    plate up to 3.5 dB closer). Two pixels a cell cost 1.8 times as much and came no closer: a zone plate 0.2 to 1.6 dB
+    further, photographs within 0.9 dB to either side; three up to 4 dB further."""
     height, width = (side if side >= num else side * -(-3 * num // (2 * side)) for side, num in zip(size, cells))
     return height, width
 

@@ -204,3 +204,20 @@ def test_a_removed_run_does_not_hide_the_lineage(tmp_path, cache):
     assert main(["lineage", "models:/m@champion", "--tracking-uri", uri]) == 0
     registry.register(make_bundle(tmp_path / "b2", seed=2), "m", tracking_uri=uri, report=report(0.4))
     assert registry.promote("m", tracking_uri=uri).promote  # against the report that the champion was registered with
+
+
+def test_every_reading_verb_of_a_store_that_cannot_be_written(tmp_path, open_folder, cache, monkeypatch, capsys):
+    registered(tmp_path, open_folder / "store")
+    work = open_folder / "work"
+    work.mkdir(parents=True)
+    Image.new("RGB", (8, 8), (9, 99, 199)).save(work / "in.png")
+    monkeypatch.chdir(work)
+    tracking._client.cache_clear()
+    before = contents(open_folder / "store")
+    work.chmod(0o777)
+    with without_writing(open_folder / "store"):
+        for verb in ("lineage", "generate", "upscale"):
+            arguments = [verb, *READING[verb], "--tracking-uri", store(open_folder / "store")]
+            assert main(arguments) == 0, capsys.readouterr()
+    assert contents(open_folder / "store") == before
+    assert {"made", "out.png"} <= {file.name for file in work.iterdir()}

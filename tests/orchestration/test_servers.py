@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import os
+import urllib.error
 import urllib.request
 
 import numpy as np
@@ -57,8 +58,30 @@ def test_mlflow_serves_generate_and_upscale(tmp_path, cache):
         assert np.abs(picture(rows[1]["png"]).astype(int) - expected).max() <= 1
         expected = np.asarray(model.upscale(low, 2.5))
         assert np.abs(picture(rows[2]["png"]).astype(int) - expected).max() <= 1
-        with pytest.raises(urllib.error.HTTPError):
-            ask(port, {"task": "upscale", "image": "not a picture", "scale": 2.0})
+        plain = base64.b64encode(buffer.getvalue()).decode()
+        webp = io.BytesIO()
+        low.save(webp, "WEBP", lossless=True)
+        for image in (
+            base64.encodebytes(buffer.getvalue()).decode(),
+            base64.urlsafe_b64encode(buffer.getvalue()).decode().rstrip("="),
+            f"data:image/png;base64,{plain}",
+            base64.b64encode(webp.getvalue()).decode(),
+        ):
+            (row,) = ask(port, {"task": "upscale", "image": image, "scale": 2.5})
+            assert np.abs(picture(row["png"]).astype(int) - expected).max() <= 1
+        for row, sentence in (
+            ({"image": plain[:40], "scale": 2}, "`image` "),
+            ({"image": "not a picture", "scale": 2}, "`image` cannot be read as a picture"),
+            ({"image": plain, "scal": 2}, "the column `scal` is unknown to upscale; known: "),
+            ({"image": plain, "scale": 1000}, "`scale` = 1000"),
+            ({"image": plain, "height": 9000, "width": 9000}, "1 of 9000x9000 pixels are not allowed; use at most"),
+            ({"image": plain, "scale": 2, "steps": 10**6}, "`steps` = 1000000"),
+        ):
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                ask(port, {"task": "upscale", **row})
+            answer = json.load(refused.value)
+            assert refused.value.code == 400 and "stack_trace" not in answer, answer
+            assert answer["message"].startswith(f"request 0: {sentence}") and "\n" not in answer["message"]
 
 
 @pytest.fixture

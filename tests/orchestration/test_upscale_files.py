@@ -232,6 +232,23 @@ def test_results_that_would_meet_are_refused(tmp_path):
         places([str(tmp_path / "one" / "a.png"), str(tmp_path / "two" / "a.png")], "out")
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["a.png", "a.png"], "^a.png is given twice; name it once$"),
+        (["b.png", "a.png", "./a.png"], r"^a.png and \./a.png are the same picture; name it once$"),
+        (["in", "in/c.png"], "^in/c.png is given twice; name it once$"),
+    ],
+)
+def test_a_picture_given_twice_is_named(tmp_path, monkeypatch, words, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in").mkdir()
+    for name in ("a.png", "b.png", "in/c.png"):
+        photo().save(tmp_path / name)
+    with pytest.raises(UserError, match=said):
+        places(words, "out/")
+
+
 # --- frames, precision ------------------------------------------------------------------------------------------------
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -199,3 +202,46 @@ def test_a_cut_download_is_named(tmp_path: Path) -> None:
     (tmp_path / NAME).write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match="cut short"):
         import_diffusers(str(tmp_path))
+
+
+SMALL = Path(__file__).parent.parent / "data" / "released_small"
+
+
+def imported(verb: str, file: Path, out: Path) -> int:
+    """The command's status for one weight file, with the configuration that the verb wants."""
+    if verb == "diffusers":
+        vae(file.parent)
+        return main([verb, str(file), "--out", str(out)])
+    return main([verb, str(file), "--config", str(SMALL / "config.yaml"), "--out", str(out)])
+
+
+@pytest.mark.parametrize("kind", ["empty", "pointer", "page", "pickle"])
+@pytest.mark.parametrize("verb", ["released", "ldm", "diffusers"])
+def test_every_kind_of_import_says_it_in_one_line(
+    tmp_path: Path, verb: str, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content, words = STRANGE.get(kind, (pickle.dumps(Touch(tmp_path / "ran"), protocol=2), "PyTorch before 1.6"))
+    for name in ("x.ckpt", "x.pt", "x.safetensors"):
+        (tmp_path / name).write_bytes(content)
+        assert imported(verb, tmp_path / name, tmp_path / "bundle") == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert line.startswith("latentzoom: error: ") and words in line and name in line
+    assert not (tmp_path / "bundle").exists() and not (tmp_path / "ran").exists()
+    assert kind != "pickle" or (pickle.loads(content) == 0 and (tmp_path / "ran").exists())  # it would have run
+
+
+class Touch:
+    """Makes a file when it is unpickled by an ordinary unpickler."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
+        return os.system, (f"touch {self.mark}",)
+
+
+@pytest.mark.parametrize("name", ["x.ckpt", "x.pt", "x"])
+def test_a_released_model_in_safetensors_by_any_name(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes((SMALL / "model.safetensors").read_bytes())
+    assert imported("released", tmp_path / name, tmp_path / "bundle") == 0
+    assert load_bundle(str(tmp_path / "bundle")).decoder is not None

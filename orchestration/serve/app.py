@@ -31,6 +31,7 @@ from prometheus_client import generate_latest
 from pydantic import BaseModel
 from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from orchestration.serve.access import Access, Guard
 from orchestration.serve.deep_zoom import Pyramid
@@ -122,6 +123,7 @@ def _answer_errors(app: FastAPI, server: Server) -> None:
     app.exception_handler(NotThere)(lambda _, error: answer(404, error))
     app.exception_handler(Busy)(lambda _, error: answer(503, error, **{"Retry-After": "1"}))
     app.exception_handler(Unwanted)(lambda _, error: answer(499, error))
+    app.exception_handler(ClientDisconnect)(lambda *_: answer(499, Unwanted("nobody waits for it any more")))
     app.exception_handler(Full)(lambda _, error: answer(507, error))
     app.exception_handler(UserError)(lambda _, error: answer(422, error))
     app.exception_handler(RequestValidationError)(validated)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import os
 import signal
@@ -297,7 +298,5 @@ def test_ctrl_c_ends_a_long_rendering(tmp_path):
 
 
 def _quietly(url: str) -> None:
-    try:
+    with contextlib.suppress(requests.RequestException):
         requests.get(url, timeout=120)
-    except requests.RequestException:
-        pass

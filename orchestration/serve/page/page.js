@@ -258,6 +258,8 @@ async function open(file) {
   try {
     let preview = null;
     try { // at once, as the browser shows it
+      await Object.assign(new Image(), { src: url }).decode(); // fails without a word in the console
+      check(mine);
       preview = await add({ type: "image", url, buildPyramid: false }, mine);
       preview.previewUrl = url;
     } catch (error) { // or a format that the browser does not know: the server's tiles show it

@@ -12,14 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from serving_server import Running, running
-from tiny_bundle import make_bundle
-
 from selenium import webdriver
-from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
+from serving_server import Running, running
+from tiny_bundle import make_bundle
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 BROWSER = [

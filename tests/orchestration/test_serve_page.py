@@ -13,11 +13,11 @@ from PIL import Image
 from serving_server import Running
 
 pytest.importorskip("selenium")
-from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
-from selenium.webdriver.common.by import By  # noqa: E402
-from selenium.webdriver.common.keys import Keys  # noqa: E402
-from selenium.webdriver.support.ui import Select  # noqa: E402
-from serve_browser import BROWSER, DROP, Page, page, served  # noqa: E402, F401
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import Select
+from serve_browser import BROWSER, DROP, Page, page, served  # noqa: F401
 
 pytestmark = BROWSER
 PHOTO = skimage.data.coffee()[60:300, 100:460]

@@ -15,11 +15,11 @@ from serving_server import Running, running
 from tiny_bundle import make_bundle
 
 pytest.importorskip("selenium")
-from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
-from selenium.webdriver.common.actions.wheel_input import ScrollOrigin  # noqa: E402
-from selenium.webdriver.common.by import By  # noqa: E402
-from selenium.webdriver.support.ui import Select  # noqa: E402
-from serve_browser import BROWSER, Page, opened, page, served  # noqa: E402, F401
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.actions.wheel_input import ScrollOrigin
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import Select
+from serve_browser import BROWSER, Page, opened, page, served  # noqa: F401
 
 pytestmark = BROWSER
 PHOTO = skimage.data.coffee()[60:200, 100:300]
@@ -32,11 +32,12 @@ def test_another_viewer_by_the_deep_zoom_descriptor(served: Running, page: Page)
     page.driver.execute_script(
         """const element = Object.assign(document.createElement("div"), { style: "width:600px;height:400px" });
         document.body.append(element);
-        window.other = OpenSeadragon({ element, tileSources: arguments[0], drawer: "canvas", showNavigationControl: false,
-          maxZoomPixelRatio: 1 });
+        window.other = OpenSeadragon({ element, tileSources: arguments[0], drawer: "canvas",
+          showNavigationControl: false, maxZoomPixelRatio: 1 });
         other.addHandler("open", () => other.viewport.zoomTo(other.viewport.getMaxZoom(), undefined, true));
         window.failed = [];
-        for (const kind of ["open-failed", "tile-load-failed"]) other.addHandler(kind, (e) => failed.push(e.message));""",
+        const fail = (event) => failed.push(event.message);
+        for (const kind of ["open-failed", "tile-load-failed"]) other.addHandler(kind, fail);""",
         f"/pictures/{ident}.dzi",
     )
     page.wait(

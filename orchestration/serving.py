@@ -10,6 +10,7 @@ import socket
 import sys
 import threading
 import webbrowser
+from types import FrameType
 
 from orchestration import tracking
 from orchestration.serve.access import LOOPBACK, Access
@@ -18,6 +19,9 @@ from orchestration.serve.settings import Settings
 from orchestration.verbs.serve import Arguments
 from pipeline.errors import UserError
 from pipeline.progress import Notice
+
+GRACE = 5
+"""Seconds for answers under way when it ends."""
 
 
 def run(arguments: Arguments, token: str, notice: Notice) -> int:
@@ -35,9 +39,17 @@ def run(arguments: Arguments, token: str, notice: Notice) -> int:
     if arguments.open:
         threading.Timer(0.5, webbrowser.open, [address]).start()
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
-    config = uvicorn.Config(make_app(server, Access(token)), access_log=False, log_level="warning")
+    config = uvicorn.Config(
+        make_app(server, Access(token)), access_log=False, log_level="warning", timeout_graceful_shutdown=GRACE
+    )
+
+    class Stopping(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            server.stop()  # renderings and sampling, for which it would wait
+            super().handle_exit(sig, frame)
+
     with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C is how it ends
-        uvicorn.Server(config).run(sockets=[listening])
+        Stopping(config).run(sockets=[listening])
     return 0
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hmac
-from collections.abc import Awaitable, Callable
-from urllib.parse import urlsplit
+from http.cookies import CookieError, SimpleCookie
+from urllib.parse import urlencode
 
 from fastapi import Request
-from fastapi.responses import JSONResponse, RedirectResponse, Response
+from fastapi.responses import JSONResponse, RedirectResponse
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 COOKIE = "latentzoom_token"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -17,6 +19,7 @@ _POLICY = (
     "default-src 'self'; img-src 'self' blob: data:; style-src 'self' 'unsafe-inline'; frame-ancestors 'self' "
     "http://localhost:* http://127.0.0.1:*; base-uri 'none'; form-action 'self'"
 )
+_SAFE = ("GET", "HEAD", "OPTIONS")
 
 
 class Access:
@@ -26,30 +29,28 @@ class Access:
     def __init__(self, token: str = "") -> None:
         self.token = token
 
-    async def check(self, request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+    def opens(self, request: Request) -> bool:
+        """Whether the request is the page's address with the right token."""
         given = request.query_params.get("token", "")
-        if self.token and request.url.path == "/" and self._is_right(given):
-            answer: Response = RedirectResponse("/", 303)
-            answer.set_cookie(COOKIE, given, httponly=True, samesite="strict", path="/")
-            return answer
-        if problem := self._problem(request):
-            return JSONResponse({"error": problem}, 401 if self.token else 403)
-        answer = await call_next(request)
-        answer.headers["Content-Security-Policy"] = _POLICY
-        answer.headers["X-Content-Type-Options"] = "nosniff"
-        answer.headers["Referrer-Policy"] = "no-referrer"
-        return answer
+        return bool(self.token) and request.url.path == "/" and self._is_right(given)
 
-    def _problem(self, request: Request) -> str:
+    def problem(self, request: Request) -> str:
+        """Why a request is refused; "" where it is not."""
         if request.url.path in _OPEN:
             return ""
+        headers = request.headers
+        if request.method not in _SAFE and headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
+            return "this server takes nothing from pages of others"
         if not self.token:
-            # Neither a name that somebody pointed here, nor a page of another host that has its reader's browser ask.
-            hosts = [request.url.hostname or "", urlsplit(request.headers.get("origin", "")).hostname or "localhost"]
-            foreign = [host for host in hosts if host not in LOOPBACK]
-            return f"this server is for its own machine, not for {foreign[0][:100]!r}" if foreign else ""
-        bearer = request.headers.get("authorization", "").removeprefix("Bearer ")
-        if self._is_right(bearer) or self._is_right(request.cookies.get(COOKIE, "")):
+            # Neither a name that somebody pointed here, nor a page of another origin that has its reader's browser ask.
+            host, origin = request.url.hostname or "", headers.get("origin")
+            if host not in LOOPBACK:
+                return f"this server is for its own machine, not for {host[:100]!r}"
+            if origin is not None and origin.partition("://")[2] != headers.get("host"):
+                return f"this server is for its own page, not for {origin[:100]!r}"
+            return ""
+        bearer = headers.get("authorization", "").removeprefix("Bearer ")
+        if self._is_right(bearer) or self._is_right(_cookie(headers.get("cookie", ""))):
             return ""
         return (
             "a token is needed: open the address that `latentzoom serve` printed, or send Authorization: Bearer TOKEN"
@@ -57,3 +58,45 @@ class Access:
 
     def _is_right(self, given: str) -> bool:
         return bool(given) and hmac.compare_digest(given.encode(), self.token.encode())
+
+
+class Guard:
+    """The middleware that asks `Access`. It hands requests on as they are, so that routes see a client go away."""
+
+    def __init__(self, app: ASGIApp, access: Access) -> None:
+        self.app, self.access = app, access
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        request = Request(scope, receive)
+        if self.access.opens(request):
+            kept = urlencode([(name, value) for name, value in request.query_params.multi_items() if name != "token"])
+            answer = RedirectResponse(f"/?{kept}" if kept else "/", 303)
+            is_https = request.url.scheme == "https"
+            answer.set_cookie(COOKIE, self.access.token, httponly=True, samesite="strict", path="/", secure=is_https)
+            await answer(scope, receive, send)
+            return
+        if problem := self.access.problem(request):
+            status = 401 if problem.startswith("a token") else 403
+            await JSONResponse({"error": problem}, status)(scope, receive, send)
+            return
+
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers["Content-Security-Policy"] = _POLICY
+                headers["X-Content-Type-Options"] = "nosniff"
+                headers["Referrer-Policy"] = "no-referrer"
+            await send(message)
+
+        await self.app(scope, receive, with_headers)
+
+
+def _cookie(header: str) -> str:
+    try:
+        found = SimpleCookie(header).get(COOKIE)
+    except CookieError:
+        return ""
+    return found.value if found else ""

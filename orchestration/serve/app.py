@@ -18,25 +18,28 @@ import hashlib
 import importlib.resources
 import secrets
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import asdict, dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, Query, Request
-from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from fastapi.staticfiles import StaticFiles
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from pydantic import BaseModel, Field
+from prometheus_client import generate_latest
+from pydantic import BaseModel
 from starlette.background import BackgroundTask
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
-from orchestration.serve.access import Access
-from orchestration.serve.catalogue import Catalogue
-from orchestration.serve.deep_zoom import TILE, Pyramid
-from orchestration.serve.desk import Busy, Desk, Unwanted
+from orchestration.serve.access import Access, Guard
+from orchestration.serve.deep_zoom import Pyramid
+from orchestration.serve.desk import Busy, Unwanted
 from orchestration.serve.samples import SAMPLES, sample
-from orchestration.serve.scenes import Look, Scene, Scenes, shrunk_size
-from orchestration.serve.shelf import Entry, NotThere, Shelf
+from orchestration.serve.scenes import Look, Scene, shrunk_size
+from orchestration.serve.server import Generate, Job, Limits, Server, Told
+from orchestration.serve.shelf import Full, NotThere
 from orchestration.serve.tiles import encoded, media_type
 from pipeline.canvas import Pixels, write_canvas
 from pipeline.errors import UserError
@@ -45,126 +48,31 @@ from pipeline.geometry import check_window
 from pipeline.reading import read_picture
 from pipeline.sizes import Size, Window, parse_size
 
+__all__ = ["Limits", "Server", "make_app"]
+
 Shrink = Annotated[int, Query(ge=1, le=64, description="reduce the picture to 1/shrink of height and width first")]
-SAMPLERS = 8
-"""Requests that are sampled at the same time."""
-MAX_SEED = (1 << 53) - 1
-"""JavaScript tells whole numbers apart up to here."""
+
+MISTAKES: dict[int | str, str] = {
+    404: "No such picture, or not any more",
+    422: "Something that is not allowed",
+    503: "Too much to do; Retry-After says when to try again",
+}
+Answers = dict[int | str, dict[str, Any]]
+PNG_ANSWER: Answers = {200: {"description": "The pixels", "content": {"image/png": {}}}}
+FILE_ANSWER: Answers = {
+    200: {
+        "description": "The file",
+        "content": {f"image/{form}": {} for form in ("png", "tiff", "jpeg", "webp", "avif")},
+    }
+}
+PICTURE_BODY = {"requestBody": {"required": True, "content": {"application/octet-stream": {"schema": {
+    "type": "string", "format": "binary"}}}}}  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """What one server gives. upload_bytes: of a picture file. picture_pixels, render_pixels: of what is given and of
-    what is drawn. queue, seconds, sampling_seconds: of requests that wait. memory_bytes: of all latents and features.
-    disk_bytes, expiry_seconds: of what is kept."""
+class Mistake(BaseModel):
+    """One sentence that says what to do."""
 
-    upload_bytes: int = 64 << 20
-    picture_pixels: int = 100_000_000
-    render_pixels: int = 1 << 28
-    latent_cells: int = 1 << 16
-    steps: int = 200
-    seeds: int = 16
-    queue: int = 256
-    seconds: float = 120.0
-    sampling_seconds: float = 1800.0
-    memory_bytes: int = 2 << 30
-    disk_bytes: int = 4 << 30
-    expiry_seconds: float = 24 * 3600.0
-
-
-class Generate(BaseModel):
-    """What to draw. size: of each picture, such as 700x1000; latent_size: such as 64x96; both as trained without."""
-
-    seeds: Annotated[list[Annotated[int, Field(ge=0, le=MAX_SEED)]], Field(min_length=1)]
-    size: str = ""
-    latent_size: str = ""
-    steps: Annotated[int | None, Field(ge=1)] = None
-    model: str = ""
-
-
-class Job:
-    """A rendering under way, to be asked about and to be stopped."""
-
-    def __init__(self, num_pixels: int) -> None:
-        self.num_pixels, self.done, self.is_stopped = num_pixels, 0, False
-
-    def on_pixels(self, num: int) -> None:
-        if self.is_stopped:
-            raise Unwanted("the rendering was stopped")
-        self.done += num
-
-
-class Metrics:
-    """For Prometheus."""
-
-    def __init__(self, desk: Desk, scenes: Scenes) -> None:
-        self.registry = CollectorRegistry()
-        make: dict[str, Any] = {"registry": self.registry}
-        self.tiles = Counter("latentzoom_serve_tiles", "Tiles drawn.", ["look"], **make)
-        self.refused = Counter("latentzoom_serve_refused", "Requests refused, by status.", ["status"], **make)
-        self.seconds = Histogram("latentzoom_serve_tile_seconds", "From the request of a tile to its answer.", **make)
-        for name, text, value in (
-            ("waiting", "Requests in the queue.", lambda: desk.waiting),
-            ("busy", "Requests being worked on.", lambda: desk.busy),
-            ("memory_bytes", "Memory of latents and features.", scenes.num_bytes),
-        ):
-            Gauge(f"latentzoom_serve_{name}", text, **make).set_function(value)
-
-
-class Server:
-    """What the routes share."""
-
-    def __init__(self, catalogue: Catalogue, shelf: Shelf, limits: Limits, num_threads: int) -> None:
-        self.catalogue, self.shelf, self.limits = catalogue, shelf, limits
-        self.scenes = Scenes(shelf, catalogue, limits.memory_bytes)
-        self.desk = Desk(num_threads, queue=limits.queue, seconds=limits.seconds)
-        # Those who sample wait for the network most of the time, which works for all of them at once.
-        self.samplers = Desk(SAMPLERS, queue=limits.queue, seconds=limits.sampling_seconds)
-        self.metrics = Metrics(self.desk, self.scenes)
-        self.jobs: dict[str, Job] = {}
-        self.sampling: dict[str, asyncio.Task[None]] = {}
-        self._preparing: set[asyncio.Task[None]] = set()
-
-    async def scene(self, ident: str, model: str) -> Scene:
-        return await asyncio.to_thread(self.scenes.get, ident, model)
-
-    def prepare(self, ident: str, address: str) -> None:
-        """Make the latent of a picture whose tiles will be asked for."""
-
-        def make() -> None:
-            with contextlib.suppress(UserError):  # whoever asks for a tile hears of it
-                self.scenes.get(ident, address).drawing()
-
-        task = asyncio.create_task(self.samplers.do(make))
-        self._preparing.add(task)
-        task.add_done_callback(self._prepared)
-
-    def _prepared(self, task: asyncio.Task[None]) -> None:
-        self._preparing.discard(task)
-        if not task.cancelled():
-            task.exception()  # known to be of no matter: the tile's request tries again
-
-    def described(self, entry: Entry, scene: Scene | None = None) -> dict[str, Any]:
-        """What a client is told of a picture."""
-        pyramid = Pyramid(entry.size)
-        ready = {} if scene is None else {"is_ready": scene.is_ready, "progress": scene.progress.done}
-        return {
-            "id": entry.id,
-            "name": entry.name,
-            "height": entry.size[0],
-            "width": entry.size[1],
-            "model": entry.model or self.catalogue.default,
-            "is_generated": bool(entry.recipe),
-            "seed": entry.recipe.get("seed"),
-            "shrink": entry.shrink,
-            "tile_size": TILE,
-            "own_level": pyramid.own,
-            "top_level": pyramid.top,
-            "full_height": pyramid.full[0],
-            "full_width": pyramid.full[1],
-            "expires_in_seconds": self.limits.expiry_seconds,
-            **ready,
-        }
+    error: str
 
 
 def make_app(server: Server, access: Access) -> FastAPI:
@@ -175,11 +83,18 @@ def make_app(server: Server, access: Access) -> FastAPI:
         sweeper = asyncio.create_task(_sweep(server))
         yield
         sweeper.cancel()
-        server.desk.close()
-        server.samplers.close()
+        server.close()
 
-    app = FastAPI(title="latentzoom", docs_url=None, redoc_url=None, lifespan=lifespan, version="1")
-    app.middleware("http")(access.check)
+    app = FastAPI(
+        title="latentzoom",
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lifespan,
+        version="1",
+        responses={status: {"model": Mistake, "description": text} for status, text in MISTAKES.items()},
+        max_body_size=server.limits.upload_bytes + (1 << 16),
+    )
+    app.add_middleware(Guard, access=access)
     _answer_errors(app, server)
     _add_tiles(app, server)
     _add_pictures(app, server)
@@ -196,43 +111,59 @@ def _answer_errors(app: FastAPI, server: Server) -> None:
         server.metrics.refused.labels(str(status)).inc()
         return JSONResponse({"error": str(error)}, status, headers=headers)
 
+    def validated(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError)
+        said = "; ".join(f"{one['loc'][-1]}: {one['msg']}" for one in error.errors())
+        return answer(422, UserError(f"{said}; /openapi.json describes what is allowed"))
+
+    def refused(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)
+        return answer(error.status_code, UserError(str(error.detail)))
+
     app.exception_handler(NotThere)(lambda _, error: answer(404, error))
     app.exception_handler(Busy)(lambda _, error: answer(503, error, **{"Retry-After": "1"}))
     app.exception_handler(Unwanted)(lambda _, error: answer(499, error))
+    app.exception_handler(ClientDisconnect)(lambda *_: answer(499, Unwanted("nobody waits for it any more")))
+    app.exception_handler(Full)(lambda _, error: answer(507, error))
     app.exception_handler(UserError)(lambda _, error: answer(422, error))
+    app.exception_handler(RequestValidationError)(validated)
+    app.exception_handler(HTTPException)(refused)
+    app.exception_handler(500)(lambda *_: answer(500, UserError("the server failed here; its log says why")))
 
 
 def _add_pictures(app: FastAPI, server: Server) -> None:
-    @app.post("/pictures", status_code=201, summary="Give a picture file, as the request's body")
-    async def give(request: Request, name: str = "picture", model: str = "", shrink: Shrink = 1) -> dict[str, Any]:
+    @app.post("/pictures", status_code=201, summary="Give a picture file, as the request's body",
+              openapi_extra=PICTURE_BODY)  # fmt: skip
+    async def give(request: Request, name: str = "picture", model: str = "", shrink: Shrink = 1) -> Told:
         data = await _body(request, server.limits.upload_bytes)
         return await add(data, Path(name).name[:200] or "picture", model, shrink)
 
-    async def add(data: bytes, label: str, model: str, shrink: int) -> dict[str, Any]:
-        def read() -> Entry:
+    async def add(data: bytes, label: str, model: str, shrink: int) -> Told:
+        def read() -> Scene:
             loaded = server.catalogue.get(model)
             picture = read_picture(data, label, server.limits.picture_pixels)
             size = shrunk_size(picture.size, shrink)
             entry = server.shelf.add_file(data, label, size, model=model, shrink=shrink)
-            server.scenes.add(entry, loaded, picture)
-            return entry
+            return server.scenes.add(entry, loaded, picture)
 
-        told = server.described(await server.desk.do(read))
-        server.prepare(told["id"], model)
-        return told
+        scene = await server.desk.do(read)
+        server.make(scene)  # its tiles will be asked for
+        return server.described(scene)
 
     @app.get("/samples", summary="Photographs that come along")
     async def samples() -> list[str]:
         return list(SAMPLES)
 
     @app.post("/samples/{name}", status_code=201, summary="Give one of them")
-    async def give_sample(name: str, model: str = "", shrink: Shrink = 1) -> dict[str, Any]:
+    async def give_sample(name: str, model: str = "", shrink: Shrink = 1) -> Told:
         return await add(await asyncio.to_thread(sample, name), name, model, shrink)
 
-    @app.get("/pictures/{ident}", summary="What a picture is")
-    async def told(ident: str, model: str = "") -> dict[str, Any]:
+    @app.get("/pictures/{ident}", summary="What a picture is, and how far its latent; asking has it made")
+    async def told(ident: str, model: str = "") -> Told:
         scene = await server.scene(ident, model)
-        return server.described(scene.entry, scene)
+        if not scene.is_ready and not scene.problem:
+            server.make(scene)
+        return server.described(scene)
 
     @app.delete("/pictures/{ident}", status_code=204, summary="Remove a picture")
     async def removed(ident: str) -> Response:
@@ -249,34 +180,41 @@ def _add_tiles(app: FastAPI, server: Server) -> None:
             parts = scene.entry.sha256, scene.entry.shrink, scene.loaded.name, level, x, y, look
             etag = f'"{hashlib.sha256(repr(parts).encode()).hexdigest()[:32]}"'
             headers = {"ETag": etag, "Cache-Control": "private, max-age=86400"}
-            if request.headers.get("if-none-match") == etag:
+            if _matches(request.headers.get("if-none-match", ""), etag):
                 return Response(status_code=304, headers=headers)
             if scene.is_drawn(level, look):
-                await _ready(server, scene)
+                await server.ready(scene)
             data = await server.desk.do(lambda: encoded(scene.tile(level, x, y, look)), _wanted(request))
         server.metrics.tiles.labels(look).inc()
         server.scenes.tidy()
         return Response(data, media_type="image/png", headers=headers)
 
-    @app.get("/pictures/{ident}/tiles/{level}/{column}_{row}", summary="A tile", response_class=Response)
+    @app.get(
+        "/pictures/{ident}/tiles/{level}/{column}_{row}",
+        summary="A tile",
+        response_class=Response,
+        responses=PNG_ANSWER,
+    )
     async def own(request: Request, ident: str, level: int, column: int, row: int, model: str = "",
                   look: Look = "ours") -> Response:  # fmt: skip
         return await tile(request, ident, level, column, row, model, look)
 
     @app.get("/pictures/{ident}_files/{level}/{column}_{row}.png", summary="A tile, for other viewers",
-             response_class=Response)  # fmt: skip
+             response_class=Response, responses=PNG_ANSWER)  # fmt: skip
     async def deep_zoom(request: Request, ident: str, level: int, column: int, row: int, model: str = "",
                         look: Look = "ours") -> Response:  # fmt: skip
         return await tile(request, ident, level, column, row, model, look)
 
-    @app.get("/pictures/{ident}.dzi", summary="The Deep Zoom descriptor", response_class=Response)
+    @app.get("/pictures/{ident}.dzi", summary="The Deep Zoom descriptor", response_class=Response,
+             responses={200: {"content": {"application/xml": {}}}})  # fmt: skip
     async def descriptor(ident: str) -> Response:
         entry = await asyncio.to_thread(server.shelf.get, ident)
         return Response(Pyramid(entry.size).descriptor("png"), media_type="application/xml")
 
 
 def _add_renderings(app: FastAPI, server: Server) -> None:
-    @app.get("/pictures/{ident}/render", summary="The whole, or a window of it, at any size", response_class=Response)
+    @app.get("/pictures/{ident}/render", summary="The whole, or a window of it, at any size", response_class=Response,
+             responses=FILE_ANSWER)  # fmt: skip
     async def render(
         request: Request,
         ident: str,
@@ -298,14 +236,18 @@ def _add_renderings(app: FastAPI, server: Server) -> None:
             )
         name = f"{Path(scene.entry.name).stem or 'picture'}-{shape[1]}x{shape[0]}.{format}"
         format_of(name, shape)
-        if look == "ours":
-            await _ready(server, scene)
-        task = Job(shape[0] * shape[1])
-        known_as = job or secrets.token_urlsafe(8)
-        server.jobs[known_as] = task
-        folder = tempfile.TemporaryDirectory(prefix="latentzoom-render-")
+        known_as = job or secrets.token_urlsafe(16)
+        if known_as in server.jobs:
+            raise UserError(f"a rendering {known_as!r} is under way already; give another name")
+        task = server.jobs[known_as] = Job(shape[0] * shape[1])
+        try:
+            folder = tempfile.TemporaryDirectory(prefix="latentzoom-render-", ignore_cleanup_errors=True)
+        except OSError as error:
+            del server.jobs[known_as]
+            raise Full(f"a rendering cannot be kept here: {error.strerror or error}") from error
 
         def work() -> Path:
+            task.on_pixels(0)  # it may be stopped before it begins
             target = Path(folder.name) / f"render.{format}"
 
             def draw(inner: Window) -> Pixels:
@@ -316,8 +258,13 @@ def _add_renderings(app: FastAPI, server: Server) -> None:
             write_canvas(target, shape, draw, channels=channels, quality=quality, on_pixels=task.on_pixels)
             return target
 
+        async def drawn() -> Path:
+            if look == "ours":
+                await server.ready(scene)
+            return await server.renderers.do(work)
+
         try:
-            file = await _unless_gone(request, server.desk.do(work, _wanted(request)), task)
+            file = await _unless_gone(request, drawn(), task)
         except BaseException:
             folder.cleanup()
             raise
@@ -343,8 +290,9 @@ def _add_renderings(app: FastAPI, server: Server) -> None:
 
 def _add_generation(app: FastAPI, server: Server) -> None:
     @app.post("/generate", status_code=201, summary="Draw new pictures")
-    async def generate(wanted: Generate) -> list[dict[str, Any]]:
+    async def generate(wanted: Generate) -> list[Told]:
         limits = server.limits
+        server.samplers.check()
         if len(wanted.seeds) > limits.seeds:
             raise UserError(f"{len(wanted.seeds)} seeds are not allowed here; at most {limits.seeds}")
         address = wanted.model or server.catalogue.default
@@ -370,25 +318,24 @@ def _add_generation(app: FastAPI, server: Server) -> None:
             )
             for seed in wanted.seeds
         ]  # fmt: skip
-        task = asyncio.create_task(server.samplers.do(lambda: server.scenes.generate(entries)))
-        task.add_done_callback(lambda done: done.cancelled() or done.exception())
-        for entry in entries:
-            server.sampling[entry.id] = task
-        return [server.described(entry) for entry in entries]
+        scenes = [await server.scene(entry.id, "") for entry in entries]
+        server.generate(scenes)
+        return [server.described(scene) for scene in scenes]
 
 
 def _add_service(app: FastAPI, server: Server) -> None:
     @app.get("/models", summary="Models that may be chosen")
     async def models() -> dict[str, Any]:
-        listed = await asyncio.to_thread(server.catalogue.listed)
-        return {"default": server.catalogue.default, "models": [asdict(model) for model in listed]}
+        listed, problem = await asyncio.to_thread(server.catalogue.listed)
+        models = [asdict(model) for model in listed]
+        return {"default": server.catalogue.default, "models": models, "problem": problem}
 
     @app.get("/health", summary="Whether pictures can be drawn")
     async def health() -> dict[str, Any]:
         loaded = await asyncio.to_thread(server.catalogue.get)
         return {"is_ready": True, "model": loaded.name, "waiting": server.desk.waiting, "busy": server.desk.busy}
 
-    @app.get("/metrics", summary="For Prometheus", response_class=Response)
+    @app.get("/metrics", summary="For Prometheus", response_class=PlainTextResponse)
     async def metrics() -> Response:
         return Response(generate_latest(server.metrics.registry), media_type="text/plain; version=0.0.4")
 
@@ -416,6 +363,11 @@ def _asked(own: Size, size: str, scale: float, window: str) -> tuple[Size, Windo
     return whole, check_window(edges, whole)  # type: ignore[arg-type]
 
 
+def _matches(header: str, etag: str) -> bool:
+    """Whether If-None-Match names an ETag (RFC 9110, 13.1.2: weak comparison)."""
+    return header.strip() == "*" or etag in [one.strip().removeprefix("W/") for one in header.split(",")]
+
+
 def _wanted(request: Request) -> Callable[[], Awaitable[bool]]:
     async def is_wanted() -> bool:
         return not await request.is_disconnected()
@@ -423,32 +375,23 @@ def _wanted(request: Request) -> Callable[[], Awaitable[bool]]:
     return is_wanted
 
 
-async def _unless_gone(request: Request, work: Awaitable[Path], job: Job) -> Path:
-    """The result of work that stops when the one who asked goes away."""
-
-    async def watch() -> None:
-        while not await request.is_disconnected():
-            await asyncio.sleep(0.5)
-        job.is_stopped = True
-
-    watcher = asyncio.create_task(watch())
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, Path], job: Job) -> Path:
+    """The result of work, which stops when the one who asked goes away or waits no longer."""
+    drawing = asyncio.create_task(work)
     try:
-        return await work
+        while not (await asyncio.wait([drawing], timeout=0.5))[0]:
+            if await request.is_disconnected() or (job.is_stopped and not job.done):
+                raise Unwanted("the rendering was stopped")
+        return drawing.result()
     finally:
-        watcher.cancel()
-
-
-async def _ready(server: Server, scene: Scene) -> None:
-    """Wait for the latent that a picture is drawn from, where it takes sampling: with others, or now."""
-    if (task := server.sampling.get(scene.entry.id)) is not None:
-        await asyncio.shield(task)
-        server.sampling.pop(scene.entry.id, None)
-    if not scene.is_ready:
-        await server.samplers.do(scene.drawing)
+        if not drawing.done():  # its thread ends at the next window
+            job.is_stopped = True
+            drawing.cancel()
 
 
 async def _sweep(server: Server) -> None:
     while True:
         await asyncio.sleep(60)
-        for ident in await asyncio.to_thread(server.shelf.sweep):
-            server.scenes.forget(ident)
+        with contextlib.suppress(OSError):  # a folder that is away for a while
+            for ident in await asyncio.to_thread(server.shelf.sweep):
+                server.scenes.forget(ident)

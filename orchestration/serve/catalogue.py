@@ -44,7 +44,8 @@ class Catalogue:
         self.device, self.dtype, self.store = device, dtype, store
         self.addresses = list(dict.fromkeys([*addresses, *(f"starter:{look}" for look in LOOKS)]))
         self._loaded: dict[str, Loaded] = {}
-        self._loading = threading.Lock()
+        self._loading: dict[str, threading.Lock] = {}
+        self._lock = threading.Lock()
 
     @property
     def default(self) -> str:
@@ -54,10 +55,14 @@ class Catalogue:
         """The model at an address of this catalogue. Raises `UserError` for others: nobody makes a server load what
         its owner did not offer."""
         address = address or self.default
-        with self._loading:
+        if (loaded := self._loaded.get(address)) is not None:
+            return loaded
+        if address not in self.addresses and address not in self._champions():
+            raise UserError(f"this server offers no model {address[:100]!r}; GET /models lists them")
+        with self._lock:
+            loading = self._loading.setdefault(address, threading.Lock())
+        with loading:  # once, while others go on with theirs
             if address not in self._loaded:
-                if address not in self.addresses and address not in self._champions():
-                    raise UserError(f"this server offers no model {address[:100]!r}; GET /models lists them")
                 loaded = Loaded(*load_model(address, self.device, self.store, self.dtype))
                 loaded.model.run_denoiser_by(StepBatches)
                 self._loaded[address] = loaded
@@ -65,15 +70,20 @@ class Catalogue:
 
     def add(self, address: str, model: LatentZoom) -> None:
         """Offer a model that is in memory already."""
-        with self._loading:
+        with self._lock:
             self._loaded[address] = Loaded(model, f"{address} {id(model)}")
             self.addresses = list(dict.fromkeys([address, *self.addresses]))
 
-    def listed(self) -> list[Listed]:
-        """All that may be chosen."""
-        champions = self._champions()
+    def listed(self) -> tuple[list[Listed], str]:
+        """All that may be chosen, and why those of the store are missing: "" where they are not."""
+        champions: dict[str, Listed] = {}
+        problem = ""
+        try:
+            champions = self._champions()
+        except UserError as error:  # what is here already can be used still
+            problem = str(error)
         own = [Listed(address=a, title=a, **self._known(a)) for a in self.addresses if a not in champions]
-        return [*own, *champions.values()]
+        return [*own, *champions.values()], problem
 
     def _known(self, address: str) -> dict[str, Any]:
         loaded = self._loaded.get(address)

@@ -7,6 +7,7 @@ shown as it is, reduced, since there is nothing to add.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import threading
 from collections import OrderedDict
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from orchestration.serve.catalogue import Catalogue, Loaded
 from orchestration.serve.deep_zoom import Pyramid
+from orchestration.serve.desk import Unwanted
 from orchestration.serve.shelf import Entry, Shelf
 from pipeline.canvas import Pixels
 from pipeline.drawing import Drawing
@@ -37,11 +39,24 @@ Look = Literal["ours", "bicubic", "original"]
 """original: of a picture that was shrunk, what it was before."""
 
 
+SMALL_KEPT = 16
+"""Sizes at which a reduced picture is kept: more than a pyramid has levels that small."""
+_ENCODED = 0.1
+"""The part of the work that encoding is where the latent is sampled after it."""
+
+
 @dataclass
 class Progress:
-    """How far the latent is: 0 to 1."""
+    """How far the latent is: 0 to 1. is_stopped: whether nobody waits for it any more, since the server ends."""
 
     done: float = 0.0
+    is_stopped: Callable[[], bool] = lambda: False
+
+    def is_at(self, done: float) -> None:
+        """Raises `Unwanted` where the work is to end."""
+        if self.is_stopped():
+            raise Unwanted("the server ends")
+        self.done = done
 
 
 class Scene:
@@ -49,6 +64,8 @@ class Scene:
 
     def __init__(self, entry: Entry, loaded: Loaded, given: Picture | None, cache_bytes: int) -> None:
         self.entry, self.loaded = entry, loaded
+        self.key = entry.id, loaded.name
+        self.problem = ""  # why the latent could not be made
         self.picture = picture = None if given is None else shrunk(given, entry.shrink)
         self._original = None if given is None or picture is given else Shown(given)
         self.pyramid = Pyramid(entry.size)
@@ -105,13 +122,23 @@ class Scene:
     def _made(self) -> Drawing:
         model = self.loaded.model
         if self.picture is not None:
-            latent = model.latent_of(self.picture, on_tile=self._on, on_step=lambda *_: None)
+            encoded = 1.0 if model.renders_condition(None) else _ENCODED
+            latent = model.latent_of(
+                self.picture,
+                on_tile=lambda done, total: self.progress.is_at(encoded * done / total),
+                on_step=lambda done, total, _: self.progress.is_at(encoded + (1 - encoded) * done / total),
+            )
             is_exact = model.decoder is not None and model.decoder.trunk.halo is not None
             tile = SMALL_TILE if is_exact else 0
             return model.drawing_of(self.picture, latent, self.entry.size, tile=tile, cache_bytes=self._cache_bytes)
         recipe = self.entry.recipe
         latent = model.sample_latents(
-            num=1, seed=[recipe["seed"]], num_steps=recipe["steps"], sampler="dpm++", latent_size=recipe["latent_size"]
+            num=1,
+            seed=[recipe["seed"]],
+            num_steps=recipe["steps"],
+            sampler="dpm++",
+            latent_size=recipe["latent_size"],
+            on_step=lambda done, total, _: self.progress.is_at(done / total),
         )
         return self._of_latent(latent)
 
@@ -124,9 +151,6 @@ class Scene:
         with self._making:
             self._drawing = self._of_latent(latent)
 
-    def _on(self, done: int, total: int) -> None:
-        self.progress.done = done / total
-
 
 class Scenes:
     """The scenes in memory; `max_bytes` bounds them together, the ones used longest ago go first."""
@@ -135,27 +159,43 @@ class Scenes:
         self.shelf, self.catalogue, self.max_bytes = shelf, catalogue, max_bytes
         self._scenes: OrderedDict[tuple[str, str], Scene] = OrderedDict()
         self._lock = threading.Lock()
+        self._reading = [threading.Lock() for _ in range(16)]  # many ask for one picture at once: it is read once
+        self._is_closed = threading.Event()
 
     def get(self, ident: str, address: str = "") -> Scene:
         """A picture's scene under a model, by default the one it was given with. Raises `NotThere`, `UserError`."""
         entry = self.shelf.get(ident)
         loaded = self.catalogue.get(address or entry.model)
+        if entry.recipe and (address or entry.model) != entry.model:
+            raise UserError("a generated picture belongs to the model that drew it")
         key = ident, loaded.name
+        if (held := self._held(key)) is not None:
+            return held
+        with self._reading[hash(key) % len(self._reading)]:
+            if (held := self._held(key)) is not None:
+                return held
+            picture = None if entry.recipe else read_picture(self.shelf.data(entry), entry.name)
+            return self.add(entry, loaded, picture)
+
+    def _held(self, key: tuple[str, str]) -> Scene | None:
         with self._lock:
             if key in self._scenes:
                 self._scenes.move_to_end(key)
-                return self._scenes[key]
-        if entry.recipe and (address or entry.model) != entry.model:
-            raise UserError("a generated picture belongs to the model that drew it")
-        picture = None if entry.recipe else read_picture(self.shelf.data(entry), entry.name)
-        return self.add(entry, loaded, picture)
+            return self._scenes.get(key)
 
     def add(self, entry: Entry, loaded: Loaded, picture: Picture | None) -> Scene:
         """The scene of a picture that was read already."""
         shown = None if picture is None else picture.srgb()  # as pages show it
         scene = Scene(entry, loaded, shown, cache_bytes=self.max_bytes // 4)
+        scene.progress.is_stopped = self._is_closed.is_set
         with self._lock:
-            return self._scenes.setdefault((entry.id, loaded.name), scene)
+            scene = self._scenes.setdefault(scene.key, scene)
+        self.tidy()
+        return scene
+
+    def close(self) -> None:
+        """Have the making of latents end."""
+        self._is_closed.set()
 
     def forget(self, ident: str) -> None:
         with self._lock:
@@ -172,16 +212,21 @@ class Scenes:
         with self._lock:
             return sum(scene.num_bytes for scene in self._scenes.values())
 
-    def generate(self, entries: list[Entry], on_step: Callable[[int, int], object] | None = None) -> None:
+    def generate(self, scenes: list[Scene]) -> None:
         """Sample the latents of several generated pictures of one model, size and number of steps together."""
-        scenes = [self.get(entry.id) for entry in entries]
-        model, recipe = scenes[0].loaded.model, entries[0].recipe
-        latents = model.sample_latents(
-            num=len(entries),
-            seed=[entry.recipe["seed"] for entry in entries],
+        recipe = scenes[0].entry.recipe
+
+        def on_step(done: int, total: int, _: Tensor) -> None:
+            for scene in scenes:
+                scene.progress.is_at(done / total)
+
+        latents = scenes[0].loaded.model.sample_latents(
+            num=len(scenes),
+            seed=[scene.entry.recipe["seed"] for scene in scenes],
             num_steps=recipe["steps"],
             sampler="dpm++",
             latent_size=tuple(recipe["latent_size"]),
+            on_step=on_step,
         )
         for scene, latent in zip(scenes, latents):
             scene.put(latent[None])
@@ -213,15 +258,19 @@ class Shown:
         planes = [plane if plane.ndim == 3 else plane[..., None] for plane in planes]
         self._pixels = torch.from_numpy(np.concatenate(planes, axis=2)).permute(2, 0, 1)[None]
         self.channels = int(self._pixels.shape[1])
-        self._small: dict[Size, Pixels] = {}
+        self._small: OrderedDict[Size, Pixels] = OrderedDict()
 
     def window(self, size: Size, window: Window) -> Pixels:
         """uint8 (y1-y0, x1-x0, c)."""
         if max(size) * OVERVIEW > max(self.size):
             return resize_window(self._pixels, size, window)[0].permute(1, 2, 0).contiguous().numpy()
-        if size not in self._small:  # much smaller than the picture: made once, whole
-            self._small[size] = self._reduced(size)
-        return self._small[size][window[0] : window[2], window[1] : window[3]]
+        whole = self._small.get(size)  # much smaller than the picture: made once, whole
+        if whole is None:
+            whole = self._small[size] = self._reduced(size)
+            while len(self._small) > SMALL_KEPT:
+                with contextlib.suppress(KeyError):  # another thread did
+                    self._small.popitem(last=False)
+        return whole[window[0] : window[2], window[1] : window[3]]
 
     def _reduced(self, size: Size) -> Pixels:
         images = [image for image in (self._image, self._alpha) if image is not None]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from orchestration.output import Dtype
 
 if TYPE_CHECKING:
-    from orchestration.serve.app import Server
+    from orchestration.serve.server import Server
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +30,8 @@ class Settings:
 
     def make_server(self) -> Server:
         """With the default model loaded. Raises `UserError`."""
-        from orchestration.serve.app import Limits, Server
         from orchestration.serve.catalogue import Catalogue
+        from orchestration.serve.server import Limits, Server
         from orchestration.serve.shelf import Shelf
         from pipeline.reading import use_own_size_limit
 

@@ -9,6 +9,7 @@ import os
 import re
 import secrets
 import shutil
+import threading
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +21,16 @@ from pipeline.sizes import Size
 
 _ID = re.compile(r"[A-Za-z0-9_-]{22}")
 """128 bits, in the URL-safe alphabet."""
+
+
+MAX_ENTRIES = 20_000
+"""Pictures that are kept: recipes take no bytes to speak of, but a folder each."""
+_PART, _PART_SECONDS = ".part-", 600.0
+"""What is being written, by this server or by another one with the same folder; older ones are a killed server's."""
+
+
+class Full(UserError):
+    """No room for more."""
 
 
 class NotThere(UserError):
@@ -45,10 +56,15 @@ class Shelf:
 
     def __init__(self, folder: Path, *, max_bytes: int, seconds: float) -> None:
         self.folder, self.max_bytes, self.seconds = folder, max_bytes, seconds
+        self._lock = threading.Lock()
+        self._num = self._bytes = 0
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            trial = folder / f"{_PART}{_new_id()}"
+            trial.mkdir()
+            trial.rmdir()
         except OSError as error:
-            raise UserError(f"cannot make {folder}: {error.strerror or error}; give another --keep folder") from error
+            raise UserError(f"cannot write in {folder}: {error.strerror or error}; give another --keep") from error
         self.sweep()
 
     def add_file(self, data: bytes, name: str, size: Size, *, model: str = "", shrink: int = 1) -> Entry:
@@ -67,9 +83,10 @@ class Shelf:
         folder = self._place(ident)
         try:
             raw = json.loads((folder / "entry.json").read_text())
-            os.utime(folder)
         except (OSError, ValueError) as error:
             raise NotThere(f"there is no picture {ident}: it expired, was removed, or was never here") from error
+        with contextlib.suppress(OSError):  # it can be seen still where nothing can be written any more
+            os.utime(folder)
         return Entry(**{**raw, "size": tuple(raw["size"])})
 
     def data(self, entry: Entry) -> bytes:
@@ -82,28 +99,43 @@ class Shelf:
     def remove(self, ident: str) -> None:
         """Raises `NotThere`."""
         self.get(ident)
+        with self._lock:
+            self._num, self._bytes = self._num - 1, self._bytes - _bytes_of(self._place(ident))
         shutil.rmtree(self._place(ident), ignore_errors=True)
 
     def sweep(self) -> list[str]:
-        """Remove what has expired, and what a killed server left half-written → the ids that are gone."""
-        gone = []
+        """Remove what has expired, and what a killed server left half-written → the ids that are gone. Counts what is
+        left, also of other servers with the same folder."""
+        gone, num, size = [], 0, 0
         for folder in self.folder.iterdir():
             with contextlib.suppress(OSError):
-                if time.time() - folder.stat().st_mtime > self.seconds or folder.name.startswith(".part-"):
+                is_part = folder.name.startswith(_PART)
+                most = min(self.seconds, _PART_SECONDS) if is_part else self.seconds
+                if time.time() - folder.stat().st_mtime > most:
                     shutil.rmtree(folder, ignore_errors=True)
                     gone.append(folder.name)
+                elif not is_part:
+                    num, size = num + 1, size + _bytes_of(folder)
+        with self._lock:
+            self._num, self._bytes = num, size
         return gone
 
     def num_bytes(self) -> int:
         """Of all picture files."""
-        return sum(path.stat().st_size for path in self.folder.glob("*/picture"))
+        return self._bytes
+
+    def _is_full(self, more: int) -> bool:
+        with self._lock:
+            return self._num >= MAX_ENTRIES or self._bytes + more > self.max_bytes
 
     def _add(self, entry: Entry, data: bytes) -> Entry:
-        if self.num_bytes() + len(data) > self.max_bytes:
+        if self._is_full(len(data)):
             self.sweep()
-            if self.num_bytes() + len(data) > self.max_bytes:
-                raise UserError(f"this server keeps at most {self.max_bytes >> 20} MiB of pictures; try again later")
-        part = self.folder / f".part-{entry.id}"
+            if self._is_full(len(data)):
+                raise Full(
+                    f"this server keeps at most {self.max_bytes >> 20} MiB and {MAX_ENTRIES} pictures; try again later"
+                )
+        part = self.folder / f"{_PART}{entry.id}"
         try:
             part.mkdir(mode=0o700)
             if data:
@@ -112,13 +144,22 @@ class Shelf:
             part.rename(self.folder / entry.id)
         except OSError as error:
             shutil.rmtree(part, ignore_errors=True)
-            raise UserError(f"the picture cannot be kept in {self.folder}: {error.strerror or error}") from error
+            raise Full(f"the picture cannot be kept here: {error.strerror or error}") from error
+        with self._lock:
+            self._num, self._bytes = self._num + 1, self._bytes + len(data)
         return entry
 
     def _place(self, ident: str) -> Path:
         if not _ID.fullmatch(ident):
             raise NotThere(f"{ident[:40]!r} is no picture's id")
         return self.folder / ident
+
+
+def _bytes_of(folder: Path) -> int:
+    try:
+        return (folder / "picture").stat().st_size
+    except OSError:  # a recipe, or gone
+        return 0
 
 
 def _new_id() -> str:

@@ -35,13 +35,13 @@ class Running:
 
 @contextlib.contextmanager
 def running(
-    folder: Path, *models: str, limits: Limits | None = None, token: str = "", store: str = ""
+    folder: Path, *models: str, limits: Limits | None = None, token: str = "", store: str = "", port: int = 0
 ) -> Iterator[Running]:
     limits = limits or Limits()
     catalogue = Catalogue(list(models), store=store)
     shelf = Shelf(folder, max_bytes=limits.disk_bytes, seconds=limits.expiry_seconds)
     server = Server(catalogue, shelf, limits, 2)
-    listening = bound("127.0.0.1", 0)
+    listening = bound("127.0.0.1", port)
     app = uvicorn.Server(uvicorn.Config(make_app(server, Access(token)), log_level="warning", access_log=False))
     thread = threading.Thread(target=app.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()

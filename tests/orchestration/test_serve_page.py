@@ -1,133 +1,25 @@
 """The page of `latentzoom serve` in a real browser: dropped, zoomed, divided, saved, generated, on any screen."""
 
+# ruff: noqa: F811
+
 from __future__ import annotations
 
 import io
-import shutil
-import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
 import skimage.data
 from PIL import Image
-from serving_server import Running, running
-from tiny_bundle import make_bundle
+from serving_server import Running
 
-selenium = pytest.importorskip("selenium")
-from selenium import webdriver  # noqa: E402
-from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
-from selenium.webdriver.common.by import By  # noqa: E402
-from selenium.webdriver.common.keys import Keys  # noqa: E402
-from selenium.webdriver.support.ui import Select  # noqa: E402
+pytest.importorskip("selenium")
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import Select
+from serve_browser import BROWSER, DROP, Page, page, served  # noqa: F401
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs Debian's chromium and chromium-driver"),
-]
-DROP = """
-const [name, base64] = arguments;
-const bytes = Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));
-const data = new DataTransfer();
-data.items.add(new File([bytes], name, { type: "image/png" }));
-document.dispatchEvent(new DragEvent("drop", { dataTransfer: data, bubbles: true, cancelable: true }));
-"""
-
-
-class Page:
-    """The browser, with words for what the tests do."""
-
-    def __init__(self, driver: webdriver.Chrome, downloads: Path) -> None:
-        self.driver, self.downloads = driver, downloads
-
-    def get(self, ident: str):
-        return self.driver.find_element(By.ID, ident)
-
-    def wait(self, until: Callable[[], object], seconds: float = 60) -> object:
-        end = time.monotonic() + seconds
-        while not (found := until()):
-            assert time.monotonic() < end, self.get("said").text
-            time.sleep(0.05)
-        return found
-
-    def drop(self, array: np.ndarray, name: str = "photo.png") -> None:
-        import base64
-
-        stream = io.BytesIO()
-        Image.fromarray(array).save(stream, "PNG")
-        self.driver.execute_script(DROP, name, base64.b64encode(stream.getvalue()).decode())
-        self.wait(lambda: self.get("said").text.startswith(f"{name}, "))
-
-    def set(self, ident: str, value: str) -> None:
-        field = self.get(ident)
-        field.click()
-        field.send_keys(Keys.CONTROL, "a", Keys.NULL, value, Keys.TAB)
-
-    def settled(self) -> None:
-        """Nothing moves, and no tile is awaited any more."""
-        still = "const v = latentzoomViewer.viewport; return Math.abs(v.getZoom(true) / v.getZoom(false) - 1) < 1e-6"
-        self.wait(lambda: self.driver.execute_script(still))
-        world = "latentzoomViewer.world"
-        loaded = f"return {world}.getItemCount() > 0 && {world}._items.every((item) => item.getFullyLoaded())"
-        self.wait(lambda: self.driver.execute_script(loaded))
-
-    def tiles(self) -> list[str]:
-        """Addresses of the tiles that were asked for."""
-        script = (
-            "return performance.getEntriesByType('resource').map((e) => e.name).filter((n) => n.includes('/tiles/'))"
-        )
-        return list(self.driver.execute_script(script))
-
-    def clip(self) -> float:
-        """Where the upper layer begins, as a part of the picture's width."""
-        top = "latentzoomViewer.world.getItemAt(latentzoomViewer.world.getItemCount() - 1)"
-        return float(self.driver.execute_script(f"return {top}.getClip().x / {top}.getContentSize().x"))
-
-    def bounds(self) -> list[float]:
-        return list(
-            self.driver.execute_script(
-                "const b = latentzoomViewer.viewport.getBounds(true); return [b.x, b.y, b.width]"
-            )
-        )
-
-    def errors(self) -> list[str]:
-        return [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] == "SEVERE"]
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory) -> Iterator[Running]:
-    bundle = make_bundle(tmp_path_factory.mktemp("bundle"))
-    with running(tmp_path_factory.mktemp("shelf"), "starter:faithful", "starter:sharp", bundle) as served:
-        yield served
-
-
-@pytest.fixture
-def page(served: Running, tmp_path: Path) -> Iterator[Page]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(CHROMIUM)
-    for word in (
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--window-size=1200,800",
-    ):
-        options.add_argument(word)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    options.add_experimental_option("prefs", {"download.default_directory": str(tmp_path)})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(str(DRIVER)))
-    try:
-        driver.get(served.url)
-        page = Page(driver, tmp_path)
-        page.wait(lambda: len(Select(page.get("model")).options) == 3)
-        yield page
-        assert page.errors() == []
-    finally:
-        driver.quit()
-
-
+pytestmark = BROWSER
 PHOTO = skimage.data.coffee()[60:300, 100:460]
 
 

@@ -2,7 +2,7 @@
 // above, cut off at the divider. Tiles are asked for as one zooms; see orchestration/serve/app.py for the interface.
 
 const $ = (id) => document.getElementById(id);
-const state = { picture: null, model: "", below: null, ours: null, preview: null, divider: 0.5, saving: null, tab: "enlarge" };
+const state = { picture: null, model: "", below: null, beside: "", ours: null, preview: null, divider: 0.5, tab: "enlarge" };
 
 const viewer = OpenSeadragon({
   element: $("viewer"),
@@ -18,11 +18,13 @@ const viewer = OpenSeadragon({
   imageLoaderLimit: 6,
   maxImageCacheCount: 800,
   timeout: 120000,
-  tileRetryMax: 5,
+  tileRetryMax: 2,
   tileRetryDelay: 800,
   subPixelRoundingForTransparency: OpenSeadragon.SUBPIXEL_ROUNDING_OCCURRENCES.ALWAYS,
 });
 window.latentzoomViewer = viewer; // for those who script the page
+viewer.canvas.setAttribute("role", "application"); // it has keys of its own
+viewer.canvas.setAttribute("aria-label", $("viewer").dataset.label);
 
 // --- small things --------------------------------------------------------------------------------------------------
 
@@ -31,20 +33,51 @@ function say(text, isError = false) {
   $("said").classList.toggle("error", isError);
 }
 
-async function ask(path, options = {}) {
-  const answer = await fetch(path, options);
-  if (answer.ok) return answer;
-  let told = `${answer.status} ${answer.statusText}`;
+const pause = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
+
+async function ask(path, options = {}, tries = 5) {
+  let answer;
   try {
-    const body = await answer.json();
-    told = body.error ?? body.detail?.map?.((one) => one.msg).join("; ") ?? told;
-  } catch { /* no JSON */ }
-  throw new Error(told);
+    answer = await fetch(path, options);
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Error("the server does not answer; is it running?");
+  }
+  if (answer.ok) return answer;
+  if (answer.status === 503 && tries > 1) { // much to do: its turn comes
+    await pause(1000 * (Number(answer.headers.get("Retry-After")) || 1));
+    return ask(path, options, tries - 1);
+  }
+  let told = `${answer.status} ${answer.statusText}`;
+  try { told = (await answer.json()).error ?? told; } catch { /* no JSON */ }
+  throw Object.assign(new Error(told), { status: answer.status });
+}
+
+// What is asked for last counts: each thing that shows another picture, or the same in another way, takes a turn, and
+// what comes later for an older one is let go.
+class Late extends Error {}
+let turn = 0;
+let upload = null;
+
+function begin() {
+  upload?.abort();
+  upload = new AbortController();
+  $("ready").hidden = true;
+  return ++turn;
+}
+function check(mine) { if (mine !== turn) throw new Late(); }
+function fail(error, mine) {
+  if (mine !== turn || error instanceof Late || error.name === "AbortError") return;
+  $("ready").hidden = true;
+  say(error.message, true);
 }
 
 const query = (values) => new URLSearchParams(Object.entries(values).filter(([, value]) => value !== "")).toString();
 
+const modelOf = (picture) => picture.is_generated ? "" : state.model;
+
 function tilesOf(picture, look) {
+  const model = look === "ours" ? modelOf(picture) : picture.model; // the same tiles beside every model
   return {
     width: picture.full_width,
     height: picture.full_height,
@@ -52,102 +85,204 @@ function tilesOf(picture, look) {
     minLevel: 0,
     maxLevel: picture.top_level,
     getTileUrl: (level, x, y) =>
-      `pictures/${picture.id}/tiles/${level}/${x}_${y}?${query({ look, model: picture.is_generated ? "" : state.model })}`,
+      `pictures/${picture.id}/tiles/${level}/${x}_${y}?${query({ look, model })}`,
   };
 }
 
-function add(tileSource, options = {}) {
-  return new Promise((resolve, reject) =>
-    viewer.addTiledImage({ tileSource, ...options, success: (e) => resolve(e.item), error: (e) => reject(new Error(e.message)) }));
+async function add(tileSource, mine, options = {}) {
+  const item = await new Promise((resolve, reject) => viewer.addTiledImage({
+    tileSource, ...options, success: (e) => resolve(e.item), error: (e) => reject(new Error(e.message)) }));
+  if (mine !== turn) { drop([item]); throw new Late(); }
+  return item;
 }
 
 // --- what is shown -------------------------------------------------------------------------------------------------
 
-async function show(picture, keepsPlace = false) {
-  const bounds = keepsPlace && state.picture ? viewer.viewport.getBounds() : null;
+const leaving = new Set(); // layers that show until what takes their place is there
+
+function drop(items) {
+  for (const item of items) {
+    leaving.delete(item);
+    if (viewer.world.getIndexOfItem(item) >= 0) viewer.world.removeItem(item);
+    if (item.previewUrl) URL.revokeObjectURL(item.previewUrl);
+  }
+}
+
+function replace(items, by) {
+  for (const item of items) leaving.add(item);
+  const isThere = ({ fullyLoaded }) => {
+    if (!fullyLoaded) return;
+    by.removeHandler("fully-loaded-change", isThere);
+    drop(items);
+  };
+  by.addHandler("fully-loaded-change", isThere);
+}
+
+function clear() {
+  drop([state.below, state.ours, state.preview, ...leaving].filter(Boolean));
+  Object.assign(state, { picture: null, below: null, ours: null, preview: null });
+  $("divider").hidden = true;
+  $("save").disabled = true;
+}
+
+async function show(picture, mine) {
+  const keepsPlace = state.picture?.id === picture.id;
+  if (!keepsPlace && !state.preview) clear();
   state.picture = picture;
-  const before = [state.below, state.ours, state.preview];
-  state.below = picture.is_generated ? null : await add(tilesOf(picture, $("beside").value));
-  state.ours = await add(tilesOf(picture, "ours"));
-  state.preview = null;
-  for (const old of before) if (old) viewer.world.removeItem(old);
   $("drop").hidden = true;
-  $("divider").hidden = picture.is_generated;
   $("save").disabled = false;
-  if (bounds) viewer.viewport.fitBounds(bounds, true);
-  else viewer.viewport.goHome(true);
   sizes("scale");
+  if (!picture.is_generated && (!state.below || state.beside !== $("beside").value)) {
+    state.beside = $("beside").value;
+    const below = await add(tilesOf(picture, state.beside), mine, { index: 0 });
+    if (!keepsPlace) viewer.viewport.goHome(true);
+    replace([state.below, state.preview].filter(Boolean), below);
+    [state.below, state.preview] = [below, null];
+  }
+  await ready(picture, mine);
+  const ours = await add(tilesOf(picture, "ours"), mine);
+  ours.isOurs = true;
+  if (!keepsPlace && picture.is_generated) viewer.viewport.goHome(true);
+  if (state.ours) replace([state.ours], ours);
+  state.ours = ours;
+  $("divider").hidden = picture.is_generated;
   place();
+  tellZoom();
   say(`${picture.name}, ${picture.width} × ${picture.height}`);
+}
+
+async function ready(picture, mine) {
+  // Until the latent is there, tiles would wait for it, and take the few connections that a browser has to a host.
+  let told = { is_ready: false, problem: "", progress: 0 };
+  for (let wait = 60; ; wait = Math.min(1.5 * wait, 1000)) {
+    try {
+      told = await (await ask(`pictures/${picture.id}?${query({ model: modelOf(picture) })}`)).json();
+    } catch (error) {
+      check(mine);
+      if (error.status) throw error;
+      say(`${error.message} Trying again …`, true);
+    }
+    check(mine);
+    if (told.problem) throw new Error(told.problem);
+    $("ready").hidden = told.is_ready;
+    if (told.is_ready) return;
+    $("ready").value = told.progress;
+    if (wait > 200 && !$("said").classList.contains("error")) say("making the latent …");
+    await pause(wait);
+    check(mine);
+  }
 }
 
 function place() {
   // The divider's place on the screen, as a cut through the upper layer.
   $("divider").style.left = `${100 * state.divider}%`;
   $("divider").setAttribute("aria-valuenow", Math.round(100 * state.divider));
-  if (!state.ours) return;
-  if (!state.below) { state.ours.setClip(null); return; }
+  if (!state.ours || !state.below) return;
   const x = state.divider * $("stage").clientWidth;
   const point = state.ours.viewerElementToImageCoordinates(new OpenSeadragon.Point(x, 0));
   const { full_width: width, full_height: height } = state.picture;
   const left = Math.min(Math.max(point.x, 0), width);
-  state.ours.setClip(new OpenSeadragon.Rect(left, 0, Math.max(width - left, 0.001), height));
+  const clip = new OpenSeadragon.Rect(left, 0, Math.max(width - left, 0.001), height);
+  for (let i = 0; i < viewer.world.getItemCount(); i++) {
+    const item = viewer.world.getItemAt(i);
+    if (item.isOurs) item.setClip(clip);
+  }
 }
 
 function currentZoom() {
-  // Screen pixels for each pixel of the picture.
-  const full = state.ours.viewportToImageZoom(viewer.viewport.getZoom(true));
-  return full * state.picture.full_width / state.picture.width;
+  // Screen pixels for each pixel of the picture, which is one viewport unit wide.
+  return viewer.viewport.getZoom(true) * viewer.viewport.getContainerSize().x / state.picture.width;
 }
 
 function zoomTo(zoom) {
-  if (!state.ours || !(zoom > 0)) return;
-  const full = zoom * state.picture.width / state.picture.full_width;
-  viewer.viewport.zoomTo(state.ours.imageToViewportZoom(full));
+  if (!state.picture || !(zoom > 0)) return;
+  viewer.viewport.zoomTo(zoom * state.picture.width / viewer.viewport.getContainerSize().x);
+}
+
+function tellZoom() {
+  if (state.picture && document.activeElement !== $("zoom")) $("zoom").value = Number(currentZoom().toPrecision(3));
 }
 
 viewer.addHandler("update-viewport", place);
 viewer.addHandler("resize", () => setTimeout(place));
-viewer.addHandler("animation", () => {
-  if (state.ours && document.activeElement !== $("zoom")) $("zoom").value = Number(currentZoom().toPrecision(3));
-});
+viewer.addHandler("animation", tellZoom);
 viewer.addHandler("canvas-key", (event) => {
   const { key } = event.originalEvent; // the sign, wherever a keyboard has it
   const factor = { "+": 1.5, "-": 1 / 1.5 }[key];
   if (factor) viewer.viewport.zoomBy(factor);
   if (factor || "rRfFjJkK".includes(key)) event.preventDefaultAction = true; // no turning and no mirroring
 });
-viewer.addHandler("tile-load-failed", (event) => { if (event.tiledImage === state.ours) say("a tile could not be drawn; moving the picture tries again", true); });
+
+// Tiles that could not be had are asked for again once the server answers, after it was started again for one.
+const lost = [];
+let isTrying = false;
+viewer.addHandler("tile-load-failed", (event) => { lost.push(event); tryAgain(); });
+async function tryAgain() {
+  if (isTrying) return;
+  isTrying = true;
+  try {
+    for (let wait = 1000; state.picture; wait = Math.min(2 * wait, 15000)) {
+      await pause(wait);
+      const { picture } = state;
+      if (!picture) break;
+      try {
+        await ask(`pictures/${picture.id}.dzi`, { cache: "no-store" });
+      } catch (error) {
+        say(error.status ? error.message : `${error.message} Trying again …`, true);
+        if (error.status === 404) break; // it expired
+        continue;
+      }
+      for (const { tile, tiledImage } of lost) {
+        if (viewer.world.getIndexOfItem(tiledImage) < 0) continue;
+        tile.exists = true;
+        tiledImage._needsUpdate = true; // as when the viewport moves
+      }
+      viewer.forceRedraw();
+      if ($("said").classList.contains("error")) say("");
+      break;
+    }
+  } finally {
+    lost.length = 0;
+    isTrying = false;
+  }
+}
+// A picture that a page shows does not expire.
+setInterval(() => { if (state.picture) fetch(`pictures/${state.picture.id}.dzi`, { cache: "no-store" }).catch(() => null); }, 600000);
 
 // --- pictures in ---------------------------------------------------------------------------------------------------
 
 async function open(file) {
+  const mine = begin();
   say(`opening ${file.name} …`);
   const url = URL.createObjectURL(file);
   try {
+    let preview = null;
     try { // at once, as the browser shows it
-      const preview = await add({ type: "image", url, buildPyramid: false });
-      for (const old of [state.below, state.ours, state.preview]) if (old) viewer.world.removeItem(old);
-      [state.below, state.ours, state.preview] = [null, null, preview];
-      $("drop").hidden = true;
-      viewer.viewport.goHome(true);
-    } catch { /* a format that the browser does not know: the server's tiles show it */ }
+      await Object.assign(new Image(), { src: url }).decode(); // fails without a word in the console
+      check(mine);
+      preview = await add({ type: "image", url, buildPyramid: false }, mine);
+      preview.previewUrl = url;
+    } catch (error) { // or a format that the browser does not know: the server's tiles show it
+      URL.revokeObjectURL(url);
+      if (error instanceof Late) throw error;
+    }
+    clear();
+    state.preview = preview;
+    $("drop").hidden = preview !== null;
+    if (preview) viewer.viewport.goHome(true);
     const values = { name: file.name, model: state.model, shrink: $("shrink").value };
-    const answer = await ask(`pictures?${query(values)}`, { method: "POST", body: file });
-    await given(await answer.json());
-  } catch (error) {
-    say(error.message, true);
-  } finally {
-    URL.revokeObjectURL(url);
-  }
+    const answer = await ask(`pictures?${query(values)}`, { method: "POST", body: file, signal: upload.signal });
+    await given(await answer.json(), mine);
+  } catch (error) { fail(error, mine); }
 }
 
-async function given(picture) {
+async function given(picture, mine) {
+  check(mine);
   const original = $("beside").querySelector("[value=original]");
   original.disabled = picture.shrink === 1;
   if (original.disabled) $("beside").value = "bicubic";
   nameLeft();
-  await show(picture);
+  await show(picture, mine);
 }
 
 function nameLeft() {
@@ -173,18 +308,29 @@ $("sample").onchange = async () => {
   const name = $("sample").value;
   $("sample").value = "";
   if (!name) return;
+  const mine = begin();
   say(`opening ${name} …`);
   try {
-    const answer = await ask(`samples/${name}?${query({ model: state.model, shrink: $("shrink").value })}`, { method: "POST" });
-    await given(await answer.json());
-  } catch (error) { say(error.message, true); }
+    const values = { model: state.model, shrink: $("shrink").value };
+    const answer = await ask(`samples/${name}?${query(values)}`, { method: "POST", signal: upload.signal });
+    const picture = await answer.json();
+    check(mine);
+    clear();
+    await given(picture, mine);
+  } catch (error) { fail(error, mine); }
 };
-$("beside").onchange = () => { nameLeft(); if (state.picture) show(state.picture, true); };
+async function again() {
+  if (!state.picture || state.picture.is_generated) return;
+  const mine = begin();
+  try { await show(state.picture, mine); } catch (error) { fail(error, mine); }
+}
+$("beside").onchange = () => { nameLeft(); again(); };
 
 // --- models --------------------------------------------------------------------------------------------------------
 
 async function listModels() {
-  const { default: first, models } = await (await ask("models")).json();
+  const { default: first, models, problem } = await (await ask("models")).json();
+  if (problem) say(problem, true);
   state.models = models;
   state.model = models.some((one) => one.address === state.model) ? state.model : first;
   $("model").replaceChildren(...models.map((one) => new Option(one.title, one.address, false, one.address === state.model)));
@@ -196,11 +342,10 @@ function tellFigures() {
   $("figures").textContent = figures.slice(0, 4).map(([name, value]) => `${name} ${Number(value.toPrecision(4))}`).join(" · ");
 }
 
-$("model").onchange = async () => {
+$("model").onchange = () => {
   state.model = $("model").value;
   tellFigures();
-  if (!state.picture || state.picture.is_generated) return;
-  try { await show(state.picture, true); } catch (error) { say(error.message, true); }
+  again();
 };
 
 // --- divider -------------------------------------------------------------------------------------------------------
@@ -245,12 +390,12 @@ function sizes(from) {
 for (const name of ["scale", "width", "height"]) $(name).oninput = () => sizes(name);
 
 function shownWindow(height, width) {
-  const box = state.ours.viewportToImageRectangle(viewer.viewport.getBounds(true));
-  const { full_width, full_height } = state.picture;
+  const box = viewer.viewport.getBounds(true); // in widths of the picture
+  const across = width, down = height * state.picture.width / state.picture.height;
   const clamp = (value, most) => Math.min(Math.max(Math.round(value), 0), most);
   const edges = [
-    clamp(box.y / full_height * height, height), clamp(box.x / full_width * width, width),
-    clamp((box.y + box.height) / full_height * height, height), clamp((box.x + box.width) / full_width * width, width),
+    clamp(box.y * down, height), clamp(box.x * across, width),
+    clamp((box.y + box.height) * down, height), clamp((box.x + box.width) * across, width),
   ];
   return edges[0] < edges[2] && edges[1] < edges[3] ? edges.join(",") : null;
 }
@@ -259,12 +404,12 @@ $("save").onclick = async () => {
   const height = Number($("height").value), width = Number($("width").value);
   const window = $("part").value === "view" ? shownWindow(height, width) : "";
   if (window === null) { say("nothing of the picture shows", true); return; }
-  const job = crypto.randomUUID?.() ?? String(Math.random()).slice(2);
+  const job = [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
   const stop = new AbortController();
   $("progress").removeAttribute("value");
   $("progress").hidden = $("cancel").hidden = false;
   $("save").disabled = true;
-  $("cancel").onclick = () => { fetch(`jobs/${job}`, { method: "DELETE" }); stop.abort(); };
+  $("cancel").onclick = () => { fetch(`jobs/${job}`, { method: "DELETE" }).catch(() => null); stop.abort(); };
   const poll = setInterval(async () => {
     const answer = await fetch(`jobs/${job}`).catch(() => null);
     if (!answer?.ok) return;
@@ -272,11 +417,12 @@ $("save").onclick = async () => {
     $("progress").value = done / pixels;
   }, 500);
   try {
-    const values = { size: `${height}x${width}`, window, format: $("format").value, model: state.picture.is_generated ? "" : state.model, job };
+    const values = { size: `${height}x${width}`, window, format: $("format").value, model: modelOf(state.picture), job };
     say("drawing …");
     const answer = await ask(`pictures/${state.picture.id}/render?${query(values)}`, { signal: stop.signal });
     const blob = await answer.blob();
-    const name = /filename="?([^";]+)/.exec(answer.headers.get("content-disposition") ?? "")?.[1] ?? `picture.${$("format").value}`;
+    const told = answer.headers.get("content-disposition") ?? "";
+    const name = /filename\*=utf-8''([^;]+)/.exec(told)?.[1] ?? encodeURIComponent(/filename="([^"]+)"/.exec(told)[1]);
     const link = Object.assign(document.createElement("a"), { href: URL.createObjectURL(blob), download: decodeURIComponent(name) });
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 60000);
@@ -286,7 +432,7 @@ $("save").onclick = async () => {
   } finally {
     clearInterval(poll);
     $("progress").hidden = $("cancel").hidden = true;
-    $("save").disabled = false;
+    $("save").disabled = !state.picture;
   }
 };
 
@@ -296,23 +442,34 @@ $("generate").onsubmit = async (event) => {
   event.preventDefault();
   const first = Number($("seed").value);
   const seeds = Array.from({ length: Number($("num").value) }, (_, i) => first + i);
+  const mine = begin();
   const wanted = { seeds, latent_size: $("latent").value.trim(), steps: Number($("steps").value), model: state.model };
   say("sampling …");
   try {
-    const answer = await ask("generate", { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(wanted) });
-    const pictures = await answer.json();
+    const options = { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(wanted), signal: upload.signal };
+    const pictures = await (await ask("generate", options)).json();
+    check(mine);
     $("gallery").replaceChildren(...pictures.map(thumbnail));
-    await show(pictures[0]);
-  } catch (error) { say(error.message, true); }
+    await choosePicture(pictures[0], mine);
+  } catch (error) { fail(error, mine); }
 };
 
+async function choosePicture(picture, mine = begin()) {
+  try {
+    clear();
+    await show(picture, mine);
+    for (const image of $("gallery").querySelectorAll("img")) image.src = image.dataset.src; // sampled together
+  } catch (error) { fail(error, mine); }
+}
+
 function thumbnail(picture) {
-  const image = Object.assign(new Image(), { alt: picture.name, src: `pictures/${picture.id}/tiles/${Math.min(picture.own_level, 8)}/0_0` });
+  const image = Object.assign(new Image(), { alt: picture.name });
+  image.dataset.src = `pictures/${picture.id}/tiles/${Math.min(picture.own_level, 8)}/0_0`;
   const button = document.createElement("button");
   button.type = "button";
   button.title = picture.name;
   button.append(image);
-  button.onclick = () => show(picture).catch((error) => say(error.message, true));
+  button.onclick = () => choosePicture(picture);
   return button;
 }
 
@@ -348,7 +505,12 @@ async function start() {
     const samples = await (await ask("samples")).json();
     $("sample").append(...samples.map((name) => new Option(name, name)));
     const ident = new URLSearchParams(location.search).get("picture"); // where `model.view` points
-    if (ident) await given(await (await ask(`pictures/${ident}`)).json());
+    if (!ident) return;
+    const picture = await (await ask(`pictures/${ident}`)).json();
+    if (state.models.some((one) => one.address === picture.model)) $("model").value = state.model = picture.model;
+    tellFigures();
+    const mine = begin();
+    try { await given(picture, mine); } catch (error) { fail(error, mine); }
   } catch (error) { say(error.message, true); }
 }
 choose("enlarge");

@@ -30,8 +30,14 @@ def compute_on_ray(
 ) -> Iterator[tuple[Chunk, Arrays]]:
     """(chunk, arrays) as they finish. Each worker holds the model once and two chunks at most are queued on it.
 
-    Raises `UserError` when a worker cannot load the model, or workers die again and again.
+    Raises `UserError` when a worker cannot load the model, or workers die again and again; and for a GPU by its number:
+    each worker sees only the one that Ray gives it, which is its "cuda".
     """
+    if device.startswith("cuda:") and device != "cuda:0":
+        raise UserError(
+            f"--device {device} names one GPU, and on Ray each worker is given one of its own; use --device cuda, or "
+            "leave out --workers to evaluate on that one alone"
+        )
     import ray
     from ray.exceptions import RayTaskError
 

@@ -6,7 +6,8 @@ from PIL import Image
 from tiny_bundle import make_bundle
 
 from orchestration.evaluation.evaluate import evaluate
-from orchestration.evaluation.spec import EvaluationSpec
+from orchestration.evaluation.on_ray import compute_on_ray
+from orchestration.evaluation.spec import EvaluationSpec, ModelReference
 from orchestration.ray_train import cpus_for_each
 from pipeline.errors import UserError
 
@@ -35,6 +36,14 @@ def data(tmp_path):
     for i in range(7):
         Image.fromarray(generator.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(folder / f"{i}.png")
     return str(folder)
+
+
+def test_a_gpu_by_its_number_is_for_one_worker(monkeypatch):
+    """A worker sees the GPU that it was given as its only one: "cuda:1" would fail in each of them."""
+    monkeypatch.setattr("orchestration.evaluation.on_ray.start_ray", lambda: pytest.fail("Ray was started"))
+    spec, model = EvaluationSpec(task="sr"), ModelReference("m", "", "digest")
+    with pytest.raises(UserError, match="cuda:1 names one GPU, .* each worker .*; use --device cuda, or leave out"):
+        next(compute_on_ray(spec, model, None, [(0, 1), (1, 2)], 2, "cuda:1"))
 
 
 @pytest.mark.slow

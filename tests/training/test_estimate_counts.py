@@ -1,5 +1,5 @@
-"""What a stage is estimated to take, beside what its own steps take: operations counted by torch while they run, and the
-tensors that their backward passes keep."""
+"""What a stage is estimated to take, beside what its own steps take: operations counted by torch while they run, and
+the tensors that their backward passes keep."""
 
 from __future__ import annotations
 

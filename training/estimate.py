@@ -6,6 +6,7 @@ activations the backward pass keeps and how many multiplications it takes. Kerne
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 import time
@@ -27,6 +28,7 @@ from pipeline.geometry import Size
 from pipeline.progress import format_seconds
 from training.config import AlignStage, AutoencoderStage, DecoderStage, DistillStage, Preset, StageConfig, is_joint
 from training.engine import accumulation_steps, bucket_size, enable_activation_checkpointing, frozen_dtype
+from training.estimate_losses import kept_by_backward, loss_networks
 from training.power_ema import LENGTHS
 from training.reconstruction import Reconstruction, joint_first_stage
 from training.targets import draw_target, largest_target, render_target
@@ -49,13 +51,21 @@ _PEAK_TFLOPS = {
 
 @dataclass(frozen=True)
 class Estimate:
-    """bytes are for one worker; flops are of one optimizer step over all workers."""
+    """bytes are for one worker; flops are of one optimizer step over all workers, the mean over the run: those after
+    adversarial_start, a share of them, take adversarial_flops more than those before."""
 
     parameters: int
     frozen_parameters: int
     state_bytes: int
     activation_bytes: int
     flops_per_step: float
+    adversarial_flops: float = 0.0
+    adversarial_share: float = 0.0
+    adversarial_start: int = 0
+
+    def flops_at(self, step: int) -> float:
+        """Of optimizer step `step` (1, 2, ...)."""
+        return self.flops_per_step + self.adversarial_flops * ((step > self.adversarial_start) - self.adversarial_share)
 
     @property
     def total_bytes(self) -> int:
@@ -73,25 +83,37 @@ def estimate(
         enable_activation_checkpointing(case.trained)
     num = sum(p.numel() for p in case.trained.parameters())
     num_behind = num_frozen = sum(p.numel() for p in case.frozen.parameters()) if case.frozen is not None else 0
-    saved, behind = _SavedBytes(), _SavedBytes()
     with _FusedAttention():
-        with torch.autograd.graph.saved_tensors_hooks(saved.pack, saved.unpack):
+        with kept_by_backward() as saved:
             made = case.forward(case.largest)
-        with torch.autograd.graph.saved_tensors_hooks(behind.pack, behind.unpack):
+        with kept_by_backward() as behind:
             case.through(made, case.largest)
+    losses = loss_networks(config, _shape(made))
+    num_frozen += losses.frozen_parameters
     # The trained network computes in the stage's precision, the frozen one behind it in its own.
     frozen_bytes = frozen_dtype(config, torch.device(device)).itemsize
     activations = (saved.total * (4 if config.precision == "fp32" else 2) + behind.total * frozen_bytes) // 4
-    flops = _flops_per_sample(config, model)
+    activations = max(activations + losses.kept_bytes, losses.alone_bytes)
+    flops, late_flops = _flops_per_sample(config, model)
     if isinstance(config, DistillStage):
         num_frozen += num  # the teacher
         flops += _teacher_flops(config, model)
-    state = _state_bytes(num, config, num_workers) + 4 * num_frozen
+    state = _state_bytes(num, config, num_workers) + 4 * num_frozen + losses.state_bytes
     if config.grid_every or config.validate_every or config.quality_every:
         state += 4 * num  # the averaged network of grids and held-out figures
     if config.validate_every:
         state += 4 * num_behind  # their own copy of the frozen decoder
-    return Estimate(num, num_frozen, state, activations, flops * config.global_batch)
+    share = max(0, config.steps - losses.start) / max(1, config.steps)
+    return Estimate(
+        num,
+        num_frozen,
+        state,
+        activations,
+        (flops + share * late_flops) * config.global_batch,
+        late_flops * config.global_batch,
+        share,
+        losses.start,
+    )
 
 
 _DRAWS = 6
@@ -99,20 +121,31 @@ _DRAWS = 6
 
 
 @functools.lru_cache(maxsize=64)
-def _flops_per_sample(config: StageConfig, model: ModelConfig) -> float:
+def _flops_per_sample(config: StageConfig, model: ModelConfig) -> tuple[float, float]:
     """Floating-point operations for one sample of a step, the mean over drawn sizes: forward and twice that backward
-    for what is trained; forward and the gradient by the input for what is frozen behind it."""
+    for what is trained; forward and the gradient by the input for what is frozen behind it; forward for what is before
+    it; and the networks in the loss. And those that the discriminator adds."""
     case = _meta_case(config, model, 1)
     drawn = [case.draw(step) for step in range(1, _DRAWS + 1)]
     targets = list(dict.fromkeys(drawn))  # one for all steps where nothing is drawn
-    total = 0.0
+    total = late = 0.0
     for target in targets:
         with _FusedAttention(), FlopCounterMode(display=False) as forward:
             made = case.forward(target)
         with _FusedAttention(), FlopCounterMode(display=False) as behind:
             case.through(made, target)
-        total += (3.0 * forward.get_total_flops() + 2.0 * behind.get_total_flops()) * drawn.count(target)
-    return total / len(drawn)
+        with _FusedAttention(), FlopCounterMode(display=False) as before, torch.no_grad():
+            case.before(target)
+        losses = loss_networks(config, _shape(made))
+        flops = 3.0 * forward.get_total_flops() + 2.0 * behind.get_total_flops() + before.get_total_flops()
+        total += (flops + losses.flops) * drawn.count(target)
+        late += losses.late_flops * drawn.count(target)
+    return total / len(drawn), late / len(drawn)
+
+
+def _shape(made: Any) -> tuple[int, ...]:
+    """Of the pictures that a forward pass makes, first among its results."""
+    return tuple((made if isinstance(made, Tensor) else made[0]).shape)
 
 
 def _state_bytes(num: int, config: StageConfig, num_workers: int) -> int:
@@ -142,28 +175,6 @@ def _teacher_flops(config: DistillStage, model: ModelConfig) -> float:
     return float(config.teacher_steps * drawing.get_total_flops() + rendering.get_total_flops())
 
 
-class _SavedBytes:
-    """Adds up the tensors that autograd keeps, each storage once, weights left out."""
-
-    def __init__(self) -> None:
-        self.total = 0
-        self._seen: dict[int, torch.UntypedStorage] = {}  # kept alive, or another could have its key
-
-    def pack(self, tensor: Tensor) -> Tensor:
-        if not isinstance(tensor, nn.Parameter) and not tensor.is_leaf:
-            self.add(tensor)
-        return tensor
-
-    def add(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in self._seen:
-            self._seen[storage._cdata] = storage
-            self.total += storage.nbytes()
-
-    def unpack(self, tensor: Tensor) -> Tensor:
-        return tensor
-
-
 class _FusedAttention(TorchFunctionMode):
     """Attention as CPUs and CUDA devices run it, in one kernel: on the "meta" device torch would take the plain path,
     which keeps a matrix of all pairs of cells."""
@@ -176,8 +187,9 @@ class _FusedAttention(TorchFunctionMode):
 
 @dataclass(frozen=True)
 class _Case:
-    """A stage on the meta device: the trained network and the frozen one behind it, a forward pass of a micro-batch
-    through each (`through` what `forward` made), the costliest target and the one that a step draws."""
+    """A stage on the meta device: the trained network and the frozen one behind or before it, a forward pass of a
+    micro-batch through each (`through` what `forward` made; `before` without gradient), the costliest target and the
+    one that a step draws."""
 
     trained: nn.Module
     frozen: nn.Module | None
@@ -185,6 +197,7 @@ class _Case:
     through: Callable[[Any, Any], object]
     largest: Any
     draw: Callable[[int], Any]
+    before: Callable[[Any], object] = lambda target: None
 
 
 def _meta_case(config: StageConfig, model: ModelConfig, micro: int) -> _Case:
@@ -225,7 +238,16 @@ def _case(config: StageConfig, model: ModelConfig, micro: int) -> _Case:
 
             cells, side, compared = largest_zoom(config, model.image_size)
             largest = cells, (side, side), (compared, compared)
-            return alone(decoder, enlarge, largest, partial(_drawn_zoom, config, model.image_size))
+            case = alone(decoder, enlarge, largest, partial(_drawn_zoom, config, model.image_size))
+            if config.conditions != "drawn" or model.autoencoder.kind == "identity":
+                return case
+            encoder = build_autoencoder(model).requires_grad_(False)
+
+            def encode(target: tuple[int, Size, Size]) -> Tensor:
+                side = target[0] * model.autoencoder.factor
+                return encoder.encode(torch.empty(micro, 3, side, side, device="meta"))
+
+            return dataclasses.replace(case, frozen=encoder, before=encode)
         return alone(
             decoder,
             lambda target: decoder(latent, target.size, target.window),

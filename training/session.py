@@ -126,7 +126,7 @@ class Session:
         self._window = _Window(checks_norms=self.config.precision != "fp16")
         self._peak_flops = peak_flops(self.world.device, self.config.precision)
         if self._peak_flops:
-            self._flops_per_step = estimate(context.stage, self.config, context.model, self.world.size).flops_per_step
+            self._work = estimate(context.stage, self.config, context.model, self.world.size)
 
     def _resume(self, saved: Saved | None) -> None:
         if saved is None:
@@ -338,7 +338,7 @@ class Session:
             "workers": float(self.world.size),
         }
         if self._peak_flops:
-            done = self._flops_per_step * len(window.ids) / elapsed
+            done = sum(self._work.flops_at(step) for step in window.steps) / elapsed
             rates["mfu_percent"] = 100.0 * done / (self._peak_flops * self.world.size)
         return {name: value for name, value in rates.items() if math.isfinite(value)}
 

@@ -50,13 +50,11 @@ _DEPTH = 4
 
 @dataclass(frozen=True)
 class Shape:
-    """What a kernel is compiled for. is_aligned: whether all counts are multiples of 16, which Triton compiles as a
-    case of its own."""
+    """What a kernel is compiled for."""
 
     part: str
     width: int
     dtype: torch.dtype
-    is_aligned: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,20 +83,11 @@ def shapes(every: bool) -> list[Shape]:
     kernel, so one serves all.
 
     Without `every`: each width in bfloat16, and the widest also in float16, whose numbers have the same size and whose
-    instructions are the same. Counts are odd; aligned ones let the compiler prove more, and the widest is compiled with
-    those too."""
+    instructions are the same."""
     if every:
-        return [
-            Shape(part, width, dtype, is_aligned)
-            for part in PARTS
-            for width in WIDTHS
-            for dtype in DTYPES
-            for is_aligned in (False, True)
-        ]
-    widest = max(WIDTHS)
+        return [Shape(part, width, dtype) for part in PARTS for width in WIDTHS for dtype in DTYPES]
     found = [Shape(part, width, torch.bfloat16) for part in PARTS for width in WIDTHS]
-    found += [Shape(part, widest, torch.float16) for part in PARTS]
-    return found + [Shape(part, widest, torch.bfloat16, is_aligned=True) for part in PARTS]
+    return found + [Shape(part, max(WIDTHS), torch.float16) for part in PARTS]
 
 
 def usage(shape: Shape, arch: int) -> Usage:
@@ -124,10 +113,9 @@ def usage(shape: Shape, arch: int) -> Usage:
     )
 
 
-def _launch(shape: Shape) -> None:
-    """Run the function that launches the kernel in question; see `_kept`."""
-    rows, cols = (32, 48) if shape.is_aligned else (5, 7)
-    cells = (16, 16) if shape.is_aligned else (3, 5)
+def _launch(shape: Shape, size: tuple[int, int] = (5, 7), cells: tuple[int, int] = (3, 5)) -> None:
+    """Run the function that launches the kernel in question, for an image of `size` pixels; see `_kept`."""
+    rows, cols = size
     head = [nn.Linear(shape.width, shape.width) for _ in range(_DEPTH - 1)]
     table = torch.zeros(1, *cells, shape.width, dtype=shape.dtype)
     axes = [
@@ -200,8 +188,7 @@ def table(arches: Sequence[int], wanted: Sequence[Shape]) -> tuple[list[str], li
                 problem = found.problem(arch)
             except Exception as error:  # compilers raise all kinds
                 found, problem = None, (str(error).strip() or repr(error)).splitlines()[0]
-            kind = str(shape.dtype).removeprefix("torch.") + (", aligned" if shape.is_aligned else "")
-            name = f"sm_{arch}  {shape.part:20}  {shape.width:3}  {kind:17}"
+            name = f"sm_{arch}  {shape.part:20}  {shape.width:3}  {str(shape.dtype).removeprefix('torch.'):8}"
             figures = (
                 ""
                 if found is None

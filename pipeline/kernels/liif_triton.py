@@ -27,6 +27,10 @@ The plain path is faster."""
 PADDED_OUT = 16
 """Columns of the last product: the smallest that a matrix instruction takes; 3 of them count."""
 
+SIZES = ("num_rows", "num_cols", "num_cells")
+"""Arguments of every kernel that change with the picture. Training draws them anew for every step: each mixture of such
+that 16 divides and such that it does not would be a kernel of its own, compiled while the GPU waits."""
+
 
 @dataclass(frozen=True)
 class Launch:
@@ -201,7 +205,7 @@ def colour_pointers(image, start, num_pixels, num_rows, num_cols, P: tl.constexp
     return place, (pixel < num_pixels)[:, None] & (channel < 3)[None, :]
 
 
-@triton.jit(do_not_specialize=["L"])  # one kernel for every depth, whose loops stay loops
+@triton.jit(do_not_specialize=[*SIZES, "num_pixels", "L"])  # one kernel for every depth, whose loops stay loops
 def _kernel(
     table, cell_y, rel_y, weight_y, cell_x, rel_x, weight_x, num_rows, num_cols, num_cells,
     position_y, position_x, shift, weights, biases, last, last_bias, image, num_pixels,

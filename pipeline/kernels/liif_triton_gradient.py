@@ -27,6 +27,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from pipeline.geometry import Axis, axis_range
 from pipeline.kernels.liif_triton import (
     PADDED_OUT,
+    SIZES,
     Grid,
     Launch,
     Operands,
@@ -60,7 +61,6 @@ def rehearse(table: Tensor, layers: list[nn.Linear], out: nn.Linear, position: T
     """A small image over a few cells like the table's, after its gradient: to find out whether that compiles and fits
     here. Parameters' own gradients stay as they are. Raises what compilers and drivers raise."""
     cells = table.new_zeros(1, 2, 3, table.shape[-1], requires_grad=True)
-    # No side of 1: Triton compiles that as a case of its own.
     rows, cols = (axis_range(0, n, n, k, dtype=torch.float32, device=table.device) for n, k in ((3, 2), (5, 3)))
     with torch.enable_grad():
         image = render_liif(cells, rows, cols, layers, out, position)
@@ -153,7 +153,7 @@ def _corner_fields(grid: Grid, first: int, stop: int) -> tuple[Tensor, Tensor, T
     return *spread(rel_y, rel_x), by_y * by_x
 
 
-@triton.jit(do_not_specialize=["L"])  # one kernel for every depth, whose loops stay loops
+@triton.jit(do_not_specialize=[*SIZES, "first", "stop", "L"])  # one kernel for every depth, whose loops stay loops
 def _kernel(
     table, cell_y, rel_y, weight_y, cell_x, rel_x, weight_x, num_rows, num_cols, num_cells,
     position_y, position_x, shift, weights, biases, transposed, last,

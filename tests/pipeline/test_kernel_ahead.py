@@ -48,6 +48,17 @@ def test_what_must_not_be(change: dict[str, object], problem: str) -> None:
     assert problem in dataclasses.replace(FINE, **change).problem(80)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("part", ahead.PARTS)
+def test_one_kernel_for_all_sizes(part: str) -> None:
+    """Training draws its targets' sizes: whether 16 divides one, or one is 1, must not be a kernel of its own."""
+    shape = Shape(part, 16, torch.bfloat16)
+    with ahead._kept(80) as kernels:
+        for size, cells in (((5, 7), (3, 5)), ((32, 48), (16, 16)), ((16, 7), (4, 4)), ((1, 9), (1, 1))):
+            ahead._launch(shape, size, cells)
+    found = [kernel.hash for kernel in kernels if kernel.name == "_kernel"]
+    assert len(found) == 4 and len(set(found)) == 1
+
+
 def test_all_that_is_promised_is_compiled() -> None:
     for wanted in (shapes(True), shapes(False)):
         assert {(s.part, s.width) for s in wanted} == {(p, w) for p in ahead.PARTS for w in liif_triton.WIDTHS}

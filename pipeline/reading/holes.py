@@ -2,7 +2,8 @@
 
 Pillow stops reading a PNG at its last row, so that it meets no checksum when damaged data make rows too early; rows
 that are missing stay black. Zeros where a file lost a block decode, in lossless WebP, AVIF and JPEG 2000, to something;
-no encoder of these writes many zero bytes in a row. That of lossy WebP does, for flat pictures, and is not judged.
+no encoder of these writes many zero bytes in a row. That of lossy WebP does, for flat pictures; but behind a hole too
+many bytes are left over, or too few. JPEG strips and tiles of a TIFF are judged as files of their own.
 """
 
 from __future__ import annotations
@@ -11,14 +12,19 @@ import io
 import struct
 import zlib
 from collections.abc import Iterator
+from typing import Any
 
 from PIL import Image
 
+from pipeline.reading import jpeg
 from pipeline.reading.png import SIGNATURE, chunks
 
 _HOLE = bytes(64)
 _NOISE = bytes(i * 101 % 251 + 1 for i in range(64))
 _PIECE = 1 << 20
+_SPARE = 16
+"""Bytes at the end of lossy WebP without which no whole picture can be decoded."""
+_STRIPS, _TILES, _JPEG_TABLES = (273, 279), (324, 325), 347
 _PASSES = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
 """First row, first column, step of rows and of columns: PNG, section 8.2."""
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
@@ -30,6 +36,8 @@ def trouble(image: Image.Image, data: bytes) -> str:
         return "the picture's data do not fit its size"
     if image.format == "WEBP":
         return _hole_in_webp(data)
+    if image.format == "TIFF" and image.info.get("compression") == "jpeg":
+        return _hole_in_strips(image, data)
     if image.format in ("AVIF", "JPEG2000"):
         return _hole_among_notes(image, data)
     return ""
@@ -82,9 +90,44 @@ def _hole_in_webp(data: bytes) -> str:
     place = 12
     while place + 8 <= len(data):
         name, length = struct.unpack_from("<4sI", data, place)
-        if name == b"VP8L" and (hole := data.find(_HOLE, place + 8, place + 8 + length)) >= 0:
+        start, end = place + 8, place + 8 + length
+        is_packed = name == b"VP8L" or (name == b"ALPH" and data[start] & 3 == 1)
+        hole = data.find(_HOLE, start, end) if is_packed or name == b"VP8 " else -1
+        if hole >= 0 and (is_packed or _are_bytes_left_over(data, place, end)):
             return f"a hole at byte {hole}"
-        place += 8 + length + length % 2
+        place = end + length % 2
+    return ""
+
+
+def _are_bytes_left_over(data: bytes, place: int, end: int) -> bool:
+    """Whether lossy WebP, in the chunk at [place, end), can be decoded without its last bytes."""
+    length = max(0, end - place - 8 - _SPARE)
+    chunk = b"VP8 " + struct.pack("<I", length) + data[place + 8 : place + 8 + length] + bytes(length % 2)
+    shorter = b"RIFF" + struct.pack("<I", 4 + len(chunk)) + b"WEBP" + chunk
+    try:
+        with Image.open(io.BytesIO(shorter), formats=("WEBP",)) as image:
+            image.load()
+    except (OSError, ValueError, SyntaxError):
+        return False
+    return True
+
+
+def _hole_in_strips(image: Any, data: bytes) -> str:
+    """JPEG strips or tiles of a TIFF that hold many zeros."""
+    tags = image.tag_v2
+    is_tiled = _TILES[0] in tags
+    starts, lengths = (tags.get(tag, ()) for tag in (_TILES if is_tiled else _STRIPS))
+    tables = bytes(tags.get(_JPEG_TABLES, b""))[:-2]  # without their end marker
+    for start, length in zip(starts, lengths):
+        if (hole := data.find(_HOLE, start, start + length)) < 0:
+            continue
+        strip = data[start : start + length]
+        strip = tables + strip[2:] if tables else strip
+        with Image.open(io.BytesIO(strip), formats=("JPEG",)) as part:
+            feed = jpeg.watch(part, strip)
+            part.load()
+        if feed is not None and feed.trouble():
+            return f"a hole at byte {hole}"
     return ""
 
 

@@ -4,7 +4,9 @@ libjpeg fills what is missing with grey and decodes zeros as flat or brown block
 count: the picture is complete too early or too late. So the decoder is fed in pieces, and after each it is looked
 whether the last row of pixels has been written. What comes after the last row does no harm, nor does a missing end
 marker. Where all scans are needed before the first row (progressive files), only files with a hole of zeros or without
-an end are judged: by decoding them once more, with other bytes in place of those that should not matter.
+an end are judged: by decoding them once more, with other bytes in place of those that should not matter. A file that
+lost so little that a few blocks at most look otherwise is kept: that, too, is seen by decoding it with other bytes in
+place of the lost ones.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ import struct
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 _START, _END, _SCAN, _RESTART_INTERVAL, _TABLES = 0xD8, 0xD9, 0xDA, 0xDD, 0xC4
@@ -27,12 +31,21 @@ _MARKER_BUT_RESTART = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")
 _LOST = re.compile(rb"\xff\xff+\x00")
 _HOLE = 24
 """Zero bytes in a row that no picture has by itself, where zeros do not stand for flat blocks."""
-_HOLE_OF_MEANS = 256
+_LARGE_HOLE = 64
 _TAIL = 64
 """Bytes before the end that the last block may have started in: earlier, and the rest is of no block."""
+_SHORT_TAIL = 24
+_SLACK = 2
+"""Bytes that belong to a last block though they look like padding: a 0xff is written as 0xff 0x00."""
 _PADDING = bytes(8)
 """The decoder reads a little ahead."""
 _BLOCK = 1 << 16
+_VISIBLE = 8
+"""Levels of 255 by which a pixel has to change to be seen."""
+_FEW_PIXELS = (256, 1024)
+"""So many pixels may be lost: one in a thousand, but at least a block of 16 × 16, at most four."""
+_REFINED = 20
+"""Of a progressive file, one pixel in so many may lack its last, invisible bits."""
 _MARK = (1, 254, 3, 77)
 _NOISE = (bytes(i * 101 % 251 for i in range(1024)), bytes(i * 59 % 241 for i in range(1024)))
 """Bytes, none of them 0xff, that decode to something."""
@@ -77,6 +90,16 @@ class _Layout:
         one = len(self.scans) == 1 and self.scans[0].num_components == len(self.sampling)
         return self.frame in _PLAIN_FRAMES and one
 
+    @property
+    def unit(self) -> tuple[int, int]:
+        """Pixels across and down of what restarts count."""
+        is_one = len(self.sampling) == 1
+        return (8, 8) if is_one else (8 * max(h for h, _ in self.sampling), 8 * max(v for _, v in self.sampling))
+
+    @property
+    def unit_pixels(self) -> int:
+        return self.unit[0] * self.unit[1]
+
 
 def watch(image: Image.Image, data: bytes) -> Feed | None:
     """Before loading: let an opened JPEG be read in pieces. None for other pictures, and where the file cannot be
@@ -111,8 +134,7 @@ class Feed(io.BytesIO):
         scan, data = self._layout.scans[0], self._data
         self._padding_start = scan.start + len(data[scan.start : scan.end].rstrip(b"\0\xff"))
         self._hole = _hole(data, scan)
-        padded = min(scan.end, self._padding_start + len(_PADDING))
-        stops = {max(scan.start, scan.end - _TAIL), padded, scan.end}
+        stops = {*self._places_around_padding(), scan.end}
         if self._hole is not None:
             stops.add(min(scan.end, self._hole + len(_PADDING)))
         self._ends = sorted(stops)
@@ -141,23 +163,46 @@ class Feed(io.BytesIO):
 
     def trouble(self) -> str:
         layout, data = self._layout, self._data
-        if layout.restart_interval and layout.is_plain and not _restarts_fit(data, layout):
-            return "restart markers are missing"
         if not layout.is_plain:
             return self._trouble_of_scans()
-        end = layout.scans[0].end
+        scan = layout.scans[0]
+        end = scan.end
+        if layout.restart_interval and (num_lost := _lost_segments(data, layout)):
+            is_cut = num_lost * layout.restart_interval * layout.unit_pixels <= _few(layout)
+            return "" if is_cut else "restart markers are missing"
         if self._hole is not None and not self._complete.get(min(end, self._hole + len(_PADDING)), True):
-            return f"a hole at byte {self._hole}"
+            return f"a hole at byte {self._hole}" if self._is_seen(self._hole) else ""
         if not self._complete.get(end, True):
-            return f"the picture's data end early, at byte {end}"
-        tail = max(layout.scans[0].start, end - _TAIL)
-        padded = min(end, self._padding_start + len(_PADDING))
-        is_padded = tail >= padded and self._complete.get(padded, True)
-        if is_padded and not _are_zeros_strange(layout.scans[0]):  # then a hole before may have made it early
-            is_padded = data.find(bytes(_HOLE), layout.scans[0].start, self._padding_start) < 0
-        if self._complete.get(tail, True) and not is_padded:
-            return f"the picture is complete before byte {tail}, but its data go on to byte {end}"
+            place = self._padding_start if end - self._padding_start >= len(_PADDING) else end
+            return f"the picture's data end early, at byte {end}" if self._is_seen(place) else ""
+        tail, padded = self._places_around_padding()
+        if self._complete.get(tail, True):
+            return f"the picture is complete before byte {tail}, but its data go on to byte {self._padding_start}"
+        if not self._complete.get(padded, True):  # then zeros stand for the last blocks; whoever lost data has too many
+            is_lost = not self._matters(end - 2 * _SLACK) and self._is_seen(self._padding_start)
+            return f"the picture's data end early, at byte {self._padding_start}" if is_lost else ""
         return ""
+
+    def _places_around_padding(self) -> tuple[int, int]:
+        """Where the picture must not be complete yet, and where it has to be if its data end with padding. Where zeros
+        may be flat blocks, many of them may be a hole that made it complete early: little may follow then."""
+        scan, start = self._layout.scans[0], self._padding_start
+        is_doubtful = not _are_zeros_strange(scan) and self._data.find(bytes(_HOLE), scan.start, start) >= 0
+        tail = _SHORT_TAIL if is_doubtful else _TAIL
+        return max(scan.start, start - tail), min(scan.end, start + len(_PADDING))
+
+    def _matters(self, place: int) -> bool:
+        """Whether any pixel depends on what is at `place` and after it."""
+        end = self._layout.scans[0].end
+        some, others = (_pixels(self._data[:place] + noise + self._data[end:]) for noise in _NOISE)
+        return not np.array_equal(some, others)
+
+    def _is_seen(self, place: int, scan: _Scan | None = None) -> bool:
+        """Whether more than a few pixels depend on the lost bytes of a scan, from `place` to the next restart."""
+        data, layout, end = self._data, self._layout, (scan or self._layout.scans[0]).end
+        found = _RESTARTS.search(data, place, end) if layout.restart_interval else None
+        rest = data[found.start() if found else end :]
+        return _num_changed(*(_pixels(data[:place] + 4 * noise + rest) for noise in _NOISE)) > _few(layout)
 
     def _trouble_of_scans(self) -> str:
         data, scans = self._data, self._layout.scans
@@ -168,13 +213,16 @@ class Feed(io.BytesIO):
                 used = scan.start + len(data[scan.start : scan.end].rstrip(b"\0"))
                 if scan.is_details and (place := data.find(bytes(_HOLE), scan.start, used)) >= 0:
                     return f"a hole at byte {place}"
+                place = -1 if scan.is_mean or not scan.is_fine else data.find(bytes(_LARGE_HOLE), scan.start, used)
+                if place >= 0 and self._is_seen(place, scan):
+                    return f"a hole at byte {place}"
         holes = [hole for scan in scans if (hole := _first_hole(data, scan)) is not None]
         if not holes and self._layout.has_end:
             return ""
         if not self._layout.has_end and data.endswith(bytes(_HOLE)):  # padding, or in place of what is lost
             data = data.rstrip(b"\0") + b"\0"
             scans = _read(data).scans
-        if not _needs_no_more(data, scans):
+        if _are_needed(data, self._layout, scans):
             return f"a hole at byte {holes[0]}" if holes else "the picture's data end early"
         spoilt = [scan for scan in scans if _first_hole(data, scan) is not None and _is_early(data, scan)]
         return f"a hole at byte {_first_hole(data, spoilt[0])}" if spoilt else ""
@@ -261,14 +309,15 @@ def _hole(data: bytes, scan: _Scan) -> int | None:
     return min(places, default=None)
 
 
-def _restarts_fit(data: bytes, layout: _Layout) -> bool:
-    scan = layout.scans[0]
-    largest = max(h for h, _ in layout.sampling), max(v for _, v in layout.sampling)
-    side = (8 * largest[0], 8 * largest[1]) if scan.num_components > 1 else (8, 8)
-    num_blocks = -(-layout.width // side[0]) * -(-layout.height // side[1])
+def _lost_segments(data: bytes, layout: _Layout) -> int:
+    """Restart segments of which the marker is not there or not in turn: all from the first such on."""
+    scan, unit = layout.scans[0], layout.unit
+    num_blocks = -(-layout.width // unit[0]) * -(-layout.height // unit[1])
     numbers = [match[0] - 0xD0 for match in _RESTARTS.findall(data, scan.start, scan.end)]
-    expected = -(-num_blocks // layout.restart_interval) - 1
-    return numbers[:expected] == [i % 8 for i in range(expected)]
+    expected = [i % 8 for i in range(-(-num_blocks // layout.restart_interval) - 1)]
+    wrong = (i for i, number in enumerate(expected) if i >= len(numbers) or numbers[i] != number)
+    first = next(wrong, None)
+    return 0 if first is None else len(expected) - first + 1
 
 
 def _are_zeros_strange(scan: _Scan) -> bool:
@@ -280,16 +329,30 @@ def _first_hole(data: bytes, scan: _Scan) -> int | None:
     """Where many zeros or 0xff begin in a scan, whatever they may stand for."""
     if scan.is_fine:
         return None
-    zeros = bytes(_HOLE_OF_MEANS if scan.is_mean else _HOLE)
+    zeros = bytes(_LARGE_HOLE if scan.is_mean else _HOLE)
     places = (data.find(run, scan.start, scan.end + 4) for run in (zeros, b"\xff\xff\xff\xff"))
     return min((place for place in places if place >= 0), default=None)
 
 
-def _needs_no_more(data: bytes, scans: list[_Scan]) -> bool:
-    """Whether bytes added after the scans change nothing: then each scan has all that it needs."""
+def _are_needed(data: bytes, layout: _Layout, scans: list[_Scan]) -> bool:
+    """Whether bytes added after the scans change more than a few pixels: else each scan has all that it needs."""
     starts = [0, *(scan.end for scan in scans)]
     stops = [*(scan.end for scan in scans), len(data)]
-    return _pixels(data) == _pixels(_NOISE[0].join(data[a:b] for a, b in zip(starts, stops)))
+    noise = _NOISE[0] * (1 + len(data) // len(_NOISE[0]))
+    some, others = _pixels(data), _pixels(noise.join(data[a:b] for a, b in zip(starts, stops)))
+    is_seen = _num_changed(some, others) > _few(layout)
+    return is_seen or _num_changed(some, others, 0) > max(_few(layout), layout.width * layout.height // _REFINED)
+
+
+def _few(layout: _Layout) -> int:
+    """Pixels that may be lost."""
+    least, most = _FEW_PIXELS
+    return max(least, min(most, layout.width * layout.height // 1000))
+
+
+def _num_changed(some: NDArray[np.uint8], others: NDArray[np.uint8], levels: int = _VISIBLE) -> int:
+    """Pixels that differ by more than so many levels."""
+    return int((np.abs(some.astype(np.int16) - others) > levels).any(-1).sum())
 
 
 def _is_early(data: bytes, scan: _Scan) -> bool:
@@ -299,11 +362,13 @@ def _is_early(data: bytes, scan: _Scan) -> bool:
     if stop <= scan.start or (_first_hole(data, scan) or 0) >= used:
         return False
     at_start, early = (
-        {_pixels(data[:place] + noise + data[scan.end :]) for noise in _NOISE} for place in (scan.start, stop)
+        [_pixels(data[:place] + noise + data[scan.end :]) for noise in _NOISE] for place in (scan.start, stop)
     )
-    return len(at_start) > 1 and len(early) == 1  # where noise never shows, neither does damage
+    return _num_changed(*at_start, 0) > 0 and np.array_equal(*early)  # where noise never shows, neither does damage
 
 
-def _pixels(data: bytes) -> bytes:
+def _pixels(data: bytes) -> NDArray[np.uint8]:
+    """uint8 (H,W,C)."""
     with Image.open(io.BytesIO(data + b"\xff\xd9"), formats=("JPEG",)) as image:
-        return image.tobytes()
+        pixels = np.asarray(image)
+        return pixels.reshape(*pixels.shape[:2], -1)

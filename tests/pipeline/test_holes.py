@@ -49,6 +49,8 @@ KINDS = {
     "AVIF": ("AVIF", {"quality": 80}),
     "PNG": ("PNG", {}),
     "deflate TIFF": ("TIFF", {"compression": "tiff_deflate"}),
+    "lossy WebP": ("WEBP", {"quality": 90}),
+    "JPEG TIFF": ("TIFF", {"compression": "jpeg"}),
 }
 
 
@@ -76,3 +78,18 @@ def test_flat_pictures_and_zeros_in_notes_are_no_damage(kind: str) -> None:
     for picture in (Image.new("RGB", (700, 500), "white"), Image.new("RGB", (700, 500)), corner):
         more = {} if form == "TIFF" else {"exif": notes}
         assert decode(saved(picture, form, **options, **more), LIMIT).size[0] in (500, 700)
+
+
+def test_lossy_webp_with_transparency_or_in_flat_areas_is_judged_by_what_is_left_over() -> None:
+    clear = photo(200, 300).convert("RGBA")
+    clear.putalpha(photo(200, 300).convert("L"))
+    half = Image.new("RGB", (900, 600), "white")
+    half.paste(photo(200, 300))
+    for picture in (clear, half):
+        for quality in (20, 90):
+            data = saved(picture, "WEBP", quality=quality)
+            decode(data, LIMIT)
+            for name in (b"VP8 ", *([b"ALPH"] if picture is clear else [])):
+                at = data.index(name) + 300
+                with pytest.raises(Unreadable, match="damaged"):
+                    decode(data[:at] + bytes(64) + data[at + 64 :], LIMIT)

@@ -56,8 +56,9 @@ def test_whole_pictures_are_kept(kind: str, quality: int) -> None:
         assert is_good(data[:-2]), f"{name} without its end marker"
         assert is_good(data + b"junk" * 40), f"{name} with something behind it"
         assert is_good(data[:-2] + b"\x13\x77" * 9 + data[-2:]), f"{name} with some bytes too many"
-        if kind != "own tables":  # where zeros may be blocks, they are no padding
-            assert is_good(data[:-2] + bytes(300) + data[-2:]), f"{name} with zeros before its end marker"
+        for padding in (bytes(60), bytes(300)):
+            assert is_good(data[:-2] + padding + data[-2:]), f"{name} with zeros before its end marker"
+            assert is_good(data[:-2] + padding), f"{name} with zeros instead of its end marker"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -114,3 +115,35 @@ def test_lost_restart_markers_are_damage() -> None:
     data = saved(pictures()["photograph"], "JPEG", quality=92, restart_marker_blocks=4)
     place = data.index(b"\xff\xd3", data.rindex(b"\xff\xda"))
     assert not is_good(data[:place] + data[place + 2 :])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("quality", [75, 92])
+def test_files_that_lack_their_last_few_bytes_are_kept(kind: str, quality: int) -> None:
+    for name in ("photograph", "grey"):
+        data = saved(pictures()[name], "JPEG", quality=quality, **KINDS[kind])
+        for num in (3, 5, 8):
+            assert is_good(data[:-num]), f"{name} without {num} bytes"
+            assert is_good(data[:-num] + bytes(num)), f"{name} with {num} zeros instead"
+
+
+@pytest.mark.parametrize("num", range(4))
+def test_holes_where_zeros_stand_for_flat_blocks_are_damage(num: int) -> None:
+    half = Image.new("RGB", (320, 300), (255, 255, 255))
+    half.paste(photo(200, 300))
+    data = saved(half, "JPEG", quality=20, optimize=True)
+    start = data.rindex(b"\xff\xda") + 64
+    place = random.Random(num).randrange(start, start + (len(data) - start) // 2)
+    assert not is_good(data[:place] + bytes(64) + data[place + 64 :])
+
+
+def test_holes_of_64_bytes_in_the_means_of_progressive_files_are_damage() -> None:
+    data = saved(pictures()["photograph"], "JPEG", quality=60, progressive=True)
+    place = data.index(b"\xff\xda") + 100
+    assert not is_good(data[:place] + bytes(64) + data[place + 64 :])
+
+
+def test_holes_in_the_last_bits_of_progressive_files_are_damage_where_they_show() -> None:
+    data = saved(pictures()["photograph"], "JPEG", quality=10, progressive=True)
+    place = data.rindex(b"\xff\xda") + 40
+    assert not is_good(data[:place] + bytes(64) + data[place + 64 :])

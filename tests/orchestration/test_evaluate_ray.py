@@ -41,7 +41,7 @@ def data(tmp_path):
 def test_a_gpu_by_its_number_is_for_one_worker(monkeypatch):
     """A worker sees the GPU that it was given as its only one: "cuda:1" would fail in each of them."""
     monkeypatch.setattr("orchestration.evaluation.on_ray.start_ray", lambda: pytest.fail("Ray was started"))
-    spec, model = EvaluationSpec(task="sr"), ModelReference("m", "", "digest")
+    spec, model = EvaluationSpec(task="sr", scales=(4.0,)), ModelReference(uri="m", tracking_uri="", digest="d")
     with pytest.raises(UserError, match="cuda:1 names one GPU, .* each worker .*; use --device cuda, or leave out"):
         next(compute_on_ray(spec, model, None, [(0, 1), (1, 2)], 2, "cuda:1"))
 

@@ -72,7 +72,8 @@ def settings_of(kind: str, preset: AlignStage) -> AlignStage:
 class AlignStep:
     """The parts of one way to do stage 2, and its step."""
 
-    def __init__(self, kind: str, preset: Preset, device: torch.device) -> None:
+    def __init__(self, kind: str, preset: Preset, device: torch.device, engine: Engine | None = None) -> None:
+        """engine: one that is at work already, with the preset's settings."""
         torch.manual_seed(0)
         self.plain, self.model, self.config = kind == "straightforward", preset.model, settings_of(kind, preset.align)
         model, batch = self.model, self.config.global_batch
@@ -81,10 +82,14 @@ class AlignStep:
             self.encoder = build_autoencoder(model).to(device).requires_grad_(False)
         self.decoder = build_decoder(model).to(device).train().requires_grad_(False)
         self.schedule = Schedule(model.schedule)
-        self.engine: Engine = make_engine(build_denoiser(model), self.config, World(0, 1, 0, device), deepspeed=False)
+        self.engine: Engine = engine or make_engine(
+            build_denoiser(model), self.config, World(0, 1, 0, device), deepspeed=False
+        )
         self.pixels = torch.rand(batch, 3, model.image_size, model.image_size, device=device) * 2 - 1
         cells = model.latent_size
         self.cached = torch.randn(batch, model.autoencoder.latent_channels, cells, cells, device=device)
+        if engine is not None:
+            return
         # Adam allocates its moments at the first step: they are state, as the weights are, in every way alike.
         for parameter in self.engine.module.parameters():
             parameter.grad = torch.zeros_like(parameter)
@@ -92,12 +97,17 @@ class AlignStep:
 
     def __call__(self, number: int, side: int) -> None:
         """Optimizer step `number` with targets of `side` pixels."""
+        self.learn(
+            number, draw_target(dataclasses.replace(self.config, min_size=side, max_size=side), self.model, number)
+        )
+
+    def learn(self, number: int, target: Target) -> None:
+        """Optimizer step `number` with this target. The whole batch at once, whatever the settings say."""
         config = self.config
-        target = draw_target(dataclasses.replace(config, min_size=side, max_size=side), self.model, number)
         t = torch.randint(0, self.schedule.config.num_steps, (config.global_batch,), device=self.pixels.device)
         z0 = self._latents()
         z_t = self.schedule.add_noise(z0, torch.randn_like(z0), t)
-        z0_pred = self.schedule.to_x0(z_t, self.engine(z_t, t), t)
+        z0_pred = self.schedule.to_x0(z_t, self.engine(z_t, t, None, None), t)  # as training calls it
         weight = diffusion_weight(self.schedule.snr(t), config.loss, config.weight_clip)
         images = self._render(z0_pred, target), target.cut(self.pixels)
         loss, _, _ = alignment_loss((z0_pred, z0), images, weight, config.loss, config.lambda_dm, config.lambda_recon)

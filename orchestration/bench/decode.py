@@ -114,10 +114,18 @@ def _fast(
 
 
 @torch.inference_mode()
-def _whole(options: Options, name: str, head: LiifHead | LightHead, features: Tensor, side: int, peak: float) -> Row:
+def _whole(
+    options: Options,
+    name: str,
+    head: LiifHead | LightHead,
+    features: Tensor,
+    side: int,
+    peak: float,
+    rounds: int = 1,
+) -> Row:
     """A whole large image: memory beyond the image itself stays that of the chunk."""
     run = _fast(options, head, features, side, (0, 0, side, side))
-    seconds = alternate({name: run}, 1, options.device)[name]
+    seconds = alternate({name: run}, rounds, options.device)[name]
     image, memory = observe(run, options.device)
     return Row(
         part="decode",
@@ -129,6 +137,14 @@ def _whole(options: Options, name: str, head: LiifHead | LightHead, features: Te
         share_of_peak=side * side * head.macs_per_pixel(side / CELLS) / seconds / peak,
         note="memory without the image itself",
     )
+
+
+def liif_alone(options: Options, peak: float, side: int) -> Row:
+    """`liif` at side² whole, without the straightforward way beside it."""
+    torch.manual_seed(0)
+    head = LiifHead(CHANNELS, 256, 4).to(options.device)
+    features = torch.randn(1, CHANNELS, CELLS, CELLS, device=options.device)
+    return _whole(options, "liif", head, features, side, peak, options.rounds)
 
 
 @torch.inference_mode()

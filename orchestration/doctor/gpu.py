@@ -55,6 +55,7 @@ PARTS = (
     Part("tests", 120),
     Part("mlflow", 45),
     Part("ray", 75),
+    Part("goals", 240),
     Part("bench kernel", 60),
     Part("bench decode", 90),
     Part("bench stage2", 90),
@@ -114,6 +115,7 @@ def run_part(name: str, device: str, scratch: Path, limit_s: float) -> Outcome:
     result.unlink(missing_ok=True)
     kind = torch.device(device).type
     command = [sys.executable, "-m", "orchestration.doctor.gpu_parts", name, kind, str(scratch), str(result)]
+    threads = {"OMP_NUM_THREADS": "1"} if kind == "cpu" else {}  # more of them would wait for each other at that size
     started = time.monotonic()
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -121,7 +123,7 @@ def run_part(name: str, device: str, scratch: Path, limit_s: float) -> Outcome:
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env={**os.environ, **one_card(device, os.environ.get("CUDA_VISIBLE_DEVICES", ""))},
+            env={**os.environ, **threads, **one_card(device, os.environ.get("CUDA_VISIBLE_DEVICES", ""))},
         )
         try:
             code = process.wait(limit_s)
@@ -186,6 +188,8 @@ def page(facts: dict[str, Any], outcomes: list[Outcome]) -> str:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, dict):  # beside its goal
+        return f"{_shown(value['measured'])} (goal {value['goal']}: {'met' if value['met'] else 'MISSED'})"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

@@ -15,7 +15,7 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -50,7 +50,14 @@ def goal(measured: float, sign: str, bound: float) -> dict[str, Any]:
 def stage2(preset: Preset, device: str, folder: Path, num: int) -> dict[str, Any]:
     """num steps to warm up, in which the network is compiled, and num that are measured."""
     data, bundle = _make_shards(folder, preset.model)
-    quiet = {"steps": 2 * num + 1, "log_every": num, "grid_every": 0, "checkpoint_every": 10**6}
+    quiet: dict[str, Any] = {
+        "steps": 2 * num + 1,
+        "log_every": num,
+        "grid_every": 0,
+        "validate_every": 0,
+        "bundle_every": 0,
+    }
+    quiet["checkpoint_every"] = 10**6
     preset = dataclasses.replace(preset, align=dataclasses.replace(preset.align, **quiet))
     with host_reads(device) as reads, _watched(reads, last=2 * num) as watch, contextlib.suppress(_Enough):
         train("align", preset, data=data, run_dir=str(folder / "run"), bundle=bundle, device=device)
@@ -124,7 +131,8 @@ def _watched(places: list[str], last: int) -> Iterator[_Watch]:
     watch, original = _Watch(places, []), align.make_engine
 
     def make_engine(*arguments: Any, **options: Any) -> Engine:
-        watch.engine = engine = original(*arguments, **options)
+        engine: Any = original(*arguments, **options)
+        watch.engine = engine
         take = engine.step
 
         def step(number: int, lr: float) -> torch.Tensor:
@@ -134,14 +142,15 @@ def _watched(places: list[str], last: int) -> Iterator[_Watch]:
             watch.counts.append(len(places))
             return norm
 
-        engine.step = step  # type: ignore[method-assign]
-        return engine
+        engine.step = step
+        return cast(Engine, engine)
 
-    align.make_engine = make_engine  # type: ignore[attr-defined]
+    stage: Any = align
+    stage.make_engine = make_engine
     try:
         yield watch
     finally:
-        align.make_engine = original  # type: ignore[attr-defined]
+        stage.make_engine = original
         if watch.engine is not None:
             vars(watch.engine).pop("step", None)
 

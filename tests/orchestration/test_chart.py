@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import json
 import shlex
 from pathlib import Path
@@ -32,13 +33,20 @@ FULL = {
     "gpuWorkers": {"gpus": 8, "nodeSelector": {"cloud.google.com/gke-accelerator": "nvidia-h100-80gb"}},
     "job": {"enabled": True},
     "mlflow": {"enabled": True, "serviceAccountName": "tracker"},
+    "serve": {
+        "enabled": True,
+        "models": ["models:/faces@champion"],
+        "keep": "/shared",
+        "replicas": {"min": 1, "max": 4},
+    },
 }
 
 
 def specs(objects):
     """The Ray cluster's specs of a rendering: of the standing one, and of the job's own."""
     found = [each["spec"] for (kind, _), each in objects.items() if kind == "RayCluster"]
-    return found + [each["spec"]["rayClusterSpec"] for (kind, _), each in objects.items() if kind == "RayJob"]
+    found += [each["spec"]["rayClusterSpec"] for (kind, _), each in objects.items() if kind == "RayJob"]
+    return found + [each["spec"]["rayClusterConfig"] for (kind, _), each in objects.items() if kind == "RayService"]
 
 
 def templates(spec):
@@ -54,6 +62,22 @@ def environment(template):
     return {each["name"]: each["value"] for each in container["env"]}
 
 
+def test_what_the_service_names_is_what_serves(monkeypatch):
+    """Its application is built from its arguments by the code itself."""
+    service = render(FULL)["RayService", "latentzoom-serve"]["spec"]
+    (application,) = yaml.safe_load(service["serveConfigV2"])["applications"]
+    module, _, name = application["import_path"].partition(":")
+    build = getattr(importlib.import_module(module), name)
+    built = []
+    monkeypatch.setattr(f"{module}.application", lambda *arguments: built.append(arguments))
+    monkeypatch.setenv("LATENTZOOM_SERVE_TOKEN", "secret")
+    build(application["args"])
+    ((settings, replicas, token),) = built
+    assert (settings.models, settings.keep, token) == (("models:/faces@champion",), "/shared", "secret")
+    assert (replicas.min_num, replicas.max_num, replicas.num_cpus) == (1, 4, 2)
+    assert application["route_prefix"] == "/" and "secret" not in service["serveConfigV2"]
+
+
 def test_helm_finds_nothing_to_say():
     result = helm("lint", "--strict", str(CHART), "--set", "trackingUri=http://x:5000")
     assert result.returncode == 0, result.stdout
@@ -63,7 +87,7 @@ def test_helm_finds_nothing_to_say():
 def test_kubernetes_and_kuberay_know_every_field(values):
     objects = render(values)
     for (kind, _), each in objects.items():
-        if kind in ("RayCluster", "RayJob"):
+        if kind in ("RayCluster", "RayJob", "RayService"):
             jsonschema.validate(each, FIELDS)
         else:
             kubernetes_validate.validate(each, "1.37", strict=True)

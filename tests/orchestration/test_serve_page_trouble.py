@@ -113,7 +113,7 @@ def test_a_latent_that_takes_long_shows_its_progress_over_bicubic(tmp_path):
         page = opened(served.url, tmp_path)
         try:
             page.wait(lambda: len(Select(page.get("model")).options) == 3)
-            page.drop(PHOTO[:60, :80])
+            page.drop(PHOTO[:16, :16])  # one tile of the latent: an evaluation a step
             page.settled()
             page.set("zoom", "30")
             page.settled()

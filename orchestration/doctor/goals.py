@@ -50,8 +50,8 @@ def goal(measured: float, sign: str, bound: float) -> dict[str, Any]:
 def stage2(preset: Preset, device: str, folder: Path, num: int) -> dict[str, Any]:
     """num steps to warm up, in which the network is compiled, and num that are measured."""
     data, bundle = _make_shards(folder, preset.model)
-    quiet = {"steps": 2 * num + 1, "log_every": num, "grid_every": 0, "checkpoint_every": 10**6}
-    preset = dataclasses.replace(preset, align=dataclasses.replace(preset.align, **quiet))
+    config = dataclasses.replace(preset.align, steps=2 * num + 1, log_every=num, grid_every=0, checkpoint_every=10**6)
+    preset = dataclasses.replace(preset, align=config)
     with host_reads(device) as reads, _watched(reads, last=2 * num) as watch, contextlib.suppress(_Enough):
         train("align", preset, data=data, run_dir=str(folder / "run"), bundle=bundle, device=device)
     rows = [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
@@ -134,14 +134,14 @@ def _watched(places: list[str], last: int) -> Iterator[_Watch]:
             watch.counts.append(len(places))
             return norm
 
-        engine.step = step  # type: ignore[method-assign]
+        engine.step = step  # type: ignore[method-assign, assignment]
         return engine
 
-    align.make_engine = make_engine  # type: ignore[attr-defined]
+    align.make_engine = make_engine
     try:
         yield watch
     finally:
-        align.make_engine = original  # type: ignore[attr-defined]
+        align.make_engine = original
         if watch.engine is not None:
             vars(watch.engine).pop("step", None)
 

@@ -50,15 +50,9 @@ def goal(measured: float, sign: str, bound: float) -> dict[str, Any]:
 def stage2(preset: Preset, device: str, folder: Path, num: int) -> dict[str, Any]:
     """num steps to warm up, in which the network is compiled, and num that are measured."""
     data, bundle = _make_shards(folder, preset.model)
-    quiet: dict[str, Any] = {
-        "steps": 2 * num + 1,
-        "log_every": num,
-        "grid_every": 0,
-        "validate_every": 0,
-        "bundle_every": 0,
-    }
-    quiet["checkpoint_every"] = 10**6
-    preset = dataclasses.replace(preset, align=dataclasses.replace(preset.align, **quiet))
+    config = dataclasses.replace(preset.align, steps=2 * num + 1, log_every=num, grid_every=0, checkpoint_every=10**6)
+    config = dataclasses.replace(config, validate_every=0, bundle_every=0)
+    preset = dataclasses.replace(preset, align=config)
     with host_reads(device) as reads, _watched(reads, last=2 * num) as watch, contextlib.suppress(_Enough):
         train("align", preset, data=data, run_dir=str(folder / "run"), bundle=bundle, device=device)
     rows = [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]

@@ -181,7 +181,7 @@ def test_two_workers_agree_under_every_engine(shop: Shop, tmp_path: Path, which:
     def run(name: str, allowed: int) -> list[str]:
         more = ["--run-dir", str(tmp_path / name), "--set", f"denoiser.max_skipped_steps={allowed}"]
         workers = start_workers(__file__, "3,5", *words, *more)
-        return outputs(workers) if allowed > 1 else [worker.communicate(timeout=300)[0] for worker in workers]
+        return outputs(workers) if allowed > 1 else [worker.communicate(timeout=900)[0] for worker in workers]
 
     for text in run("cut", 1):
         assert (

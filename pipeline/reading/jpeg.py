@@ -202,7 +202,8 @@ class Feed(io.BytesIO):
         data, layout, end = self._data, self._layout, (scan or self._layout.scans[0]).end
         found = _RESTARTS.search(data, place, end) if layout.restart_interval else None
         rest = data[found.start() if found else end :]
-        return _num_changed(*(_pixels(data[:place] + 4 * noise + rest) for noise in _NOISE)) > _few(layout)
+        some, others = (_pixels(data[:place] + 4 * noise + rest) for noise in _NOISE)
+        return _num_changed(some, others) > _few(layout)
 
     def _trouble_of_scans(self) -> str:
         data, scans = self._data, self._layout.scans
@@ -364,7 +365,8 @@ def _is_early(data: bytes, scan: _Scan) -> bool:
     at_start, early = (
         [_pixels(data[:place] + noise + data[scan.end :]) for noise in _NOISE] for place in (scan.start, stop)
     )
-    return _num_changed(*at_start, 0) > 0 and np.array_equal(*early)  # where noise never shows, neither does damage
+    is_part = not np.array_equal(at_start[0], at_start[1])  # where noise never shows, neither does damage
+    return is_part and np.array_equal(early[0], early[1])
 
 
 def _pixels(data: bytes) -> NDArray[np.uint8]:

@@ -214,7 +214,7 @@ class Feed(io.BytesIO):
                 used = scan.start + len(data[scan.start : scan.end].rstrip(b"\0"))
                 if scan.is_details and (place := data.find(bytes(_HOLE), scan.start, used)) >= 0:
                     return f"a hole at byte {place}"
-                place = -1 if scan.is_mean or not scan.is_fine else data.find(bytes(_LARGE_HOLE), scan.start, used)
+                place = -1 if scan.is_mean or scan.is_details else data.find(bytes(_LARGE_HOLE), scan.start, used)
                 if place >= 0 and self._is_seen(place, scan):
                     return f"a hole at byte {place}"
         holes = [hole for scan in scans if (hole := _first_hole(data, scan)) is not None]

@@ -214,7 +214,7 @@ class Feed(io.BytesIO):
                 used = scan.start + len(data[scan.start : scan.end].rstrip(b"\0"))
                 if scan.is_details and (place := data.find(bytes(_HOLE), scan.start, used)) >= 0:
                     return f"a hole at byte {place}"
-                place = -1 if scan.is_mean or not scan.is_fine else data.find(bytes(_LARGE_HOLE), scan.start, used)
+                place = -1 if scan.is_mean or scan.is_details else data.find(bytes(_LARGE_HOLE), scan.start, used)
                 if place >= 0 and self._is_seen(place, scan):
                     return f"a hole at byte {place}"
         holes = [hole for scan in scans if (hole := _first_hole(data, scan)) is not None]
@@ -362,11 +362,11 @@ def _is_early(data: bytes, scan: _Scan) -> bool:
     stop = used - len(_PADDING)
     if stop <= scan.start or (_first_hole(data, scan) or 0) >= used:
         return False
-    (some, others), (early, later) = (
+    at_start, early = (
         [_pixels(data[:place] + noise + data[scan.end :]) for noise in _NOISE] for place in (scan.start, stop)
     )
-    # Where noise never shows, neither does damage.
-    return _num_changed(some, others, 0) > 0 and np.array_equal(early, later)
+    is_part = not np.array_equal(at_start[0], at_start[1])  # where noise never shows, neither does damage
+    return is_part and np.array_equal(early[0], early[1])
 
 
 def _pixels(data: bytes) -> NDArray[np.uint8]:

@@ -182,7 +182,8 @@ class _HostReads(TorchDispatchMode):
         if func in _ASKING:
             frames = traceback.extract_stack()
             if not any(frame.name in _ON_THE_HOST for frame in frames):
-                self.places.append(f"{Path(frames[-2].filename).name}:{frames[-2].lineno}")
+                *_, asked = (frame for frame in frames[:-1] if "/torch/" not in frame.filename)
+                self.places.append(f"{Path(asked.filename).name}:{asked.lineno}")
         return func(*args, **(kwargs or {}))
 
 

@@ -66,4 +66,4 @@ def spread_interval(value: float, resamples: np.ndarray) -> tuple[float, float]:
 
 def paired_interval(one: float, other: float, ones: Sequence[float], others: Sequence[float]) -> tuple[float, float]:
     """95 % interval of `one - other`, two figures of the same samples, from their resamples by the same draws."""
-    return spread_interval(one - other, np.subtract(ones, others))
+    return spread_interval(one - other, np.asarray(ones, float) - np.asarray(others, float))

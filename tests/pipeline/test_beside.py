@@ -12,9 +12,10 @@ import pytest
 from pipeline.beside import hidden, replacing
 
 WRITER = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from pipeline.beside import replacing
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what runs in the background without it
 with replacing(Path(sys.argv[1])) as stream:
     stream.write(b"half" * 1000)
     stream.flush()

@@ -352,6 +352,7 @@ class Session:
     def _fail_not_finite(self, faults: list[Fault]) -> None:
         step, ids = faults[0] if faults else (self.step, [])
         self.store.wait()  # a checkpoint may still be on its way to the store
+        self.world.barrier()  # and is complete when the main worker has written its manifest
         steps = sorted(s for s, complete in self.store._steps().items() if complete)
         before = f"checkpoint of step {steps[-1]} is kept" if steps else "no checkpoint had been written"
         name, number = f"{self.context.stage}.max_skipped_steps", len(self.skipped.faults)

@@ -35,7 +35,8 @@ def run(arguments: Arguments, token: str, notice: Notice) -> int:
     listening = bound(arguments.host, arguments.port)
     address = _address(arguments.host, listening.getsockname()[1], token)
     notice.over()
-    print(address, flush=True)
+    # Past what takes secrets out of all that is printed: this one is for whoever started the server.
+    print(address, file=sys.__stdout__ or sys.stdout, flush=True)
     if arguments.open:
         threading.Timer(0.5, webbrowser.open, [address]).start()
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
@@ -54,17 +55,17 @@ def run(arguments: Arguments, token: str, notice: Notice) -> int:
 
 
 def run_on_ray(arguments: Arguments, token: str, notice: Notice) -> int:
-    """On the cluster that this process belongs to: replicas that stay when it ends."""
+    """On the cluster that this process belongs to: replicas that stay when it ends. The token is in the cluster's
+    environment, since a job's log is no place for one."""
     import ray
     from ray import serve
 
-    token = token or secrets.token_urlsafe(24)
     made = application(settings_of(arguments), replicas_of(arguments), token)
     ray.init(address="auto", log_to_driver=False)
     serve.start(http_options={"host": arguments.host, "port": arguments.port, "location": "EveryNode"})
     serve.run(made, name=NAME, route_prefix="/")
     notice.over()
-    print(_address(arguments.host, arguments.port, token), flush=True)
+    print(_address(arguments.host, arguments.port, ""), flush=True)
     print(f"it stays when this job ends; end it with: serve delete {NAME}", file=sys.stderr)
     return 0
 

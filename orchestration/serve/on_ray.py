@@ -43,7 +43,10 @@ def application(settings: Settings, replicas: Replicas, token: str) -> Any:
 
     replicas.check(settings)
     if not token:
-        raise UserError("a server on a cluster needs a token: set LATENTZOOM_SERVE_TOKEN")
+        raise UserError(
+            "a server on a cluster needs a token: put LATENTZOOM_SERVE_TOKEN into the cluster's own environment "
+            "(the chart's secret, or before `ray start`)"
+        )
 
     def build_app() -> Any:  # in each replica
         from orchestration.serve.access import Access

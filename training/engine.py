@@ -84,7 +84,8 @@ def make_engine(module: nn.Module, config: StageConfig, world: World, *, deepspe
         module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if config.activation_checkpointing:
         enable_activation_checkpointing(module)
-    if config.precision == "bf16" and world.device.type == "cpu":
+    is_split = deepspeed and config.zero_stage == 3  # which has hooks of its own on every module
+    if config.precision == "bf16" and world.device.type == "cpu" and not is_split:
         keep_norms_exact(module)
     compile_where_it_pays(module, config, world.device)
     if deepspeed:

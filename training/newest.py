@@ -6,8 +6,6 @@ that whoever looks finds a whole one, or none. Writing takes place in the backgr
 
 from __future__ import annotations
 
-import logging
-import threading
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -19,11 +17,11 @@ from pipeline import storage
 from pipeline.bundle import UNFINISHED, Bundle, build_autoencoder, build_decoder, build_denoiser, save_bundle
 from pipeline.card import model_card
 from pipeline.config import ModelConfig, to_dict
+from training.background import BackgroundWriting
 from training.config import is_joint
 from training.context import Context
 
 NEWEST, BEST = "bundle", "bundle-best"
-_log = logging.getLogger("latentzoom")
 Weights = Mapping[str, Tensor]
 
 
@@ -72,12 +70,10 @@ def trained_bundle(context: Context, weights: Weights, steps: int, more: Mapping
 
 
 class RunningBundles:
-    """Writes bundles of a run that goes on, one after another, in a thread of the main worker. What cannot be written
-    is told in a warning: training goes on, and its checkpoints say themselves when a disk is full."""
+    """Writes bundles of a run that goes on, behind the training."""
 
     def __init__(self, context: Context) -> None:
-        self.context = context
-        self._thread: threading.Thread | None = None
+        self.context, self._writing = context, BackgroundWriting()
         if context.world.is_main:
             for name in (NEWEST, BEST):
                 storage.remove_unfinished(storage.join(context.run_dir, name))
@@ -86,25 +82,15 @@ class RunningBundles:
         """Start writing the averaged weights after `step`: which nobody may change meanwhile. best: figure, value and
         step of the best bundle, where this is one."""
         self.close()
-        made = []
         going_on = {UNFINISHED: {"step": step, "of": self.context.config.steps}}
+        made: list[tuple[str, Bundle]] = []
         if best is not None:
             made.append((BEST, trained_bundle(self.context, weights, step, {**going_on, "best": dict(best)})))
         if newest:
             made.append((NEWEST, trained_bundle(self.context, weights, step, going_on)))
-        self._thread = threading.Thread(target=self._write, args=(made,), name=f"bundle-{step}", daemon=True)
-        self._thread.start()
-
-    def _write(self, made: list[tuple[str, Bundle]]) -> None:
-        for name, bundle in made:
-            url = storage.join(self.context.run_dir, name)
-            try:
-                save_bundle(url, bundle)
-            except Exception as error:
-                _log.warning("%s could not be written, training goes on: %s", url, error)
+        places = [(storage.join(self.context.run_dir, name), bundle) for name, bundle in made]
+        self._writing.start(f"bundle-{step}", *((url, partial(save_bundle, url, bundle)) for url, bundle in places))
 
     def close(self) -> None:
         """Wait for what is being written."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        self._writing.close()

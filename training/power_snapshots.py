@@ -7,13 +7,14 @@ from __future__ import annotations
 import logging
 import re
 import tempfile
-import threading
+from functools import partial
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pipeline import storage
+from training.background import BackgroundWriting
 from training.context import Context
 from training.engine import Engine
 
@@ -28,7 +29,7 @@ class PowerSnapshots:
     def __init__(self, context: Context) -> None:
         self.context = context
         self.every = context.config.power_ema_every
-        self._thread: threading.Thread | None = None
+        self._writing = BackgroundWriting()
 
     def due(self, step: int) -> bool:
         return bool(self.every) and (step % self.every == 0 or step == self.context.config.steps)
@@ -53,25 +54,19 @@ class PowerSnapshots:
         if found is None:
             return
         tensors = {f"{sigma:.3f}/{name}": t.clone() for sigma, whole in found.items() for name, t in whole.items()}
-        self.close()
-        self._thread = threading.Thread(target=self._write, args=(tensors, step), name=f"averages-{step}", daemon=True)
-        self._thread.start()
-
-    def _write(self, tensors: dict[str, Tensor], step: int) -> None:
         url = snapshot_url(self.context.run_dir, step)
-        try:
-            with tempfile.TemporaryDirectory(prefix="latentzoom-averages-", dir=_beside(url)) as scratch:
-                path = Path(scratch, "averages.safetensors")
-                save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
-                storage.publish_file(path, url)
-        except Exception as error:
-            _log.warning("%s could not be written, training goes on: %s", url, error)
+        self._writing.start(f"averages-{step}", (url, partial(_publish, tensors, url)))
 
     def close(self) -> None:
         """Wait for what is being written."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        self._writing.close()
+
+
+def _publish(tensors: dict[str, Tensor], url: str) -> None:
+    with tempfile.TemporaryDirectory(prefix="latentzoom-averages-", dir=_beside(url)) as scratch:
+        path = Path(scratch, "averages.safetensors")
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+        storage.publish_file(path, url)
 
 
 def _beside(url: str) -> str | None:

@@ -20,6 +20,7 @@ from typing import Literal
 
 from orchestration.doctor import torch_builds
 from orchestration.redact import redact, url_without_secrets
+from orchestration.stored_bundle import cache_folder
 from pipeline import storage
 from pipeline.errors import UserError, first_line
 
@@ -127,7 +128,7 @@ def _unused_driver(version: str) -> tuple[str, str]:
 
 def disks(storages: Iterable[str] = ()) -> list[Finding]:
     """Free space where checkpoints, temporary shards and downloaded models go."""
-    cache = Path(os.environ.get("LATENTZOOM_CACHE") or Path.home() / ".cache" / "latentzoom")
+    cache = cache_folder()
     places = {"temporary files": Path(tempfile.gettempdir()), "model cache": cache}
     for url in storages:
         with contextlib.suppress(UserError):  # an address that nothing can open: `store` says so

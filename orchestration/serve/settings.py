@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestration.output import Dtype
+from orchestration.stored_bundle import cache_folder
 
 if TYPE_CHECKING:
     from orchestration.serve.server import Server
@@ -40,11 +41,8 @@ class Settings:
         catalogue = Catalogue(list(self.models), device=self.device, dtype=self.dtype, store=self.store)
         device = catalogue.get().model.device.type
         shelf = Shelf(
-            Path(self.keep) if self.keep else cache(), max_bytes=limits.disk_bytes, seconds=limits.expiry_seconds
+            Path(self.keep) if self.keep else cache_folder() / "serve",
+            max_bytes=limits.disk_bytes,
+            seconds=limits.expiry_seconds,
         )
         return Server(catalogue, shelf, limits, self.threads or (2 if device == "cuda" else os.cpu_count() or 1))
-
-
-def cache() -> Path:
-    """Where pictures are kept unless told otherwise."""
-    return Path(os.environ.get("LATENTZOOM_CACHE") or Path.home() / ".cache" / "latentzoom") / "serve"

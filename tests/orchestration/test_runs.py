@@ -5,9 +5,9 @@ import os
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
+from small_pictures import make_pictures
 
 from orchestration import tracking
 from orchestration.cli import main
@@ -118,10 +118,7 @@ def _file(data):
 def test_a_trained_stage_in_its_folder_and_in_its_store(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    (tmp_path / "photos").mkdir()
-    for i in range(8):
-        noise = np.random.default_rng(i).integers(0, 256, (5, 5, 3), dtype=np.uint8)
-        Image.fromarray(noise).resize((40, 40), Image.Resampling.BICUBIC).save(tmp_path / "photos" / f"{i}.png")
+    make_pictures(tmp_path / "photos", 8)
     preprocess(PreprocessConfig(source_url=str(tmp_path / "photos"), dest=str(tmp_path / "shards"), size=32))
     settings = [f"autoencoder.{name}" for name in ("steps=3", "log_every=1", "grid_every=1", "global_batch=4")]
     words = ["train", "autoencoder", "--preset", "debug", "--data", "shards", "--run-dir", "runs/ae", "--local"]

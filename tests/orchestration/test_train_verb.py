@@ -8,10 +8,9 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from small_pictures import make_pictures
 
 from orchestration import registry, tracking
 from orchestration.cli import main
@@ -29,10 +28,7 @@ from training.presets import get_preset
 def shards(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    (tmp_path / "photos").mkdir()
-    for i in range(8):
-        noise = np.random.default_rng(i).integers(0, 256, (5, 5, 3), dtype=np.uint8)
-        Image.fromarray(noise).resize((40, 40), Image.Resampling.BICUBIC).save(tmp_path / "photos" / f"{i}.png")
+    make_pictures(tmp_path / "photos", 8)
     preprocess(PreprocessConfig(source_url=str(tmp_path / "photos"), dest=str(tmp_path / "shards"), size=32))
     return str(tmp_path / "shards")
 

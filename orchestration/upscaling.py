@@ -196,6 +196,8 @@ def _saying_what_is_kept(pieces: KeptPieces | None, is_alone: bool) -> Iterator[
             ) from None
         num = 0 if pieces is None else pieces.num_found + pieces.num_made
         if pieces is None or not num:
+            if pieces is not None:
+                pieces.remove()
             raise KeyboardInterrupt("nothing of this picture was kept, so the same command starts it again") from None
         raise KeyboardInterrupt(
             f"{num} finished tiles are kept in {pieces.folder}; run the same command again to continue"

@@ -144,16 +144,28 @@ def test_a_preview_never_replaces_a_picture(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_being_ended_leaves_nothing_half_written_and_says_what_is_kept(tmp_path, monkeypatch, capsys, large, number):  # noqa: F811
-    def pixels(self, window):
-        os.kill(os.getpid(), number)
-        raise AssertionError("not reached")
+    draw = Drawing.pixels
+    words = [noise(tmp_path), tmp_path / "out.png", "--scale", 3]
+    cases = [
+        (0, "nothing of this picture was kept", ["in.png"]),
+        (1, "1 finished tiles are kept in", [".out.png.parts"]),
+    ]
+    for num_drawn, words_said, files in cases:
+        calls: list[object] = []
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Drawing, "pixels", pixels)
-        assert upscale(noise(tmp_path), tmp_path / "out.png", "--scale", 3) == 130
-    assert "finished tiles are kept in" in capsys.readouterr().err
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".out.png.parts", "in.png"]
-    assert signal.getsignal(number) is signal.SIG_DFL
+        def pixels(self, window, calls=calls, num_drawn=num_drawn):
+            calls.append(window)
+            if len(calls) > num_drawn:
+                os.kill(os.getpid(), number)
+                raise AssertionError("not reached")
+            return draw(self, window)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Drawing, "pixels", pixels)
+            assert upscale(*words) == 130
+        assert words_said in capsys.readouterr().err
+        assert sorted({path.name for path in tmp_path.iterdir()} | {"in.png"}) == sorted({*files, "in.png"})
+        assert signal.getsignal(number) is signal.SIG_DFL
     assert upscale(noise(tmp_path), tmp_path / "out.png", "--scale", 1) == 0
 
 

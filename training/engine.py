@@ -24,7 +24,6 @@ from pipeline.decoder import ImplicitDecoder
 from pipeline.errors import UserError
 from pipeline.precision import keep_norms_exact
 from training.config import StageConfig
-from training.copies import CpuCopies, Snapshot
 from training.ema import Ema, Fragment, assemble, decay_at, to_tensors
 from training.engine_ddp import DdpEngine
 from training.not_finite import skip_unless_finite
@@ -32,6 +31,7 @@ from training.older_checkpoints import readable
 from training.optim import make_optimizer, set_lr
 from training.plain_engine import DTYPES, PlainEngine, autocast_to, cast
 from training.power_ema import PowerAverages
+from training.snapshots import CpuCopies, Snapshot
 from training.tuning import compile_where_it_pays
 from training.world import World
 

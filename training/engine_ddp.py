@@ -14,8 +14,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.errors import UserError
 from training.config import StageConfig
-from training.copies import Snapshot
 from training.plain_engine import PlainEngine
+from training.snapshots import Snapshot
 from training.world import World
 
 

@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from training.config import StageConfig
-from training.copies import CpuCopies, Snapshot
 from training.ema import Ema, Fragment, assemble, decay_at, to_tensors
 from training.not_finite import skip_unless_finite
 from training.optim import make_optimizer, set_lr
 from training.power_ema import PowerAverages
+from training.snapshots import CpuCopies, Snapshot
 from training.world import World
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from training.config import StageConfig
-from training.copies import CpuCopies, Snapshot, tensors_of
 from training.engine import make_engine
 from training.plain_engine import PlainEngine
+from training.snapshots import CpuCopies, Snapshot, tensors_of
 from training.world import World
 
 ONE = World(0, 1, 0, torch.device("cpu"))

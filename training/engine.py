@@ -29,8 +29,9 @@ from training.engine_ddp import DdpEngine
 from training.not_finite import skip_unless_finite
 from training.older_checkpoints import readable
 from training.optim import make_optimizer, set_lr
-from training.plain_engine import DTYPES, PlainEngine, autocast_to, cast
+from training.plain_engine import PlainEngine
 from training.power_ema import PowerAverages
+from training.precision import DTYPES, cast
 from training.snapshots import CpuCopies, Snapshot
 from training.tuning import compile_where_it_pays
 from training.world import World
@@ -96,22 +97,6 @@ def make_engine(module: nn.Module, config: StageConfig, world: World, *, deepspe
             "deepspeed; with ddp use zero_stage 0 or 1"
         )
     return (DdpEngine if world.size > 1 else PlainEngine)(module, config, world, accumulation)
-
-
-def autocast(config: StageConfig, device: torch.device) -> torch.autocast:
-    """The stage's precision for a frozen network outside the engine."""
-    return autocast_to(DTYPES[config.precision], device)
-
-
-def frozen_dtype(config: StageConfig, device: torch.device) -> torch.dtype:
-    """Of a frozen decoder that a gradient passes: on CUDA the stage's precision, in which the fused head computes its
-    gradient too; on a CPU float32."""
-    return DTYPES[config.precision] if device.type == "cuda" else torch.float32
-
-
-def frozen_precision(config: StageConfig, device: torch.device) -> torch.autocast:
-    """`frozen_dtype` as a context."""
-    return autocast_to(frozen_dtype(config, device), device)
 
 
 def accumulation_steps(config: StageConfig, num_workers: int) -> int:

@@ -18,10 +18,9 @@ from training.ema import Ema, Fragment, assemble, decay_at, to_tensors
 from training.not_finite import skip_unless_finite
 from training.optim import make_optimizer, set_lr
 from training.power_ema import PowerAverages
+from training.precision import DTYPES, autocast_to, cast
 from training.snapshots import CpuCopies, Snapshot
 from training.world import World
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class PlainEngine:
@@ -119,17 +118,3 @@ class PlainEngine:
 
 def _whole(fragments: list[Fragment]) -> dict[str, Tensor]:
     return {f.name: f.tensor.detach().cpu().reshape(f.shape) for f in fragments}
-
-
-def autocast_to(dtype: torch.dtype, device: torch.device) -> torch.autocast:
-    """A region whose operations compute in `dtype`; for float32 one that changes nothing."""
-    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
-
-
-def cast(value: Any, dtype: torch.dtype) -> Any:
-    """The floating-point tensors of a value or tuple of values in another type; whole numbers stay."""
-    if isinstance(value, Tensor):
-        return value.to(dtype) if value.is_floating_point() else value
-    if isinstance(value, tuple) and any(isinstance(item, Tensor) for item in value):
-        return tuple(cast(item, dtype) for item in value)
-    return value

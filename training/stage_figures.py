@@ -26,10 +26,10 @@ from pipeline.sampling import dpm_solver
 from pipeline.views import view_of
 from training.config import AlignStage, DecoderStage, DenoiserStage, DistillStage
 from training.context import Context, frozen_autoencoder, require_parts
-from training.engine import autocast, frozen_precision
 from training.held_out import StageFigures
 from training.latents import scaled_latents, shown_condition
 from training.losses import diffusion_weight, min_snr_weight, per_sample
+from training.precision import autocast, frozen_precision
 from training.reconstruction import JointFirstStage, Reconstruction, joint_first_stage
 from training.session import MicroBatch
 from training.targets import draw_target, render_target

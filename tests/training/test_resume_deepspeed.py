@@ -18,7 +18,7 @@ from test_resume import losses, wait_for, weights
 from pipeline import storage
 from training import engine
 from training.config import StageConfig, override
-from training.plain_engine import cast
+from training.precision import cast
 from training.presets import debug
 from training.run import train
 from training.world import World

@@ -12,10 +12,11 @@ from pipeline.bundle import build_denoiser
 from pipeline.diffusion import Schedule
 from training.config import AlignStage
 from training.context import Context, require_parts
-from training.engine import frozen_precision, make_engine
+from training.engine import make_engine
 from training.grids import Grids
 from training.latents import draw_noise, scaled_latents, shown_condition
 from training.losses import alignment_loss, diffusion_weight
+from training.precision import frozen_precision
 from training.session import Session
 from training.stage_figures import align_figures
 from training.stages.denoiser import trained_denoiser

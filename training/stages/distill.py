@@ -21,10 +21,11 @@ from pipeline.diffusion import Schedule
 from pipeline.sampling import dpm_solver
 from training.config import DistillStage
 from training.context import Context, require_parts
-from training.engine import autocast, frozen_precision, make_engine
+from training.engine import make_engine
 from training.grids import Grids
 from training.latents import scaled_latents, shown_condition
 from training.losses import per_sample
+from training.precision import autocast, frozen_precision
 from training.session import Session
 from training.stage_figures import distill_figures
 from training.stages.denoiser import trained_denoiser

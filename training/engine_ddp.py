@@ -14,12 +14,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.errors import UserError
 from training.config import StageConfig
-from training.plain_engine import PlainEngine
+from training.engine_local import LocalEngine
 from training.snapshots import Snapshot
 from training.world import World
 
 
-class DdpEngine(PlainEngine):
+class DdpEngine(LocalEngine):
     """See `training.engine.Engine`. Uses the process group that exists already (gloo or nccl)."""
 
     def __init__(self, module: nn.Module, config: StageConfig, world: World, accumulation: int) -> None:

@@ -10,7 +10,7 @@ from pipeline.bundle import build_decoder, build_denoiser
 from pipeline.errors import UserError
 from training.cli import main
 from training.config import AlignStage, DecoderStage, StageConfig, override, preset_from_dict, preset_to_dict
-from training.engine import bucket_size, deepspeed_config
+from training.engine_deepspeed import bucket_size, deepspeed_config
 from training.estimate import check_memory, dry_run, estimate, peak_flops
 from training.optim import lr_at
 from training.presets import PRESETS, debug, get_preset

@@ -1,6 +1,6 @@
 """One process, plain PyTorch: the engine for laptops and for machines without DeepSpeed.
 
-Same interface as `training.engine.DeepSpeedEngine`. Half precision is autocast; weights stay float32.
+Same interface as `training.engine.Engine`. Half precision is autocast; weights stay float32.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from training.snapshots import CpuCopies, Snapshot
 from training.world import World
 
 
-class PlainEngine:
+class LocalEngine:
     """Forward, backward, optimizer step, averaged weights and state of one network."""
 
     name = "torch"

@@ -16,31 +16,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pipeline.decoder import ImplicitDecoder
 from pipeline.errors import UserError
 from training.config import StageConfig
-from training.ema import Ema, Fragment, assemble, decay_at, to_tensors
+from training.ema import Fragment
+from training.engine_base import AveragingEngine
 from training.not_finite import skip_unless_finite
 from training.older_checkpoints import readable
 from training.optim import make_optimizer, set_lr
-from training.power_ema import PowerAverages
-from training.precision import DTYPES, cast
-from training.snapshots import CpuCopies, Snapshot
+from training.precision import cast
 from training.world import World
 
 
-class DeepSpeedEngine:
+class DeepSpeedEngine(AveragingEngine):
     """See `training.engine.Engine`. Uses the process group that exists already (gloo or nccl)."""
 
     name = "deepspeed"
 
     def __init__(self, module: nn.Module, config: StageConfig, world: World, accumulation: int) -> None:
         deepspeed = _import_deepspeed(world.device)
-        self.config, self.world = config, world
-        self.dtype = DTYPES[config.precision]
+        super().__init__(config, world)
         exact: dict[str, Tensor] = {}
         if config.precision == "fp16":
             exact = {n: p.detach().to("cpu", copy=True) for n, p in module.named_parameters() if p.requires_grad}
@@ -62,32 +59,36 @@ class DeepSpeedEngine:
         self._fragments = self._find_fragments()
         if exact:
             self._restore_masters(exact)
-        self.ema = Ema(self._fragments)
-        self.power = PowerAverages(self._fragments, config)
-        self._copies, self.stall = CpuCopies(), 0.0
-        self._snapshot: Snapshot | None = None
+        self._begin_averages()
 
-    def __call__(self, *inputs: Any) -> Any:
-        given = [cast(value, self.dtype) for value in inputs] if self.config.precision == "fp16" else list(inputs)
-        if self.config.channels_last:
-            given = [_channels_last(value) for value in given]
-        return cast(self._engine(*given), torch.float32)
+    def fragments(self) -> list[Fragment]:
+        """Master weights: under ZeRO 1 to 3 this worker's part of them."""
+        return self._fragments
 
     def backward(self, loss: Tensor) -> None:
         self._engine.backward(loss)
         if not self._engine.is_gradient_accumulation_boundary():
             self._engine.step()
 
-    def step(self, step: int, lr: float) -> Tensor:
-        if self._snapshot is not None:
-            self.stall += self._snapshot.wait()
+    @torch.no_grad()
+    def average_into(self, tensors: Mapping[str, Tensor]) -> None:
+        for name, shape, whole in self._in_place(self._averages()):
+            if self.world.size > 1:
+                torch.distributed.all_reduce(whole)
+            tensors[name].copy_(whole.view(shape))
+
+    def _forward(self, *inputs: Any) -> Any:
+        given = [cast(value, self.dtype) for value in inputs] if self.config.precision == "fp16" else list(inputs)
+        if self.config.channels_last:
+            given = [_channels_last(value) for value in given]
+        return self._engine(*given)
+
+    def _update(self, lr: float) -> Tensor:
         set_lr(self._engine.optimizer, lr)
         whole_norm = self._unpartitioned_norm()
         if whole_norm is not None:  # where DeepSpeed takes the norm itself, it skips such steps itself
             skip_unless_finite(self._optimizer, whole_norm)
         self._engine.step()
-        self.ema.update(self._fragments, decay_at(step, self.config.ema_decay, self.config.ema_warmup))
-        self.power.update(self._fragments, step)
         norm = whole_norm if whole_norm is not None else self._engine.get_global_grad_norm()
         norm = float("nan") if norm is None else norm
         # DeepSpeed says a number of a step that it left out. Figures of many steps are read at once, from one device.
@@ -99,7 +100,7 @@ class DeepSpeedEngine:
             return None
         return nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None])
 
-    def snapshot(self) -> Snapshot:
+    def _state(self) -> dict[str, Any]:
         recorder = _Recorder()
         original, self._engine.checkpoint_engine = self._engine.checkpoint_engine, recorder
         self._engine._copy_recovery_script = lambda save_path: None
@@ -107,41 +108,22 @@ class DeepSpeedEngine:
             with tempfile.TemporaryDirectory(prefix="latentzoom-") as folder:
                 self._engine.save_checkpoint(folder, tag="step", save_latest=False)
                 root = Path(folder, "step")
-                files = {Path(path).relative_to(root).as_posix(): state for path, state in recorder.saved.items()}
+                return {Path(path).relative_to(root).as_posix(): state for path, state in recorder.saved.items()}
         finally:
             self._engine.checkpoint_engine = original
-        if self.config.zero_stage or self.world.is_main:
-            files[f"ema-{self.world.rank:05d}.safetensors"] = to_tensors(self._averages())
-            if power := self.power.tensors(self._fragments):
-                files[f"power-{self.world.rank:05d}.safetensors"] = power
-        self._snapshot = Snapshot(files, self._copies)
-        return self._snapshot
 
-    def load(self, folder: Path, saved_world_size: int) -> None:
+    def _holds_averages(self) -> bool:
+        return bool(self.config.zero_stage) or self.world.is_main
+
+    def _load_state(self, folder: Path, saved_world_size: int) -> None:
         if saved_world_size != self.world.size and self.config.zero_stage:
             self._load_universal(folder)
         else:
             self._load(folder)
         self._fragments = self._find_fragments()
-        parts = [load_file(path) for path in sorted(folder.glob("ema-*.safetensors"))]
-        shapes = {name: _full_shape(p) for name, p in self.module.named_parameters() if p.requires_grad}
-        self.ema.load(self._fragments, assemble(parts, shapes))
-        power = [load_file(path) for path in sorted(folder.glob("power-*.safetensors"))]
-        self.power.load(self._fragments, power, shapes)
 
-    def averaged(self) -> dict[str, Tensor] | None:
-        return self._on_main(self._averages())
-
-    @torch.no_grad()
-    def average_into(self, tensors: Mapping[str, Tensor]) -> None:
-        for name, shape, whole in self._in_place(self._averages()):
-            if self.world.size > 1:
-                torch.distributed.all_reduce(whole)
-            tensors[name].copy_(whole.view(shape))
-
-    def power_averages(self) -> dict[float, dict[str, Tensor]] | None:
-        found = {length: self._on_main(parts) for length, parts in self.power.fragments(self._fragments).items()}
-        return {length: full for length, full in found.items() if full is not None} if self.world.is_main else None
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: _full_shape(parameter) for name, parameter in self._trained()}
 
     def _on_main(self, fragments: list[Fragment]) -> dict[str, Tensor] | None:
         full: dict[str, Tensor] = {}
@@ -155,26 +137,17 @@ class DeepSpeedEngine:
     def _in_place(self, fragments: list[Fragment]) -> Iterator[tuple[str, tuple[int, ...], Tensor]]:
         """Name, shape and a flat tensor of each trained parameter: this worker's part of it, zeros elsewhere."""
         by_name = {fragment.name: fragment for fragment in fragments}
-        for name, parameter in self.module.named_parameters():
-            if not parameter.requires_grad:
-                continue
-            shape = _full_shape(parameter)
+        for name, shape in self._shapes().items():
             whole = torch.zeros(int(torch.Size(shape).numel()), device=self.world.device)
-            if (fragment := by_name.get(name)) is not None and (self.config.zero_stage or self.world.is_main):
+            if (fragment := by_name.get(name)) is not None and self._holds_averages():
                 whole[fragment.start : fragment.start + fragment.numel] = fragment.tensor.view(-1)
             yield name, shape, whole
 
-    def _averages(self) -> list[Fragment]:
-        return self.ema.fragments(self._fragments)
-
     def _load(self, folder: Path) -> None:
-        with readable(folder, self._trained_names(), self.config.zero_stage) as made:
+        with readable(folder, list(self._shapes()), self.config.zero_stage) as made:
             path, _ = self._engine.load_checkpoint(str(made.parent), tag=made.name, load_lr_scheduler_states=False)
         if path is None:
             raise UserError(f"DeepSpeed could not load the checkpoint {folder}")
-
-    def _trained_names(self) -> list[str]:
-        return [name for name, parameter in self.module.named_parameters() if parameter.requires_grad]
 
     def _load_universal(self, folder: Path) -> None:
         """Another number of workers: rewrite the checkpoint one file per parameter, then load that."""
@@ -194,9 +167,7 @@ class DeepSpeedEngine:
     def _find_fragments(self) -> list[Fragment]:
         masters = self._unpartitioned_masters()
         fragments = []
-        for name, parameter in self.module.named_parameters():
-            if not parameter.requires_grad:
-                continue
+        for name, parameter in self._trained():
             if hasattr(parameter, "ds_id"):
                 fragments.append(_zero3_fragment(name, parameter, self.world.rank))
             elif hasattr(parameter, "_hp_mapping"):

@@ -249,7 +249,7 @@ def _train(chain: Chain, stage: str, data: str, bundle: str | None) -> Result:
     where = {"data": shards, "run_dir": run_dir, "bundle": bundle, "places": found}
     parent = parent_run(chain)
     with stage_run(job.tracking_uri, stage, job.preset, data=shards, run_dir=run_dir, parent=parent) as spec:
-        result = (_train_here if job.local else _train_on_ray)(chain, stage, where, spec)
+        result = (_train_locally if job.local else _train_on_ray)(chain, stage, where, spec)
     metric = f"{result.steps} steps, loss {result.first_loss:.4g} → {result.last_loss:.4g}"
     if "psnr" in result.metrics:
         metric += f", {result.metrics['psnr']:.2f} dB"
@@ -276,23 +276,21 @@ def _train_on_ray(chain: Chain, stage: str, where: dict[str, Any], spec: dict[st
     )
 
 
-def _train_here(chain: Chain, stage: str, where: dict[str, Any], spec: dict[str, Any]) -> TrainResult:
+def _train_locally(chain: Chain, stage: str, where: dict[str, Any], spec: dict[str, Any]) -> TrainResult:
     from orchestration.evaluation.early import make_quality
     from orchestration.mlflow_reporter import MlflowReporter
-    from training.run import train
-    from training.stopping import stop_on_signals
+    from training.cli import train_here
 
     job = chain.job
-    with stop_on_signals(chain.still_ours) as stop_requested:
-        return train(
-            stage,
-            job.preset,
-            reporters=[lambda: MlflowReporter(**spec)],
-            device=job.device,
-            stop_requested=stop_requested,
-            make_quality=make_quality,
-            **where,
-        )
+    return train_here(
+        stage,
+        job.preset,
+        still_ours=chain.still_ours,
+        reporters=[lambda: MlflowReporter(**spec)],
+        device=job.device,
+        make_quality=make_quality,
+        **where,
+    )
 
 
 def parent_run(chain: Chain) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_shop import Shop
+from stage_inputs import Shop
 from torch import Tensor, nn
 
 from pipeline import storage

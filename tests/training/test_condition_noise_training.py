@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_shop import Shop, make_shop
+from stage_inputs import Shop, make_shop
 
 from pipeline.bundle import load_bundle, save_bundle
 from pipeline.denoiser import Denoiser

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from direct_settings import WITH_ENCODER, save_first_stage
-from small_shop import Shop
+from stage_inputs import Shop
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 

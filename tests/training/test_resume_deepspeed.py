@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_shop import Shop
+from stage_inputs import Shop
 from test_resume import losses, wait_for, weights
 
 from pipeline import storage

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_shop import Shop
+from stage_inputs import Shop
 from torch import nn
 
 from pipeline.bundle import build_autoencoder, build_decoder

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from skimage.metrics import peak_signal_noise_ratio
-from small_shop import Shop
+from stage_inputs import Shop
 from test_ddp import command as with_engine
 from test_resume import command, start, wait_for, weights
 from two_workers import outputs, start_workers

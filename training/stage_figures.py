@@ -30,8 +30,8 @@ from training.engine import autocast, frozen_precision
 from training.held_out import StageFigures
 from training.latents import scaled_latents, shown_condition
 from training.losses import diffusion_weight, min_snr_weight, per_sample
+from training.micro_batch import MicroBatch
 from training.reconstruction import JointFirstStage, Reconstruction, joint_first_stage
-from training.session import MicroBatch
 from training.targets import draw_target, render_target
 from training.zoom import condition_image
 

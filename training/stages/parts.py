@@ -31,11 +31,11 @@ def trained(session: Session, weights: dict[str, Tensor] | None) -> Trained:
         weights,
         session.step,
         session.resumed_from,
-        session.seconds,
+        session.figures.seconds,
         session.stall,
-        session.first,
-        session.last,
-        session.sample_order,
+        session.figures.first,
+        session.figures.last,
+        session.figures.sample_order,
     )
 
 

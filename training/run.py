@@ -33,7 +33,6 @@ from training.config import (
     DistillStage,
     Preset,
     StageConfig,
-    deciding,
     is_joint,
     with_scale_factor,
 )
@@ -41,6 +40,7 @@ from training.context import Context, frozen_autoencoder, require_parts
 from training.engine import accumulation_steps
 from training.estimate import check_memory
 from training.held_out import SPLIT
+from training.identity import part_hashes
 from training.migrations import as_begun
 from training.newest import NEWEST, trained_bundle
 from training.quality import MakeQuality
@@ -129,7 +129,7 @@ def train(
 def _train(context: Context) -> TrainResult:
     world, run_dir = context.world, context.run_dir
     require_shared_folder(run_dir, world)
-    digest = config_digest(context)
+    digest = context.identity.digest()
     done = world.broadcast(stored_result(run_dir, digest) if world.is_main else None)
     if done is not None:
         return done
@@ -179,7 +179,7 @@ def make_context(
         reporters=reporters,
         stop_requested=stop_requested,
         progress_stream=progress_stream,
-        part_digests=_part_digests(loaded),
+        part_hashes=part_hashes(loaded),
         origins=origins,
         as_begun=kept,
         profile=profile,
@@ -195,11 +195,6 @@ def student_model(model: ModelConfig) -> ModelConfig:
     prediction = "x0" if model.schedule.prediction == "eps" else model.schedule.prediction
     schedule = dataclasses.replace(model.schedule, prediction=prediction, distilled_steps=1)
     return dataclasses.replace(model, schedule=schedule)
-
-
-def _part_digests(bundle: Bundle | None) -> dict[str, str]:
-    parts = {} if bundle is None else {name: getattr(bundle, name) for name in ("autoencoder", "decoder", "denoiser")}
-    return {name: _weights_digest(part) for name, part in parts.items() if part is not None}
 
 
 def resolve_model(
@@ -354,20 +349,6 @@ def stored_result(run_dir: str, digest: str) -> TrainResult | None:
         return None
     raw = storage.read_json(url)
     return TrainResult(**raw) if raw.get("config_digest") == digest else None
-
-
-def config_digest(context: Context) -> str:
-    """Hash of all settings, the data and the incoming bundle: what makes two results the same. It holds the whole
-    model, as the bundle does: a finished run whose fingerprint is the same writes its bundle anew, and trains nothing.
-    """
-    weights = list(context.part_digests.values())
-    text = repr((context.fingerprint(), deciding(to_dict(context.config)), to_dict(context.model), weights))
-    return storage.sha256_bytes(text.encode())
-
-
-def _weights_digest(module: torch.nn.Module) -> str:
-    data = [tensor.detach().cpu().contiguous().view(-1).numpy().tobytes() for tensor in module.state_dict().values()]
-    return storage.sha256_bytes(b"".join(data))
 
 
 def _finish(context: Context, outcome: Trained, digest: str) -> TrainResult:

@@ -101,11 +101,9 @@ class Session:
                 f"{self.store.url} was written by the {saved.engine} engine and this run uses {self.engine.name}; "
                 "train the way it was started, or choose another run folder"
             )
-        stored = self.context.completed(saved.state["fingerprint"])
-        if stored != self.context.fingerprint():
-            raise UserError(
-                f"{self.store.url} belongs to another run: {self.context.difference(stored)}; choose another run folder"
-            )
+        identity = self.context.identity
+        if difference := identity.difference(identity.completed(saved.state["fingerprint"], self.store.url)):
+            raise UserError(f"{self.store.url} belongs to another run: {difference}; choose another run folder")
         self.engine.load(saved.folder, saved.world_size)
         self.loader.load_state_dict(saved.state["loader"])
         self.figures.load_state_dict(saved.state)
@@ -204,7 +202,7 @@ class Session:
         state = {
             "loader": self.loader.state_dict(),
             **self.figures.state_dict(),
-            "fingerprint": {"config_version": CONFIG_VERSION, **self.context.fingerprint()},
+            "fingerprint": {"config_version": CONFIG_VERSION, **self.context.identity.fingerprint()},
             "as_begun": dict(self.context.as_begun),
             "steps": self.config.steps,
             "watch": {} if self._watch is None else self._watch.state_dict(),

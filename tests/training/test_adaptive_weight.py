@@ -102,11 +102,11 @@ def test_an_older_run_goes_on_with_its_own_weight_and_is_refused_with_another(sh
             run_dir=str(tmp_path), bundle=None, world=current_world("cpu"), use_deepspeed=False, reporters=[],
             stop_requested=lambda: Stop.NO, progress_stream=None,
         )  # fmt: skip
-        older = json.loads(json.dumps(context.fingerprint()))
+        identity = context.identity
+        older = json.loads(json.dumps(identity.fingerprint()))
         del older["settings"]["adversarial_balance"], older["settings"]["max_aspect"]
         older["settings"]["kl_weight"] = 1e-3
-        stored = context.completed(older)
-        return "" if stored == context.fingerprint() else context.difference(stored)
+        return identity.difference(identity.completed(older, str(tmp_path)))
 
     assert difference(1e-3 * 3072) == ""
     assert difference(1e-3) == "kl_weight was 3.072, is 0.001"

@@ -223,9 +223,10 @@ def test_a_checkpoint_from_before_a_setting_existed_is_taken_at_its_default(shop
             bundle=shop.bundle, world=ONE, use_deepspeed=False, reporters=[], stop_requested=lambda: Stop.NO,
             progress_stream=None,
         )  # fmt: skip
-        older = json.loads(json.dumps(context.fingerprint()))
+        identity = context.identity
+        older = json.loads(json.dumps(identity.fingerprint()))
         del older["settings"]["sample_latents"], older["model"]["decoder"]["norm"]
-        return context.completed(older), context.fingerprint()
+        return identity.completed(older, str(tmp_path)), identity.fingerprint()
 
     completed, now = fingerprints()
     assert completed == now

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TextIO
 
 from pipeline import storage
 from pipeline.autoencoder import Autoencoder
@@ -16,22 +15,22 @@ from preprocess.manifest import Manifest
 from training.config import StageConfig
 from training.identity import Identity
 from training.migrations import Kept
-from training.quality import MakeQuality
 from training.reporter import BackgroundReporter, FolderReporter, NullReporter, Reporter
+from training.request import TrainRequest
 from training.starts import Origin
-from training.stopping import Stop
 from training.world import World
 
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """Everything a stage needs to know. `reporters` are built on the main worker only, when training starts.
-    part_hashes: of the weights of each part of the bundle. origins: parts of the bundle that training starts from,
-    and where they come from. as_begun: settings that a run of an earlier version keeps (`training.migrations`).
-    profile: optimizer steps to watch (`training.profiling`). make_quality: the product's evaluation, for early figures
-    of quality."""
+    """Everything a stage needs to know: what was asked for, and what became of it.
 
-    stage: str
+    config, model: the stage's settings and the model as this run has them. data, run_dir: absolute. bundle: what the
+    stage builds on and starts from. part_hashes: of the weights of each part of the bundle. origins: parts of the
+    bundle that training starts from, and where they come from. as_begun: settings that a run of an earlier version
+    keeps (`training.migrations`)."""
+
+    request: TrainRequest
     config: StageConfig
     model: ModelConfig
     data: str
@@ -39,15 +38,13 @@ class Context:
     run_dir: str
     bundle: Bundle | None
     world: World
-    use_deepspeed: bool
-    reporters: list[Callable[[], Reporter]] = field(default_factory=list)
-    stop_requested: Callable[[], Stop] = lambda: Stop.NO
-    progress_stream: TextIO | None = None
     part_hashes: Mapping[str, str] = field(default_factory=dict)
     origins: Mapping[str, Origin] = field(default_factory=dict)
     as_begun: Kept = field(default_factory=dict)
-    profile: int = 0
-    make_quality: MakeQuality | None = None
+
+    @property
+    def stage(self) -> str:
+        return self.request.stage
 
     @property
     def checkpoint_url(self) -> str:
@@ -93,7 +90,8 @@ class Context:
         """The run's sinks, on the main worker; a run without a main worker's duties reports nothing."""
         if not self.world.is_main:
             return NullReporter()
-        reporter = BackgroundReporter([FolderReporter(self.run_dir, resume_step), *(make() for make in self.reporters)])
+        further = [make() for make in self.request.reporters]
+        reporter = BackgroundReporter([FolderReporter(self.run_dir, resume_step), *further])
         settings = {"stage": self.stage, **to_dict(self.config), "model": to_dict(self.model), "data": self.data}
         started = self.started_from()
         reporter.params(plain_without_secrets({**settings, "started_from": started} if started else settings))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import math
 import time
 from collections.abc import Iterator
 from typing import Any, NoReturn, Protocol
@@ -29,6 +30,7 @@ from training.not_finite import Fault
 from training.optim import generator_for, lr_at
 from training.profiling import StepProfiler
 from training.reporter import Reporter
+from training.result import Trained, TrainResult
 from training.stopping import StopVotes
 
 _log = logging.getLogger("latentzoom")
@@ -83,7 +85,7 @@ class Session:
         self.accumulation = accumulation_steps(self.config, self.world.size)
         self.store = CheckpointStore(context.checkpoint_url, self.world, self.config.keep)
         self.step = 0
-        self._votes = StopVotes(context.stop_requested, self.world)
+        self._votes = StopVotes(context.request.stop_requested, self.world)
         self._watch: Watching | None = None
         self._stall = 0.0
         self._attached: dict[str, Stateful] = {}
@@ -134,8 +136,8 @@ class Session:
         progress, is_over = self._progress(), False
         profiler: StepProfiler | None = None
         try:
-            if self.context.profile and self.world.is_main:
-                profiler = StepProfiler(self.context.profile, self.step + 1, self.context.run_dir, self.world)
+            if self.context.request.profile and self.world.is_main:
+                profiler = StepProfiler(self.context.request.profile, self.step + 1, self.context.run_dir, self.world)
             while self._goes_on():
                 self.figures.start_waiting()
                 batch = next(batches)
@@ -215,10 +217,21 @@ class Session:
         self.store.save(self.step, self.engine.name, lambda: {**snapshot.files(), **attached}, state)
         self._stall += time.perf_counter() - started
 
-    @property
-    def stall(self) -> float:
-        """Seconds that training has stood still for checkpoints."""
-        return self._stall + self.engine.stall
+    def finish(self, weights: dict[str, Tensor] | None) -> Trained:
+        """End the run after its last step. weights: whole averaged weights by name on the main worker, else None."""
+        self.close()
+        figures = self.figures
+        result = TrainResult(
+            stage=self.context.stage,
+            steps=self.step,
+            resumed_from=self.resumed_from,
+            seconds=figures.seconds,
+            first_loss=figures.first.get("loss", math.nan),
+            last_loss=figures.last.get("loss", math.nan),
+            sample_order=figures.sample_order,
+            metrics={**figures.last, "checkpoint_stall_s": self._stall + self.engine.stall},
+        )
+        return result, weights
 
     def close(self) -> None:
         """Finish writing; give back the loader and the reporter."""
@@ -266,7 +279,7 @@ class Session:
             self.config.steps,
             "step",
             initial=self.step,
-            stream=self.context.progress_stream,
+            stream=self.context.request.progress_stream,
         )
 
     def _note(self) -> str:

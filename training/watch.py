@@ -53,7 +53,8 @@ class Watch:
     def _open_quality(self) -> Quality | None:
         if not self.config.quality_every or not self.context.manifest.splits.get(SPLIT):
             return None
-        return self.context.make_quality(self.context) if self.context.make_quality is not None else None
+        make_quality = self.context.request.make_quality
+        return make_quality(self.context) if make_quality is not None else None
 
     def _check(self) -> None:
         """Say what will not be measured; `UserError` for a figure that there is not."""

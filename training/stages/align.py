@@ -16,10 +16,10 @@ from training.engine import frozen_precision, make_engine
 from training.grids import Grids
 from training.latents import draw_noise, scaled_latents, shown_condition
 from training.losses import alignment_loss, diffusion_weight
+from training.result import Trained
 from training.session import Session
 from training.stage_figures import align_figures
 from training.stages.denoiser import trained_denoiser
-from training.stages.parts import Trained, trained
 from training.targets import draw_target, render_target
 from training.watch import Watch
 
@@ -37,7 +37,7 @@ def train(context: Context) -> Trained:
     denoiser = build_denoiser(model)
     denoiser.load_state_dict(bundle.denoiser.state_dict(), strict=True)
     schedule = Schedule(model.schedule)
-    engine = make_engine(denoiser, config, context.world, deepspeed=context.use_deepspeed)
+    engine = make_engine(denoiser, config, context.world, deepspeed=context.request.use_deepspeed)
     session = Session(context, engine, context.loader(pixels=True, latents=True))
     session.watch(Watch(context, engine, align_figures(context)))
     grids = Grids(context)
@@ -68,4 +68,4 @@ def train(context: Context) -> Trained:
         if session.grid_due():
             grids.samples(session, trained_denoiser(context, engine.averaged()), decoder)
 
-    return trained(session, engine.averaged())
+    return session.finish(engine.averaged())

@@ -20,10 +20,11 @@ from training.losses import adaptive_weight, kl_loss, per_sample
 from training.optim import generator_for
 from training.perceptual import load_perceptual
 from training.reconstruction import Reconstruction
+from training.result import Trained
 from training.session import Session
 from training.stage_figures import autoencoder_figures
 from training.stages import joint
-from training.stages.parts import Trained, psnr, trained
+from training.stages.parts import psnr
 from training.starts import start_autoencoder
 from training.watch import Watch
 
@@ -38,7 +39,7 @@ def train(context: Context) -> Trained:
     autoencoder = build_autoencoder(model)
     start_autoencoder(autoencoder, config.start, context.bundle)
     network = Reconstruction(autoencoder)
-    engine = make_engine(network, config, context.world, deepspeed=context.use_deepspeed)
+    engine = make_engine(network, config, context.world, deepspeed=context.request.use_deepspeed)
     session = Session(context, engine, context.loader(pixels=True, latents=False))
     session.watch(Watch(context, engine, autoencoder_figures(context)))
     lpips = None
@@ -92,7 +93,7 @@ def train(context: Context) -> Trained:
     weights = engine.averaged()
     if weights is not None:
         weights = {name.removeprefix("autoencoder."): tensor for name, tensor in weights.items()}
-    return trained(session, weights)
+    return session.finish(weights)
 
 
 def _draw_crop(config: AutoencoderStage, model: ModelConfig, step: int) -> tuple[slice, slice]:

@@ -20,9 +20,10 @@ from training.grids import Grids
 from training.losses import per_sample
 from training.pairs import MakePair, cached_pairs, direct_pairs, latent_pairs
 from training.perceptual import load_perceptual
+from training.result import Trained
 from training.session import Session
 from training.stage_figures import decoder_figures
-from training.stages.parts import Trained, psnr, trained
+from training.stages.parts import psnr
 from training.starts import start_decoder
 from training.watch import Watch
 
@@ -40,7 +41,7 @@ def train(context: Context) -> Trained:
     # The encoder is frozen: its latents come from the cache, or it encodes the conditions that a step draws.
     torch.manual_seed(config.seed)
     decoder = starting_decoder(context)
-    engine = make_engine(decoder, config, context.world, deepspeed=context.use_deepspeed)
+    engine = make_engine(decoder, config, context.world, deepspeed=context.request.use_deepspeed)
     session = Session(context, engine, context.loader(pixels=True, latents=not is_drawn))
     session.watch(Watch(context, engine, decoder_figures(context)))
     encoder = frozen_autoencoder(context).to(context.world.device) if is_drawn else None
@@ -74,7 +75,7 @@ def train(context: Context) -> Trained:
         if session.grid_due():
             draw_grid(session, trained_decoder(context, engine.averaged()))
 
-    return trained(session, engine.averaged())
+    return session.finish(engine.averaged())
 
 
 def starting_decoder(context: Context) -> ImplicitDecoder:

@@ -17,9 +17,9 @@ from training.engine import make_engine
 from training.grids import Grids
 from training.latents import draw_noise, scaled_latents, shown_condition
 from training.losses import denoising_loss, min_snr_weight
+from training.result import Trained
 from training.session import Session
 from training.stage_figures import denoiser_figures
-from training.stages.parts import Trained, trained
 from training.starts import start_denoiser
 from training.watch import Watch
 
@@ -33,7 +33,7 @@ def train(context: Context) -> Trained:
     denoiser = build_denoiser(model)
     start_denoiser(denoiser, config.start, bundle)
     schedule = Schedule(model.schedule)
-    engine = make_engine(denoiser, config, context.world, deepspeed=context.use_deepspeed)
+    engine = make_engine(denoiser, config, context.world, deepspeed=context.request.use_deepspeed)
     session = Session(context, engine, context.loader(pixels=False, latents=True))
     session.watch(Watch(context, engine, denoiser_figures(context)))
     grids = Grids(context)
@@ -57,7 +57,7 @@ def train(context: Context) -> Trained:
         if session.grid_due():
             grids.samples(session, trained_denoiser(context, engine.averaged()))
 
-    return trained(session, engine.averaged())
+    return session.finish(engine.averaged())
 
 
 def trained_denoiser(context: Context, weights: dict[str, Tensor] | None) -> Denoiser | None:

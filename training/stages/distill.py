@@ -25,10 +25,11 @@ from training.engine import autocast, frozen_precision, make_engine
 from training.grids import Grids
 from training.latents import scaled_latents, shown_condition
 from training.losses import per_sample
+from training.result import Trained
 from training.session import Session
 from training.stage_figures import distill_figures
 from training.stages.denoiser import trained_denoiser
-from training.stages.parts import Trained, psnr, trained
+from training.stages.parts import psnr
 from training.starts import start_denoiser
 from training.targets import draw_target, render_target
 from training.watch import Watch
@@ -47,7 +48,7 @@ def train(context: Context) -> Trained:
     teacher = copy.deepcopy(bundle.denoiser).to(device).eval().requires_grad_(False)
     schedule, path = Schedule(model.schedule), Schedule(bundle.config.schedule)
     student = starting_student(context)
-    engine = make_engine(student, config, context.world, deepspeed=context.use_deepspeed)
+    engine = make_engine(student, config, context.world, deepspeed=context.request.use_deepspeed)
     session = Session(context, engine, context.loader(pixels=True, latents=True))
     session.watch(Watch(context, engine, distill_figures(context)))
     grids = Grids(context)
@@ -92,7 +93,7 @@ def train(context: Context) -> Trained:
         if session.grid_due():
             grids.distilled(session, trained_denoiser(context, engine.averaged()), decoder, teacher)
 
-    return trained(session, engine.averaged())
+    return session.finish(engine.averaged())
 
 
 def starting_student(context: Context) -> Denoiser:

@@ -15,9 +15,10 @@ from training.engine import make_engine
 from training.grids import Grids
 from training.losses import kl_loss, per_sample
 from training.reconstruction import JointFirstStage, joint_first_stage
+from training.result import Trained
 from training.session import Session
 from training.stage_figures import joint_figures
-from training.stages.parts import Trained, psnr, trained
+from training.stages.parts import psnr
 from training.starts import start_autoencoder, start_decoder
 from training.targets import draw_target
 from training.watch import Watch
@@ -32,7 +33,7 @@ def train(context: Context) -> Trained:
     network = joint_first_stage(model)
     start_autoencoder(network.autoencoder, config.start, context.bundle)
     start_decoder(network.decoder, config.decoder_start or config.start, context.bundle)
-    engine = make_engine(network, config, context.world, deepspeed=context.use_deepspeed)
+    engine = make_engine(network, config, context.world, deepspeed=context.request.use_deepspeed)
     session = Session(context, engine, context.loader(pixels=True, latents=False))
     session.watch(Watch(context, engine, joint_figures(context)))
     grids = Grids(context)
@@ -62,7 +63,7 @@ def train(context: Context) -> Trained:
         if session.grid_due():
             draw_grid()
 
-    return trained(session, engine.averaged())
+    return session.finish(engine.averaged())
 
 
 def averaged_first_stage(context: Context, weights: dict[str, Tensor]) -> JointFirstStage:

@@ -10,6 +10,7 @@ import copy
 
 from pipeline.bundle import build_denoiser
 from pipeline.diffusion import Schedule
+from training.averaged import averaged_part
 from training.config import AlignStage
 from training.context import Context, require_parts
 from training.engine import frozen_precision, make_engine
@@ -19,7 +20,6 @@ from training.losses import alignment_loss, diffusion_weight
 from training.result import Trained
 from training.session import Session
 from training.stage_figures import align_figures
-from training.stages.denoiser import trained_denoiser
 from training.targets import draw_target, render_target
 from training.watch import Watch
 
@@ -43,7 +43,7 @@ def train(context: Context) -> Trained:
     grids = Grids(context)
 
     if session.first_grid_due():
-        grids.samples(session, trained_denoiser(context, engine.averaged()), decoder)
+        grids.samples(session, averaged_part(context, "denoiser", engine.averaged()), decoder)
     for step, batch in session:
         target = draw_target(config, model, step)
         for micro in session.micro_batches(batch):
@@ -66,6 +66,6 @@ def train(context: Context) -> Trained:
             session.backward(loss, {"loss_dm": dm, "loss_recon": recon})
         session.end_step()
         if session.grid_due():
-            grids.samples(session, trained_denoiser(context, engine.averaged()), decoder)
+            grids.samples(session, averaged_part(context, "denoiser", engine.averaged()), decoder)
 
     return session.finish(engine.averaged())

@@ -6,11 +6,10 @@ Legend: B batch, C latent channels, h/w latent cells. z are scaled latents, t (B
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from pipeline.bundle import build_denoiser
-from pipeline.denoiser import Denoiser
 from pipeline.diffusion import Schedule
+from training.averaged import averaged_part
 from training.config import DenoiserStage
 from training.context import Context, require_parts
 from training.engine import make_engine
@@ -39,7 +38,7 @@ def train(context: Context) -> Trained:
     grids = Grids(context)
 
     if session.first_grid_due():
-        grids.samples(session, trained_denoiser(context, engine.averaged()))
+        grids.samples(session, averaged_part(context, "denoiser", engine.averaged()))
     for step, batch in session:
         for micro in session.micro_batches(batch):
             z0, condition = scaled_latents(micro, model, config.seed if config.sample_latents else None, step)
@@ -55,15 +54,6 @@ def train(context: Context) -> Trained:
             session.backward(loss, {})
         session.end_step()
         if session.grid_due():
-            grids.samples(session, trained_denoiser(context, engine.averaged()))
+            grids.samples(session, averaged_part(context, "denoiser", engine.averaged()))
 
     return session.finish(engine.averaged())
-
-
-def trained_denoiser(context: Context, weights: dict[str, Tensor] | None) -> Denoiser | None:
-    """A denoiser with the averaged weights, on the main worker."""
-    if weights is None:
-        return None
-    denoiser = build_denoiser(context.model)
-    denoiser.load_state_dict(weights, strict=True)
-    return denoiser.to(context.world.device).eval()

@@ -19,17 +19,16 @@ from pipeline.bundle import build_denoiser
 from pipeline.denoiser import Denoiser
 from pipeline.diffusion import Schedule
 from pipeline.sampling import dpm_solver
+from training.averaged import averaged_part
 from training.config import DistillStage
 from training.context import Context, require_parts
 from training.engine import autocast, frozen_precision, make_engine
 from training.grids import Grids
 from training.latents import scaled_latents, shown_condition
-from training.losses import per_sample
+from training.losses import per_sample, psnr
 from training.result import Trained
 from training.session import Session
 from training.stage_figures import distill_figures
-from training.stages.denoiser import trained_denoiser
-from training.stages.parts import psnr
 from training.starts import start_denoiser
 from training.targets import draw_target, render_target
 from training.watch import Watch
@@ -64,7 +63,7 @@ def train(context: Context) -> Trained:
         return dpm_solver(predict, path, noise, num_steps=config.teacher_steps)
 
     if session.first_grid_due():
-        grids.distilled(session, trained_denoiser(context, engine.averaged()), decoder, teacher)
+        grids.distilled(session, averaged_part(context, "denoiser", engine.averaged()), decoder, teacher)
     for step, batch in session:
         target = draw_target(config, model, step)
         for micro in session.micro_batches(batch):
@@ -91,7 +90,7 @@ def train(context: Context) -> Trained:
             session.backward(loss, {**terms, **figures})
         session.end_step()
         if session.grid_due():
-            grids.distilled(session, trained_denoiser(context, engine.averaged()), decoder, teacher)
+            grids.distilled(session, averaged_part(context, "denoiser", engine.averaged()), decoder, teacher)
 
     return session.finish(engine.averaged())
 

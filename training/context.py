@@ -20,6 +20,14 @@ from training.request import TrainRequest
 from training.starts import Origin
 from training.world import World
 
+_BUILDS_ON = {
+    "decoder": ("autoencoder",),
+    "denoiser": ("autoencoder",),
+    "align": ("autoencoder", "decoder", "denoiser"),
+    "distill": ("autoencoder", "decoder", "denoiser"),
+}
+"""Stage → parts of the incoming bundle that it cannot do without."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
@@ -113,14 +121,12 @@ class Context:
         )
 
 
-def require_parts(bundle: Bundle | None, stage: str, *names: str) -> Bundle:
-    """The bundle with the parts that a stage builds on; `UserError` naming the stage that makes a missing one."""
-    made_by = {"autoencoder": "autoencoder", "decoder": "decoder", "denoiser": "denoiser"}
-    for name in names:
+def require_parts(bundle: Bundle | None, stage: str) -> Bundle:
+    """The bundle with the parts that a stage builds on, each called as the stage that makes it; `UserError` naming one
+    that is missing."""
+    for name in _BUILDS_ON[stage]:
         if bundle is None or getattr(bundle, name) is None:
-            raise UserError(
-                f"stage {stage} needs a bundle with the {name}; train stage {made_by[name]} first (--bundle)"
-            )
+            raise UserError(f"stage {stage} needs a bundle with the {name}; train stage {name} first (--bundle)")
     assert bundle is not None
     return bundle
 
@@ -129,4 +135,4 @@ def frozen_autoencoder(context: Context) -> Autoencoder:
     """The bundle's autoencoder; the kind "identity", which has no weights, needs no bundle."""
     if context.bundle is None and context.model.autoencoder.kind == "identity":
         return build_autoencoder(context.model)
-    return require_parts(context.bundle, "decoder", "autoencoder").autoencoder.eval().requires_grad_(False)
+    return require_parts(context.bundle, "decoder").autoencoder.eval().requires_grad_(False)

@@ -54,14 +54,6 @@ from training.tuning import tune
 from training.world import World, current_world
 from training.zoom import smallest_zoom
 
-_NEEDS = {
-    "autoencoder": (),
-    "decoder": ("autoencoder",),
-    "denoiser": ("autoencoder",),
-    "align": ("autoencoder", "decoder", "denoiser"),
-    "distill": ("autoencoder", "decoder", "denoiser"),
-}
-
 
 def train(
     stage: str,
@@ -185,8 +177,9 @@ def check_stage(stage: str, model: ModelConfig) -> None:
 
 def require_beginning(stage: str, model: ModelConfig, bundle: Bundle | None) -> None:
     """`UserError` where the bundle lacks a part that the stage builds on."""
-    if _NEEDS[stage] and not (stage == "decoder" and model.autoencoder.kind == "identity" and bundle is None):
-        require_parts(bundle, stage, *_NEEDS[stage])
+    brings_its_own = stage == "decoder" and model.autoencoder.kind == "identity" and bundle is None
+    if stage != "autoencoder" and not brings_its_own:
+        require_parts(bundle, stage)
 
 
 def check(context: Context) -> None:

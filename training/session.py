@@ -6,7 +6,6 @@ A stage reads:  for micro in session.micro_batches(...): session.backward(loss, 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 import math
 import time
@@ -27,7 +26,7 @@ from training.engine import Engine, accumulation_steps
 from training.figures import Figures
 from training.micro_batch import MicroBatch, placed
 from training.not_finite import Fault
-from training.optim import generator_for, lr_at
+from training.optim import generator_for, lr_at, prolonged
 from training.profiling import StepProfiler
 from training.reporter import Reporter
 from training.result import Trained, TrainResult
@@ -287,19 +286,3 @@ class Session:
         if "validate_percent" in self.figures.last and self._watch is not None:
             note += f" · validate {self.figures.last['validate_percent']:.1f}%{self._watch.note()}"
         return note
-
-
-def prolonged(config: StageConfig, step: int, before: int) -> str:
-    """What it means for a run at `step` that it has another number of steps than `before`, in words; "" where it means
-    nothing. A cosine goes on along the curve of the new number: the learning rate rises once, to where that curve is.
-    """
-    if config.steps == before or step >= config.steps:
-        return ""
-    words = f"{config.steps} steps in place of {before}"
-    if config.schedule == "cosine":
-        old = dataclasses.replace(config, steps=before)
-        words += (
-            f"; the learning rate goes on along the longer cosine: {lr_at(step, old):.3g} at step {step}, "
-            f"{lr_at(step + 1, config):.3g} at the next"
-        )
-    return words

@@ -24,10 +24,10 @@ from training.config import StageConfig, override
 from training.context import Context
 from training.held_out import CHUNK, HeldOut
 from training.noise import Draws
+from training.optim import prolonged
 from training.presets import debug
 from training.request import TrainRequest
 from training.run import TrainResult, make_context
-from training.session import prolonged
 from training.stage_figures import denoiser_figures
 from training.watch import higher_is_better
 from training.world import World

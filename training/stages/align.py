@@ -28,7 +28,7 @@ def train(context: Context) -> Trained:
     """min over eps_theta of lambda_dm · L_dm + lambda_recon · L_recon, eq. (9), with E and ND frozen."""
     config, model = context.config, context.model
     assert isinstance(config, AlignStage)
-    bundle = require_parts(context.bundle, "align", "autoencoder", "decoder", "denoiser")
+    bundle = require_parts(context.bundle, "align")
     assert bundle.decoder is not None and bundle.denoiser is not None
 
     # ND is frozen and stays outside the engine: gradients run through it, none are kept for it. It has no dropout or

@@ -27,7 +27,7 @@ def train(context: Context) -> Trained:
     """min over eps_theta of | eps - eps_theta(z_t, t) |^2, eq. (4); SR models also see the condition latent."""
     config, model = context.config, context.model
     assert isinstance(config, DenoiserStage)
-    bundle = require_parts(context.bundle, "denoiser", "autoencoder")
+    bundle = require_parts(context.bundle, "denoiser")
     torch.manual_seed(config.seed)
     denoiser = build_denoiser(model)
     start_denoiser(denoiser, config.start, bundle)

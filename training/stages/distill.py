@@ -39,7 +39,7 @@ def train(context: Context) -> Trained:
     + lambda_truth · |ND(z0_pred; s) - x|, with z0_pred of one evaluation at z_T, and z_0 the teacher's."""
     config, model, device = context.config, context.model, context.world.device
     assert isinstance(config, DistillStage)
-    bundle = require_parts(context.bundle, "distill", "autoencoder", "decoder", "denoiser")
+    bundle = require_parts(context.bundle, "distill")
     assert bundle.decoder is not None and bundle.denoiser is not None
 
     # Teacher and ND are frozen and stay outside the engine; gradients run through ND, as in alignment stage 2.

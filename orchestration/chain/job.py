@@ -33,7 +33,8 @@ from pipeline.starter import starter_or
 from preprocess.config import PreprocessConfig
 from preprocess.manifest import load_manifest
 from preprocess.sources import open_source
-from training.config import Preset, deciding, is_address, is_joint, model_settings, preset_to_dict
+from training.config import Preset, is_address, preset_to_dict
+from training.identity import step_settings
 from training.rehearsal import rehearse
 from training.run import TrainResult
 from training.starts import given_starts
@@ -109,7 +110,6 @@ class Chain:
 
 
 def _steps(chain: Chain, job: Job) -> list[Step]:
-    preset = preset_to_dict(job.preset)
     source = _source_settings(job.preprocess)
     steps: list[Step] = []
 
@@ -122,8 +122,7 @@ def _steps(chain: Chain, job: Job) -> list[Step]:
     def stage(name: str) -> dict[str, Any]:
         # Bundles on the way hold the model as it was then; every later stage writes the preset's, and align's key has
         # all of it: the last bundle is always the newest model.
-        joint = is_joint(job.preset.stage(name))
-        found = {name: deciding(preset[name]), "model": model_settings(name, job.preset.model, joint=joint)}
+        found = step_settings(name, job.preset.stage(name), job.preset.model)
         starts = given_starts(name, job.preset.stage(name)).items()
         weights = {part: _start_digest(job, start) for part, start in starts if is_address(start)}
         return {**found, "starts": weights} if weights else found

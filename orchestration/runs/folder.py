@@ -44,7 +44,7 @@ def _run(place: str, entries: dict[str, dict[str, Any]], root: str) -> RunState:
     silent = _silent_s(entries)
     rate = curves["images_per_s"][-1][1] if "images_per_s" in curves else 0.0
     between_reports = settings["log_every"] * global_batch / rate if rate else 0.0
-    if "result.json" in entries and int(storage.read_json(storage.join(place, "result.json"))["steps"]) >= steps:
+    if _is_done(place, entries, steps):
         state = "done"
     else:
         is_silent = silent is None or silent > max(_PATIENCE_S, _PATIENCE_REPORTS * between_reports)
@@ -84,17 +84,29 @@ def _entries(folder: str) -> dict[str, dict[str, Any]]:
     return {str(entry["name"]).rstrip("/").rsplit("/", 1)[-1]: entry for entry in listed}
 
 
+def _is_done(place: str, entries: dict[str, dict[str, Any]], steps: int) -> bool:
+    """Whether the result is that of all steps, or was written since the run last began: then it ended early. One that
+    goes on with more steps has the result of before."""
+    if "result.json" not in entries:
+        return False
+    began, ended = _changed(entries["run.json"]), _changed(entries["result.json"])
+    is_whole = int(storage.read_json(storage.join(place, "result.json"))["steps"]) >= steps
+    return is_whole or (began is not None and ended is not None and ended >= began)
+
+
 def _silent_s(entries: dict[str, dict[str, Any]]) -> float | None:
     """Seconds since the run began or reported, as far as the file system tells."""
-    times = []
-    for name in ("run.json", "metrics.jsonl"):
-        entry = entries.get(name, {})
-        moment = next((entry[key] for key in _TIMES if key in entry), None)
-        if isinstance(moment, datetime):
-            times.append(moment.timestamp())
-        elif isinstance(moment, (int, float)):
-            times.append(float(moment))
-    return max(0.0, time.time() - max(times)) if times else None
+    times = [_changed(entries[name]) for name in ("run.json", "metrics.jsonl") if name in entries]
+    known = [moment for moment in times if moment is not None]
+    return max(0.0, time.time() - max(known)) if known else None
+
+
+def _changed(entry: dict[str, Any]) -> float | None:
+    """When a file was last written, in seconds; None where the file system does not say."""
+    moment = next((entry[key] for key in _TIMES if key in entry), None)
+    if isinstance(moment, datetime):
+        return moment.timestamp()
+    return float(moment) if isinstance(moment, (int, float)) else None
 
 
 def _newest_grid(place: str) -> str:

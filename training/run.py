@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import logging
 import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -47,13 +48,14 @@ from training.quality import MakeQuality
 from training.reporter import Reporter
 from training.shared_folder import require_shared_folder
 from training.stages.parts import Trained
-from training.starts import with_starts
+from training.starts import ignored, with_starts
 from training.stopping import Stop
 from training.targets import size_range, window_side
 from training.tuning import tune
 from training.world import World, current_world
 from training.zoom import smallest_zoom
 
+_log = logging.getLogger("latentzoom")
 _NEEDS = {
     "autoencoder": (),
     "decoder": ("autoencoder",),
@@ -164,6 +166,8 @@ def make_context(
     given = load_bundle(bundle) if bundle else None
     loaded, origins = with_starts(stage, config, asked, given, places or {})
     model = resolve_model(stage, asked, manifest, loaded, origins)
+    for line in ignored(stage, config, asked, model, is_bundle_given=bool(bundle)) if world.is_main else ():
+        _log.warning("%s", line)
     if stage == "distill":
         model = student_model(model)
     context = Context(

@@ -64,11 +64,16 @@ class Watch:
             )
         elif config.quality_every and self._quality is None:
             words = "no early figures of quality: no evaluation fits what there is at this stage"
+            if context.make_quality is None:
+                words = "no early figures of quality: they come with `latentzoom train`, with or without --local"
+            if self.best_by.startswith(QUALITY):
+                raise UserError(f"{context.stage}.best_by = {self.best_by!r}: {words}; choose one of `val/...`")
         if words and context.world.is_main:
             _log.info("%s: %s", context.stage, words)
-        wanted = self.best_by.startswith(VALIDATION) and self._held_out.num
-        if wanted and self.best_by.removeprefix(VALIDATION) not in self.figures.names:
-            self._no_such_figure([VALIDATION + name for name in self.figures.names])
+        names = [VALIDATION + name for name in self.figures.names] if self._held_out.num else []
+        names += [QUALITY + name for name in self._quality.names] if self._quality is not None else []
+        if names and self.best_by not in names:
+            self._no_such_figure(names)
 
     def _no_such_figure(self, names: list[str]) -> None:
         raise UserError(

@@ -20,7 +20,7 @@ from orchestration.evaluation.spec import EvaluationSpec
 from orchestration.mlflow_reporter import MlflowReporter
 from orchestration.stage_run import stage_run
 from pipeline.bundle import UNFINISHED, load_bundle, save_bundle
-from pipeline.errors import Stopped
+from pipeline.errors import Stopped, UserError
 from training.config import override
 from training.presets import debug
 from training.run import train
@@ -114,3 +114,22 @@ def test_direct_super_resolution_is_validated_and_judged_by_its_enlargements(sho
     report, _ = evaluate(result.bundle, shop.pixels, spec, progress=False)
     (figure,) = [f for f in report.figures if (f.name, f.method, f.setting) == ("psnr_rgb", "ours", "x4")]
     assert told["quality/psnr_x4"] == pytest.approx(figure.value, abs=1e-3)
+
+
+def test_a_figure_of_quality_that_there_is_not_is_refused_before_training(shop, tmp_path):
+    def refused(stage, *settings, quality=make_quality):
+        preset = override(debug(), [f"{stage}.{setting}" for setting in ("quality_every=2", *settings)])
+        with pytest.raises(UserError) as caught:
+            run_dir = str(tmp_path / "run")
+            train(
+                stage, preset, data=shop.data, run_dir=run_dir, bundle=shop.bundle, device="cpu", make_quality=quality
+            )
+        assert (tmp_path / "run/metrics.jsonl").read_text() == ""
+        return str(caught.value)
+
+    said = refused("align", "best_by=quality/kid_x32")  # without Inception
+    assert "is no figure of this stage; use one of val/loss, " in said and "quality/kid_random_vgg_x32" in said
+    said = refused("decoder", "best_by=quality/psnr_x4")
+    assert "no evaluation fits what there is at this stage; choose one of `val/...`" in said
+    said = refused("align", "best_by=quality/kid_random_vgg_x32", quality=None)
+    assert "they come with `latentzoom train`" in said

@@ -26,7 +26,8 @@ def folder_runs(folder: str) -> list[RunState]:
     """The runs in a folder (path or URL), or the one that it is; named as they are seen from it. `UserError` where
     there is none."""
     folder = storage.absolute(folder)
-    found = [_run(place, entries, folder) for place, entries in _places(folder, _DEPTH)]
+    states = [_run(place, entries, folder) for place, entries in _places(folder, _DEPTH)]
+    found = [state for state in states if state is not None]
     if not found:
         raise UserError(f"no training runs in {folder}; give a --run-dir of `latentzoom train`, or a folder of them")
     return found
@@ -37,8 +38,11 @@ def folder_curves(folder: str) -> Curves:
     return curves_of(read_figures(folder))
 
 
-def _run(place: str, entries: dict[str, dict[str, Any]], root: str) -> RunState:
+def _run(place: str, entries: dict[str, dict[str, Any]], root: str) -> RunState | None:
+    """None where run.json is another program's."""
     run = storage.read_json(storage.join(place, "run.json"))
+    if not isinstance(run, dict) or not {"stage", "settings"} <= run.keys():
+        return None
     settings, curves = run["settings"], folder_curves(place)
     steps, global_batch = int(settings["steps"]), int(settings["global_batch"])
     silent = _silent_s(entries)

@@ -45,6 +45,7 @@ def test_a_folder_says_how_far_its_runs_are(tmp_path):
     make_run(tmp_path / "finished", REPORTS, steps=20, result=20)
     make_run(tmp_path / "raised", REPORTS, result=20)  # it was finished, and goes on to step 100
     make_run(tmp_path / "early", REPORTS, age_s=7300, result=20)  # it became no better
+    storage.write_json(f"{tmp_path}/theirs/run.json", {"id": 7})  # another program's
     grids = tmp_path / "a/grids"
     for name in ("samples-00000010", "samples-00000020", "reconstruction-00000005"):
         storage.write_bytes(f"{grids}/{name}.png", b"")
@@ -148,3 +149,11 @@ def test_a_trained_stage_in_its_folder_and_in_its_store(tmp_path, monkeypatch, c
     capsys.readouterr()
     assert main(["runs"]) == 0
     assert run_id in capsys.readouterr().out
+
+    longer = [*words, *(word for setting in settings for word in ("--set", setting)), "--steps", "5"]
+    assert main(longer) == 0  # a parameter of MLflow stays what it was
+    capsys.readouterr()
+    for place in ("runs/ae", run_id):
+        assert main(["runs", place, "--json"]) == 0
+        (run,) = json.loads(capsys.readouterr().out)
+        assert (run["state"], run["step"], run["steps"]) == ("done", 5, 5)

@@ -18,6 +18,7 @@ from orchestration.evaluation.chunk import ChunkWorker
 from orchestration.evaluation.data import open_pictures
 from orchestration.evaluation.networks import with_found_lpips
 from orchestration.evaluation.spec import EvaluationSpec, scale_name
+from pipeline import storage
 from pipeline.bundle import Bundle
 from pipeline.config import ModelConfig
 from pipeline.errors import UserError
@@ -32,9 +33,14 @@ _SAMPLER_STEPS = 20
 
 def make_quality(context: Context) -> Quality | None:
     """Of the stages that make a model whose pictures can be judged as a whole; None for the others, whose validation
-    says it all, and before there is an implicit decoder."""
+    says it all, before there is an implicit decoder, and of a single sample, which has no distribution. `UserError`
+    for weights that are not there."""
     config = context.config
     spec = quality_spec(context.stage, context.model, config.quality_samples, config.quality_inception)
+    if spec is not None and spec.inception and not storage.exists(spec.inception):
+        raise UserError(f"{context.stage}.quality_inception: no such file: {spec.inception}")
+    if spec is not None and spec.task == "generation" and context.manifest.splits.get(spec.split, 0) < 2:
+        return None
     has_decoder = context.stage == "decoder" or (context.bundle is not None and context.bundle.decoder is not None)
     return EarlyQuality(context, spec) if spec is not None and has_decoder else None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -129,7 +130,22 @@ def test_a_figure_of_quality_that_there_is_not_is_refused_before_training(shop, 
 
     said = refused("align", "best_by=quality/kid_x32")  # without Inception
     assert "is no figure of this stage; use one of val/loss, " in said and "quality/kid_random_vgg_x32" in said
+    said = refused("align", "quality_inception=/nowhere/inception.pth")
+    assert said == "align.quality_inception: no such file: /nowhere/inception.pth"
     said = refused("decoder", "best_by=quality/psnr_x4")
     assert "no evaluation fits what there is at this stage; choose one of `val/...`" in said
     said = refused("align", "best_by=quality/kid_random_vgg_x32", quality=None)
     assert "they come with `latentzoom train`" in said
+
+
+def test_one_held_out_picture_is_no_distribution(shop, tmp_path):
+    found = []
+
+    def look(context):
+        alone = dataclasses.replace(context.manifest, splits={"train": 1, "val": 1})
+        found.extend(make_quality(dataclasses.replace(context, manifest=given)) for given in (context.manifest, alone))
+
+    preset = override(debug(), ["align.steps=0", "align.quality_every=1"])
+    places = {"data": shop.data, "run_dir": str(tmp_path / "run"), "bundle": shop.bundle}
+    train("align", preset, make_quality=look, device="cpu", **places)
+    assert found[0] is not None and found[1] is None

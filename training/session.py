@@ -349,7 +349,7 @@ class Session:
         return {name: value for name, value in rates.items() if math.isfinite(value)}
 
     def _validate_percent(self) -> dict[str, float]:
-        """Share of the run so far that held-out figures took."""
+        """Share of the run so far that held-out figures and early bundles took."""
         if self._watch is None or not self._watch.seconds:
             return {}
         whole = self.seconds + time.perf_counter() - self._step_started

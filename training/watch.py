@@ -109,7 +109,6 @@ class Watch:
                 assert self._quality is not None
                 values |= measure_quality(self._quality, self.figures.whole(network), self.context.world)
             self._newest = values
-            self.seconds += time.perf_counter() - started
         is_better = self._judge(step, values)
         if is_better or self._saves(step):
             weights = self.engine.averaged()  # collective
@@ -118,6 +117,7 @@ class Watch:
                 self._bundles.write(own, step, newest=self._saves(step), best=self.best if is_better else None)
         if self._snapshots.due(step):
             self._snapshots.write(self.engine, step)
+        self.seconds += time.perf_counter() - started
         return {name: value for name, value in values.items() if math.isfinite(value)}
 
     def _averaged_network(self) -> nn.Module:
@@ -190,6 +190,11 @@ class Watch:
         if state and all(state.get(name) == value for name, value in self._identity().items()):
             self.best, self._stale = state["best"], int(state["stale"])
             self.over = 0 < self.config.early_stop_patience <= self._stale
+            if self.over and self.context.world.is_main and step < self.config.steps:
+                _log.info(
+                    "%s ended early at step %d and does not go on: early_stop_patience = %d; raise it, or set it to 0",
+                    self.context.stage, step, self.config.early_stop_patience,
+                )  # fmt: skip
         self._snapshots.go_on(self.engine, step)
 
     def close(self) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from small_shop import Shop
+from stage_inputs import Shop
 from test_resume import losses
 
 from pipeline import bundle as bundles
@@ -16,10 +16,11 @@ from pipeline import migrations, storage
 from pipeline.config import ModelConfig, to_dict
 from pipeline.errors import UserError
 from pipeline.migrations import CONFIG_VERSION, Migration, differences, migrated
-from training import context, session
 from training import migrations as of_training
 from training import run as of_run
+from training import session
 from training.config import STAGES, Preset
+from training.identity import HOW_ONLY, MAY_CHANGE, WATCHING
 from training.migrations import ChangedDefault
 from training.presets import get_preset
 from training.run import TrainResult
@@ -120,7 +121,7 @@ def test_a_default_that_changes_again_and_again_refuses_none_either(
     )
 
     def at_version(version: int, default: float, steps: int, name: str) -> TrainResult:
-        for module in (migrations, context, session, of_run):
+        for module in (migrations, session, of_run):
             monkeypatch.setattr(module, "CONFIG_VERSION", version, raising=False)
         monkeypatch.setattr(of_training, "CHANGED_DEFAULTS", changes[: version - 2])
         settings = [every, f"denoiser.weight_decay={default}", f"denoiser.steps={steps}"]
@@ -156,7 +157,8 @@ def deciding(name: str) -> dict[str, object]:
     found: dict[str, object] = {f":model.{key}": value for key, value in flat(to_dict(preset.model)).items()}
     for stage in STAGES:
         settings = to_dict(preset.stage(stage)).items()
-        found |= {f"{stage}:settings.{key}": value for key, value in settings if key not in context._FREE}
+        fixed = {key: value for key, value in settings if key not in MAY_CHANGE | HOW_ONLY | WATCHING}
+        found |= {f"{stage}:settings.{key}": value for key, value in fixed.items()}
     return json.loads(json.dumps(found))
 
 

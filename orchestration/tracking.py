@@ -42,6 +42,7 @@ _USUAL = "sqlite:///path/mlflow.db or http://host:port"
 _PARAM_LIMIT = 6000
 _UI = {"mlflow.experimentKind": "custom_model_development"}
 """Shows the experiment in MLflow's view for trained models, not the one for language-model applications."""
+STEPS = "latentzoom.steps"
 _COMPARED = ("steps", "global_batch", "lr", "precision")
 _LOCKS = ("requirements.lock", "requirements.txt", "uv.lock")
 
@@ -281,9 +282,12 @@ def log_params(uri: str, run_id: str, params: Mapping[str, Any]) -> None:
 
 def log_settings(uri: str, run_id: str, values: Mapping[str, Any]) -> None:
     """All settings of a stage as the artifact settings.json, the few that people compare runs by as parameters. MLflow
-    writes every parameter above each picture, and a hundred would push the picture out of sight."""
+    writes every parameter above each picture, and a hundred would push the picture out of sight. A parameter stays what
+    it was at first: the number of steps, which may be raised, is a tag (`STEPS`) too."""
     flat = flatten(values)
     client(uri).log_dict(run_id, flat, "settings.json")
+    if "steps" in flat:
+        client(uri).set_tag(run_id, STEPS, str(flat["steps"]))
     log_params(uri, run_id, {name: flat[name] for name in _COMPARED if name in flat})
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError, exit_status
-from pipeline.progress import format_seconds
+from pipeline.progress import format_seconds, log_format
 from training.config import STAGES, Preset, override
 from training.presets import PRESETS, get_preset
 from training.stopping import stop_on_signals
@@ -92,7 +92,7 @@ Run = Callable[[argparse.Namespace, Preset], "TrainResult"]
 def main(argv: Sequence[str] | None = None, *, run: Run | None = None) -> int:
     """`run` trains as the arguments ask, on Ray Train workers too; without it only --local works."""
     arguments = parser().parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(level=logging.INFO, format=log_format(sys.stderr))
     return exit_status(lambda: _run(arguments, run or _local_only))
 
 

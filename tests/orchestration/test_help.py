@@ -36,7 +36,9 @@ def answers(lines):
 @pytest.fixture(scope="module")
 def helps():
     lines = {verb: [verb, "--help"] for verb in VERBS}
-    lines |= {f"import {kind}": ["import", kind, "--help"] for kind in ("released", "ldm", "diffusers")}
+    lines |= {
+        f"import {kind}": ["import", kind, "--help"] for kind in ("released", "ldm", "diffusers", "hub-folder", "onnx")
+    }
     lines["preprocess folder"] = ["preprocess", "folder", "--help"]
     return dict(zip(lines, answers(list(lines.values()))))
 

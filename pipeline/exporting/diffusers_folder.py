@@ -119,7 +119,7 @@ def _scheduler(bundle: Bundle) -> DPMSolverMultistepScheduler:
     schedule = bundle.config.schedule
     return DPMSolverMultistepScheduler(
         num_train_timesteps=schedule.num_steps,
-        trained_betas=Schedule(schedule).betas.tolist(),  # type: ignore[arg-type]
+        trained_betas=Schedule(schedule).betas.tolist(),
         algorithm_type="dpmsolver++",
         solver_order=2,
         prediction_type={"eps": "epsilon", "x0": "sample", "v": "v_prediction"}[schedule.prediction],

@@ -7,7 +7,7 @@ Legend: B batch, C latent channels, ch feature channels, h/w latent cells, H/W p
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -57,18 +57,18 @@ class LiifHead(nn.Module):
         self.out = nn.Linear(width, 3)
 
     def table(self, features: Tensor) -> Tensor:
-        first = self.hidden[0]
+        first = cast(nn.Linear, self.hidden[0])
         return F.linear(features.permute(0, 2, 3, 1), first.weight[:, : self.channels], first.bias)
 
     def pixels(self, table: Tensor, rows: Axis, cols: Axis) -> Tensor:
         """table (B,h,w,D) → (B,rows,columns,3)."""
-        along_y, along_x, size_y, size_x = self.hidden[0].weight[:, self.channels :].unbind(1)
-        total = 0.0
+        along_y, along_x, size_y, size_x = cast(nn.Linear, self.hidden[0]).weight[:, self.channels :].unbind(1)
+        total: Any = 0.0
         for i in (0, 1):
             for j in (0, 1):
                 hidden = at(table, rows, cols, i, j) + rows.size * size_y + cols.size * size_x
                 hidden = torch.relu(hidden + rows.rel[i][:, None] * along_y + cols.rel[j] * along_x)
-                for layer in self.hidden[1:]:
+                for layer in list(self.hidden)[1:]:
                     hidden = torch.relu(layer(hidden))
                 total = total + rows.weight[i][:, None] * cols.weight[j] * hidden
         return self.out(total)
@@ -91,7 +91,7 @@ class LightHead(nn.Module):
 
     def pixels(self, table: Tensor, rows: Axis, cols: Axis) -> Tensor:
         """table (B,h,w,3D) → (B,rows,columns,3)."""
-        total = 0.0
+        total: Any = 0.0
         for i in (0, 1):
             for j in (0, 1):
                 constant, slope_y, slope_x = at(table, rows, cols, i, j).chunk(3, dim=-1)
@@ -201,7 +201,7 @@ class ImplicitDecoder(ModelMixin, ConfigMixin):
         light_depth: int = 3,
     ) -> None:
         super().__init__()
-        self.trunk = Trunk(self.config)
+        self.trunk = Trunk(cast(Any, self.config))
         channels = base_width * width_mult[0]
         self.head: LiifHead | LightHead = (
             LiifHead(channels, mlp_width, mlp_depth)
@@ -255,4 +255,4 @@ class LatentEncoder(ModelMixin, ConfigMixin):
 
     def forward(self, image: Tensor) -> Tensor:
         """Image (B,3,H,W) in [-1, 1] → unscaled latent (B,C,h,w)."""
-        return self.quant_conv(self.encoder(image))[:, : self.config.latent_channels]
+        return self.quant_conv(self.encoder(image))[:, : cast(Any, self.config).latent_channels]

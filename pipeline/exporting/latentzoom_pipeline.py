@@ -31,6 +31,10 @@ class LatentZoomPipeline(DiffusionPipeline):
     description of the whole, its config.json's."""
 
     _optional_components = ["scheduler", "unet", "vae"]
+    decoder: Any
+    scheduler: Any
+    unet: Any
+    vae: Any
 
     def __init__(
         self,
@@ -85,15 +89,18 @@ class LatentZoomPipeline(DiffusionPipeline):
         else:
             pixels = self._tensor(image)
             h, w = pixels.shape[-2:]
-            if (scale is None) == (height is None or width is None):
+            if scale is not None and height is None and width is None:
+                size = (max(1, round(h * scale)), max(1, round(w * scale)))
+            elif scale is None and height is not None and width is not None:
+                size = (height, width)
+            else:
                 raise ValueError("give either scale, or height and width")
-            size = (height, width) if scale is None else (max(1, round(h * scale)), max(1, round(w * scale)))
             condition = self._condition(pixels)
             if self.task == "sr" and num_inference_steps:
                 latent = self._sample(num_inference_steps, generator, 1, None, condition)
             else:
                 latent = condition / self.model["scale_factor"]
-        made = self._render(latent, size)
+        made: Any = self._render(latent, size)
         if output_type != "pt":
             array = (
                 ((made.float() + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()

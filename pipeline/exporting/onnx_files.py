@@ -30,6 +30,7 @@ from pipeline.exporting.front_matter import Facts, with_front_matter
 from pipeline.exporting.latentzoom_parts import Axis, ImplicitDecoder
 from pipeline.migrations import CONFIG_VERSION
 
+Inputs = list[tuple[Tensor, ...]]
 OPSET = 18
 TOLERANCE = 1e-4
 """Largest difference from PyTorch, relative to the largest value, float32."""
@@ -97,13 +98,13 @@ def write_onnx(bundle: Bundle, folder: Path, facts: Facts) -> None:
         torch.manual_seed(0)
         if config.autoencoder.kind != "identity":
             axes = {"image": {0: "B", 2: "H", 3: "W"}, "latent": {0: "B", 2: "h", 3: "w"}}
-            images = [(torch.rand(b, 3, h * f, w * f) * 2 - 1,) for b, h, w in ((1, 4, 6), (2, 7, 3))]
+            images: Inputs = [(torch.rand(b, 3, h * f, w * f) * 2 - 1,) for b, h, w in ((1, 4, 6), (2, 7, 3))]
             _write(_Encoder(bundle), folder / ENCODER, images, ["image"], "latent", axes, bundle)
-        latents = [(torch.randn(b, channels, h, w),) for b, h, w in ((1, 4, 6), (2, 7, 3))]
+        latents: Inputs = [(torch.randn(b, channels, h, w),) for b, h, w in ((1, 4, 6), (2, 7, 3))]
         axes = {"latent": {0: "B", 2: "h", 3: "w"}, "table": {0: "B", 1: "h", 2: "w"}}
         features = _Features(decoder)
         _write(features, folder / FEATURES, latents, ["latent"], "table", axes, bundle)
-        queries = [
+        queries: Inputs = [
             (features(latents[0][0]), torch.tensor([11, 17]), torch.arange(11), torch.arange(17)),
             (features(latents[1][0]), torch.tensor([90, 40]), torch.arange(30, 90), torch.arange(40)),
             (features(latents[1][0]), torch.tensor([7, 3]), torch.arange(7), torch.arange(3)),
@@ -118,7 +119,7 @@ def write_onnx(bundle: Bundle, folder: Path, facts: Facts) -> None:
 def _write(
     module: nn.Module,
     file: Path,
-    inputs: list[tuple[Tensor, ...]],
+    inputs: Inputs,
     names: list[str],
     result: str,
     axes: dict[str, dict[int, str]],

@@ -30,11 +30,16 @@ def install(extra: str) -> str:
     return f"pip install 'latentzoom[{extra}]'"
 
 
+def extra_of(package: str) -> str | None:
+    """The extra that brings a package, by its import name."""
+    return next((extra for extra, packages in EXTRAS.items() if package in packages), None)
+
+
 def missing(error: ImportError) -> str | None:
     """What to say of an import that failed, one line: the package and the extra that brings it. None where it is no
     package of an extra: then something is broken."""
     package = (error.name or "").split(".")[0]
-    extra = next((extra for extra, packages in EXTRAS.items() if package in packages), None)
+    extra = extra_of(package)
     if extra is None or not isinstance(error, ModuleNotFoundError):
         return None
     return f"this needs {package}, which is not installed; install the extra {extra}: {install(extra)}"

@@ -34,6 +34,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "plan": ("orchestration.verbs.plan", "GPU hours, storage and cost of a data set, with the arithmetic"),
     "bench": ("orchestration.verbs.bench", "how fast every part is here, against the straightforward way"),
     "import": ("orchestration.verbs.import_weights", "existing weights → a bundle"),
+    "export": ("orchestration.verbs.export", "a bundle → a folder for the Hugging Face hub, diffusers or ONNX"),
 }
 
 

@@ -338,8 +338,8 @@ def _register(chain: Chain, done: dict[str, Result], last: str, data: str) -> Re
     job, bundle = chain.job, done[last]["bundle"]
     report = load_report(done["evaluate"]["report"])
     key = chain.keys["register"]
-    found = registry.get_version(job.model_name, registry.CANDIDATE, tracking_uri=job.tracking_uri)
-    if found is None or found.tags.get("latentzoom.pipeline") != key:  # else: killed after it was registered
+    found = registry.registered_by(key, job.model_name, tracking_uri=job.tracking_uri)  # and was killed then
+    if found is None:
         found = registry.register(
             bundle,
             job.model_name,

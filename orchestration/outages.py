@@ -8,9 +8,9 @@ from typing import TypeVar
 
 import tenacity
 
-from orchestration.redact import clean
 from orchestration.tracking import StoreSilent
 from pipeline.errors import NETWORK_MODULES, Unreachable, UserError, first_line
+from pipeline.redact import clean
 from preprocess.retry import is_passing
 
 T = TypeVar("T")

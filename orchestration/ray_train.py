@@ -20,10 +20,10 @@ import torch
 from orchestration.cluster_size import await_machines
 from orchestration.elastic import scaling_among, worker_counts
 from orchestration.outages import Silent, is_outage
-from orchestration.redact import clean
 from orchestration.relay import Relay, RelayStream
 from pipeline import storage
 from pipeline.errors import Stopped, UserError
+from pipeline.redact import clean
 from preprocess.local_ray import loopback_only
 from training.config import Preset, override, preset_from_dict, preset_to_dict
 from training.reporter import Reporter

@@ -22,7 +22,6 @@ from orchestration.champion import CHAMPION
 from orchestration.logged_model import BUNDLE_PATH, REPORT_PATH, log_model
 from orchestration.model_card import model_card
 from orchestration.promotion import Decision, Rule, decide
-from orchestration.redact import url_without_secrets
 from orchestration.stored_bundle import bundle_digest as bundle_digest
 from orchestration.stored_bundle import cached, copy_checked
 from orchestration.stored_bundle import verify_bundle as verify_bundle
@@ -30,6 +29,7 @@ from pipeline import storage
 from pipeline.bundle import UNFINISHED, load_bundle, missing_parts, settled
 from pipeline.config import to_dict
 from pipeline.errors import Missing, UserError
+from pipeline.redact import url_without_secrets
 from pipeline.starter import starter_or
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from typing import TextIO
 
 from ray.experimental import internal_kv
 
-from orchestration.redact import clean
+from pipeline.redact import clean
 
 _NAMESPACE = b"latentzoom"
 _POLL_SECONDS = 0.25

@@ -28,8 +28,8 @@ from orchestration.local_store import (
     require_file,
     require_store,
 )
-from orchestration.redact import clean, plain_without_secrets, url_without_secrets
 from pipeline.errors import UserError, first_line, is_network_error, unreachable
+from pipeline.redact import clean, plain_without_secrets, url_without_secrets
 from training.commit import source_commit
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.errors import UserError, exit_status
 from pipeline.progress import format_seconds
+from pipeline.redact import cleaned_output
 from training.config import STAGES, Preset, override
 from training.presets import PRESETS, get_preset
 from training.reporter import Reporter
@@ -173,4 +174,6 @@ def parse_workers(text: str) -> tuple[int, int]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with cleaned_output(sys.argv[1:]):
+        status = main()
+    sys.exit(status)

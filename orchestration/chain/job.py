@@ -23,12 +23,12 @@ from orchestration.chain.steps import Result, Step, step_keys
 from orchestration.evaluation.report import PROTOCOL_VERSION
 from orchestration.evaluation.spec import EvaluationSpec, spec_to_dict
 from orchestration.ray_metrics import PreprocessingMetrics
-from orchestration.redact import plain_without_secrets
 from orchestration.stage_run import stage_run
 from orchestration.starts import place, places
 from pipeline import storage
 from pipeline.config import to_dict
 from pipeline.errors import UserError
+from pipeline.redact import plain_without_secrets
 from pipeline.starter import starter_or
 from preprocess.config import PreprocessConfig
 from preprocess.manifest import load_manifest

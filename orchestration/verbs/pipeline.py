@@ -11,10 +11,10 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from orchestration.redact import url_without_secrets
 from pipeline import storage
 from pipeline.errors import Stopped, UserError
 from pipeline.progress import format_seconds
+from pipeline.redact import url_without_secrets
 
 if TYPE_CHECKING:
     from orchestration.chain.job import Chain, Job

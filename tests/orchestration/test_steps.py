@@ -18,9 +18,9 @@ from orchestration.chain.lease import sole_job
 from orchestration.chain.redo import Redo
 from orchestration.chain.steps import Step, run_steps, statuses
 from orchestration.outages import is_outage, patiently
-from orchestration.redact import plain_without_secrets, redact
 from pipeline import storage
 from pipeline.errors import UserError, unreachable
+from pipeline.redact import plain_without_secrets, redact
 
 
 class Work:

@@ -110,9 +110,11 @@ def launch(
     SIGTERM and Ctrl-C lead to a checkpoint and `Stopped`. Raises `UserError` for what the training code refuses.
     """
     import ray
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
     from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
     from ray.train.v2.api.exceptions import TrainingFailedError
+
+    from orchestration.rendezvous import RayNetwork
 
     least, most = (num_workers, num_workers) if isinstance(num_workers, int) else num_workers
     counts = worker_counts(preset.stage(stage), least, most)
@@ -152,7 +154,7 @@ def launch(
     make_trainer: Any = TorchTrainer  # its annotations are those of the older Ray Train
     trainer = make_trainer(
         lambda: _worker(arguments),  # not as a config, which the dashboard shows: the tracking URI may hold a password
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        torch_config=RayNetwork("nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=least if least == most else (least, most),
             elastic_resize_monitor_interval_s=resize_interval_s,

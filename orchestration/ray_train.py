@@ -172,19 +172,17 @@ def launch(
         with relay, scaling_among(counts):
             result = _fit(trainer, relay, still_ours)
     except TrainingFailedError as error:
-        if message := _read_error(run_dir):
-            raise UserError(message) from error
+        if found := _read_error(run_dir):
+            raise _raised(found) from error
         raise UserError(
             f"training {stage} failed on its workers {max_failures + 1} times: {_last_line(error)}"
         ) from error
     finally:
         if started:
             ray.shutdown()
-    value = result.return_value or {"error": _read_error(run_dir) or "the workers returned nothing"}
-    if "error" in value and value.get("is_outage"):
-        raise Silent(value["error"])
+    value = result.return_value or _read_error(run_dir) or {"error": "the workers returned nothing"}
     if "error" in value:
-        raise UserError(value["error"])
+        raise _raised(value)
     if "stopped" in value:
         raise Stopped(value["stopped"])
     return TrainResult(**value)
@@ -192,8 +190,8 @@ def launch(
 
 def _worker(arguments: dict[str, Any]) -> dict[str, Any]:
     """What every Ray worker runs. An error that a user can mend is returned, so that Ray does not try again."""
-    if message := _read_error(arguments["run_dir"]):  # of an attempt before, whose other workers had to be ended
-        return {"error": message}
+    if found := _read_error(arguments["run_dir"]):  # of an attempt before, whose other workers had to be ended
+        return found
     import ray.train
     import torch.distributed as dist
 
@@ -225,15 +223,18 @@ def _worker(arguments: dict[str, Any]) -> dict[str, Any]:
     except Stopped as notice:
         return {"stopped": str(notice)}
     except UserError as error:
-        if not (message := _read_error(arguments["run_dir"])):
-            message = clean(str(error))
-            storage.write_json(_error_url(arguments["run_dir"]), {"error": message})
+        found = {"error": clean(str(error)), "is_outage": is_outage(error)}
+        with contextlib.suppress(UserError, OSError):  # it may be the store itself that does not answer
+            if first := _read_error(arguments["run_dir"]):
+                found = first
+            else:
+                storage.write_json(_error_url(arguments["run_dir"]), found)
         with contextlib.suppress(Exception):
             dist.destroy_process_group()  # wakes workers that wait for this one
-        return {"error": message, "is_outage": is_outage(error)}
+        return found
     except Exception:
-        if message := _read_error(arguments["run_dir"]):
-            return {"error": message}
+        if found := _read_error(arguments["run_dir"]):
+            return found
         raise
     return dataclasses.asdict(result)
 
@@ -311,9 +312,15 @@ def _error_url(run_dir: str) -> str:
     return storage.join(run_dir, "error.json")
 
 
-def _read_error(run_dir: str) -> str:
+def _read_error(run_dir: str) -> dict[str, Any]:
+    """What the first worker said that met an error: `error`, one line, and `is_outage`. Empty where none did."""
     url = _error_url(run_dir)
-    return str(storage.read_json(url)["error"]) if storage.exists(url) else ""
+    return dict(storage.read_json(url)) if storage.exists(url) else {}
+
+
+def _raised(found: Mapping[str, Any]) -> UserError:
+    """An error of the workers as one of this process; an outage passes, on whichever worker it was met."""
+    return (Silent if found.get("is_outage") else UserError)(found["error"])
 
 
 def _remove_error(run_dir: str) -> None:

@@ -81,6 +81,7 @@ def main(argv: list[str]) -> int:
     from orchestration.chain.lease import sole_job
     from orchestration.chain.redo import Redo
     from orchestration.chain.steps import statuses
+    from orchestration.outages import patiently
 
     job = begun(make_job(arguments), arguments.init, local=arguments.local or arguments.dry_run)
     redo = Redo.load(job.work)
@@ -101,7 +102,7 @@ def main(argv: list[str]) -> int:
     with sole_job(job.work) as chain.still_ours:
         asked.save(job.work)
         results = _run(chain, arguments, steps)
-        asked.close().save(job.work)
+        patiently(lambda: asked.close().save(job.work), "pipeline")
     print(results_table(results))
     print(_after(chain, results))
     return 0

@@ -132,6 +132,20 @@ def test_a_result_is_written_when_the_store_answers_again(tmp_path, monkeypatch,
     assert work.ran == ["a", "b"] and [s[1] for s in states(str(tmp_path), work.steps)] == ["done", "done"]
 
 
+def test_what_an_interrupted_attempt_took_is_read_when_the_store_answers_again(tmp_path, monkeypatch, no_pauses):
+    exists, failures = storage.exists, [silence()]
+
+    def flaky(url):
+        if failures and url.endswith("b.attempt.json"):
+            raise failures.pop()
+        return exists(url)
+
+    monkeypatch.setattr(storage, "exists", flaky)
+    work = Work()
+    run_steps(str(tmp_path), work.steps)
+    assert work.ran == ["a", "b"] and not failures
+
+
 class Blip(Exception):
     """As botocore's errors, which are no OSError."""
 

@@ -248,6 +248,21 @@ def test_of_two_jobs_that_start_at_once_one_gets_the_lease(remote):
     first.release()
 
 
+def test_a_lease_whose_answer_was_lost_is_ours(remote, monkeypatch):
+    """The store's client asked again, and the store found what it had written before."""
+    memory = type(fsspec.filesystem("memory"))
+    pipe = memory.pipe_file
+
+    def twice(self, path, value, mode="overwrite", **kwargs):
+        pipe(self, path, value, mode=mode, **kwargs)
+        if mode == "create":
+            raise FileExistsError(path)
+
+    monkeypatch.setattr(memory, "pipe_file", twice)
+    with sole_job(remote) as check:
+        check()
+
+
 def test_a_store_that_takes_no_writes_is_one_line(remote, monkeypatch):
     def refuse(self, path, value, mode="overwrite", **kwargs):
         raise FileNotFoundError("The specified bucket does not exist\nand more")

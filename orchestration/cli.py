@@ -9,8 +9,8 @@ import os
 import sys
 
 from orchestration.interruptible import interruptible
-from orchestration.redact import cleaned_output
 from pipeline.errors import UserError, exit_status
+from pipeline.redact import cleaned_output
 
 VERBS: dict[str, tuple[str, str]] = {
     "demo": ("orchestration.verbs.demo", "enlarge photographs, then train, register and use a tiny model"),

@@ -6,9 +6,9 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
-from orchestration.redact import clean
 from orchestration.tracking import StoreSilent
 from pipeline.errors import NETWORK_MODULES, Unreachable, UserError, first_line
+from pipeline.redact import clean
 from preprocess.retry import is_passing
 
 if TYPE_CHECKING:

@@ -28,8 +28,8 @@ from orchestration.local_store import (
     require_file,
     require_store,
 )
-from orchestration.redact import clean, plain_without_secrets, url_without_secrets
 from pipeline.errors import UserError, first_line, is_network_error, unreachable
+from pipeline.redact import clean, plain_without_secrets, url_without_secrets
 from training.commit import source_commit
 
 if TYPE_CHECKING:
@@ -241,7 +241,7 @@ def find_run(
     wanted = {"mlflow.parentRunId": parent} if parent is not None else {}
     if tag is not None:
         wanted[tag[0]] = tag[1]
-    conditions = [_equals("attributes.run_name", name), *(_equals(f"tags.`{k}`", v) for k, v in wanted.items())]
+    conditions = [equals("attributes.run_name", name), *(equals(f"tags.`{k}`", v) for k, v in wanted.items())]
     with user_errors(uri):
         experiment_key = experiment_id(uri, experiment)  # makes the store where there is none yet
         for run in client(uri).search_runs([experiment_key], " and ".join(conditions), max_results=100):
@@ -250,7 +250,7 @@ def find_run(
     return None
 
 
-def _equals(key: str, value: str) -> str:
+def equals(key: str, value: str) -> str:
     """A condition of MLflow's filters. They have no way to write an apostrophe in a text: there, any character will do,
     and whoever asks looks himself."""
     return f"{key} = '{value}'" if "'" not in value else "{} LIKE '{}'".format(key, value.replace("'", "_"))

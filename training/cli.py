@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError, exit_status
 from pipeline.progress import format_seconds, log_format
+from pipeline.redact import cleaned_output
 from training.config import STAGES, Preset, override
 from training.presets import PRESETS, get_preset
 from training.stopping import stop_on_signals
@@ -170,4 +171,6 @@ def parse_workers(text: str) -> tuple[int, int]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with cleaned_output(sys.argv[1:]):
+        status = main()
+    sys.exit(status)

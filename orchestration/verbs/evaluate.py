@@ -9,10 +9,10 @@ import tyro
 
 from orchestration.evaluation.report import Report
 from orchestration.evaluation.spec import EvaluationSpec, SrMode
-from orchestration.redact import clean, plain_without_secrets
 from pipeline import storage
 from pipeline.command_line import plain_help
 from pipeline.errors import UserError
+from pipeline.redact import clean, plain_without_secrets
 
 
 @plain_help

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from orchestration.redact import redact
+from pipeline.redact import redact
 
 
 def parser() -> argparse.ArgumentParser:

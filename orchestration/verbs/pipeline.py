@@ -11,10 +11,10 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from orchestration.redact import url_without_secrets
 from pipeline import storage
 from pipeline.errors import Stopped, UserError
 from pipeline.progress import format_seconds
+from pipeline.redact import url_without_secrets
 
 if TYPE_CHECKING:
     from orchestration.chain.job import Chain, Job
@@ -81,6 +81,7 @@ def main(argv: list[str]) -> int:
     from orchestration.chain.lease import sole_job
     from orchestration.chain.redo import Redo
     from orchestration.chain.steps import statuses
+    from orchestration.outages import patiently
 
     job = begun(make_job(arguments), arguments.init, local=arguments.local or arguments.dry_run)
     redo = Redo.load(job.work)
@@ -101,7 +102,7 @@ def main(argv: list[str]) -> int:
     with sole_job(job.work) as chain.still_ours:
         asked.save(job.work)
         results = _run(chain, arguments, steps)
-        asked.close().save(job.work)
+        patiently(lambda: asked.close().save(job.work), "pipeline")
     print(results_table(results))
     print(_after(chain, results))
     return 0

@@ -13,6 +13,8 @@ import unicodedata
 from types import TracebackType
 from typing import TextIO
 
+from pipeline.common_options import now
+
 
 def format_seconds(seconds: float) -> str:
     """12.3 → "12s", 75 → "1m15s", 7325 → "2h02m"."""
@@ -63,7 +65,7 @@ class Notice:
 
     def _say(self) -> None:
         with contextlib.suppress(AttributeError, OSError, ValueError):  # standard error may be closed, or None
-            if self._stream.isatty():
+            if self._stream.isatty() and not now().quiet:
                 print(self._text, file=self._stream, flush=True)
 
     def over(self) -> None:
@@ -98,7 +100,7 @@ class Progress:
     ) -> None:
         self.label, self.total, self.unit = label, total, unit
         self.initial, self.done = initial, initial
-        self.stream = stream or sys.stderr or io.StringIO()
+        self.stream = stream or (None if now().quiet else sys.stderr) or io.StringIO()
         self.is_terminal = self.stream.isatty()
         self.interval = 0.2 if self.is_terminal else interval
         self.start = time.monotonic()

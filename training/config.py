@@ -11,6 +11,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
+from pipeline.common_options import did_you_mean
 from pipeline.config import ModelConfig, from_dict, to_dict
 from pipeline.errors import UserError, require
 
@@ -425,7 +426,8 @@ def override(config: D, assignments: list[str]) -> D:
         for depth, name in enumerate(names):
             if not isinstance(target, dict) or name not in target:
                 known = ", ".join(sorted(target)) if isinstance(target, dict) else "nothing below it"
-                raise UserError(f"no setting {'.'.join(names[: depth + 1])!r}; known there: {known}")
+                near = did_you_mean(name, target) if isinstance(target, dict) else ""
+                raise UserError(f"no setting {'.'.join(names[: depth + 1])!r}{near}; known there: {known}")
             if depth < len(names) - 1:
                 target = target[name]
         target[names[-1]] = _parse(text.strip())

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import tyro
 
 from orchestration import cli
+from pipeline import command_line
+from pipeline.common_options import split
+from pipeline.old_spellings import modern
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -54,8 +56,9 @@ def parse(words: list[str]) -> None:
     verb, rest = words[0], words[1:]
     assert verb in cli.VERBS, f"no verb {verb}"
     module = __import__(cli.VERBS[verb][0], fromlist=["main"])
+    rest = split(modern(verb, rest))[1]
     if verb == "submit":
-        parse(module.parser().parse_known_args(rest)[1])
+        parse(module.parsed(rest)[1])
     elif verb == "preprocess":
         from preprocess import cli as preprocess
 
@@ -65,22 +68,20 @@ def parse(words: list[str]) -> None:
         elif rest[0] != "verify":
             preprocess.parse(rest)
     elif verb == "train":
-        from training.cli import parser
+        from training.cli import Arguments
         from training.config import override
         from training.presets import get_preset
 
-        arguments = parser().parse_args(rest)
-        override(get_preset(arguments.preset), arguments.set)
+        arguments = command_line.parse(Arguments, rest, prog="latentzoom train")
+        override(get_preset(arguments.preset), list(arguments.set))
     elif verb == "import":
-        module.parse(rest)
+        module.parsed(rest)
     elif verb == "pipeline":
         from orchestration.verbs.pipeline import make_job
 
-        make_job(module.parser().parse_args(rest))
-    elif hasattr(module, "parser"):
-        module.parser().parse_args(rest)
+        make_job(command_line.parse(module.Arguments, rest, prog="latentzoom pipeline"))
     else:
-        tyro.cli(module.Arguments, args=rest)
+        command_line.parse(module.Arguments, rest, prog=f"latentzoom {verb}")
 
 
 def test_there_are_marks_and_only_known_ones():

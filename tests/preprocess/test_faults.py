@@ -244,7 +244,7 @@ def test_plan_prints_and_writes_nothing(capsys, pictures, tmp_path):
         "--batch-size",
         "2",
     ]
-    assert main([*argv, "--plan"]) == 0
+    assert main([*argv, "--dry-run"]) == 0
     text = capsys.readouterr().out
     assert "11 images" in text and "samples    11 of 16x16 (train 11)" in text and "time       about" in text
     assert read_tree(tmp_path) == before

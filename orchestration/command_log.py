@@ -6,18 +6,14 @@ import contextlib
 import datetime
 import logging
 import os
-import platform
 import shlex
 import sys
-import tempfile
 import traceback
 from collections.abc import Iterator, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO
 
 from orchestration.redact import clean
-from orchestration.stored_bundle import cache_folder
 from pipeline.errors import UserError, first_line
 
 CRASHED = 70
@@ -88,6 +84,9 @@ def crash(error: Exception, words: Sequence[str], log_file: str = "") -> int:
 
 
 def _versions() -> str:
+    import platform
+    from importlib import metadata
+
     found = []
     for name in ("latentzoom", "torch", "ray", "deepspeed", "mlflow", "numpy"):
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -97,6 +96,10 @@ def _versions() -> str:
 
 def _written(report: str, log_file: str) -> str:
     """The file that holds the report; "" where none can be written."""
+    import tempfile
+
+    from orchestration.stored_bundle import cache_folder  # not before it is needed: it takes its time
+
     name = f"crash-{datetime.datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}.log"
     places = [Path(log_file)] if log_file else [cache_folder() / "logs" / name, Path(tempfile.gettempdir()) / name]
     for place in places:

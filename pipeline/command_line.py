@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 import io
 import os
 import re
@@ -43,7 +44,7 @@ def parse(
 
     options = options_of(kind)
     asked = with_settings(kind, words, prog) if common else spelled(options, words, prog)
-    text = description or str(kind.__doc__ or "")
+    text = inspect.cleandoc(description or str(kind.__doc__ or ""))
     if common:
         text += f"\n\nOptions of every verb: {', '.join(COMMON)} (latentzoom --help says more)."
     arguments = _tyro(kind, asked, prog, text)

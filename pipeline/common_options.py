@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import json
 import logging
 import math
@@ -172,5 +171,7 @@ def _own_log() -> Iterator[None]:
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """ "; did you mean --scale?" for the known name that is nearest, "" where none is near."""
+    import difflib
+
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f"; did you mean {near[0]}?" if near else ""

@@ -17,7 +17,7 @@ from pipeline.common_options import answer
 class Arguments:
     """List a cluster's jobs, or look at one."""
 
-    job: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ID")] = ""
+    job: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[ID]")] = ""
     """One job; without it all are listed."""
     follow: Flag = False
     """Print its log until it ends; its exit status is passed on."""

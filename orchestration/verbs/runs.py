@@ -26,7 +26,7 @@ _RUN_ID = re.compile(r"[0-9a-f]{32}")
 class Arguments:
     """How far training runs are, or one run's curves as a picture."""
 
-    place: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PLACE")] = ""
+    place: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[PLACE]")] = ""
     """A run folder or a folder of them (path or URL), or a run's id in the store; without it the newest runs of the
     store. With --json all figures are printed."""
     plot: Annotated[str, tyro.conf.arg(metavar="FILE.png")] = ""

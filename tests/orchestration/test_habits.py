@@ -5,11 +5,12 @@ import io
 import json
 import subprocess
 import sys
+import tempfile
 
 import pytest
 import yaml
 
-from orchestration import cli, command_log
+from orchestration import cli
 from orchestration.cli import VERBS, main
 from orchestration.kinds import kinds
 from pipeline.command_line import parse
@@ -91,8 +92,8 @@ def test_a_defect_of_ours_is_one_line_and_70(verb, capsys, tmp_path, monkeypatch
 
 
 def test_a_crash_report_that_cannot_be_written_is_said(verb, capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(command_log, "cache_folder", lambda: tmp_path / "file" / "cache")
-    monkeypatch.setattr(command_log.tempfile, "gettempdir", lambda: str(tmp_path / "file"))
+    monkeypatch.setenv("LATENTZOOM_CACHE", str(tmp_path / "file" / "cache"))
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path / "file"))
     (tmp_path / "file").write_text("")
     verb(lambda words: 1 // 0)
     assert main(["stand-in"]) == 70

@@ -51,7 +51,7 @@ def logged(file: str, words: Sequence[str]) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"--log-file {file}: {error.strerror}") from error
     root = logging.getLogger()
-    handlers = [logging.StreamHandler(log), logging.StreamHandler(sys.stderr)]
+    handlers: list[logging.Handler] = [logging.StreamHandler(log), logging.StreamHandler(sys.stderr)]
     handlers[0].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     handlers[0].setLevel(logging.INFO)
     handlers[1].setLevel(logging.WARNING)  # as where nobody listens
@@ -63,8 +63,8 @@ def logged(file: str, words: Sequence[str]) -> Iterator[None]:
             root.addHandler(handler)
             stack.callback(root.removeHandler, handler)
         root.setLevel(min(level, logging.INFO))
-        stack.enter_context(contextlib.redirect_stdout(Teed(sys.stdout, log)))  # type: ignore[type-var]
-        stack.enter_context(contextlib.redirect_stderr(Teed(sys.stderr, log)))  # type: ignore[type-var]
+        stack.enter_context(contextlib.redirect_stdout(Teed(sys.stdout, log)))
+        stack.enter_context(contextlib.redirect_stderr(Teed(sys.stderr, log)))
         yield
 
 

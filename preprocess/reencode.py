@@ -51,5 +51,5 @@ class ReencodeConfig:
             condition_resize=transform.get("condition_resize", "bicubic"),
             condition_cells=transform.get("condition_cells", "image"), batch_size=self.batch_size,
             samples_per_shard=self.samples_per_shard, device=self.device, workers=self.workers,
-            gpus_per_worker=self.gpus_per_worker, json=self.json,
+            gpus_per_worker=self.gpus_per_worker,
         )  # fmt: skip

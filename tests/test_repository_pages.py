@@ -1,4 +1,4 @@
-"""Pages of the repository itself: their links lead somewhere, and the log is dated, newest first, with a commit a line."""
+"""Pages of the repository itself: links lead somewhere; the log is dated, newest first, with a commit a line."""
 
 import re
 import subprocess
@@ -38,7 +38,9 @@ def test_the_logs_commits_are_of_their_day():
     for part in re.split(r"^## ", (ROOT / "docs/log.md").read_text(), flags=re.MULTILINE)[1:]:
         for commit in set(re.findall(r"`([0-9a-f]{7})`", part)):
             found = subprocess.run(
-                ["git", "-C", ROOT, "show", "-s", "--format=%ad", "--date=short", commit], capture_output=True, text=True
+                ["git", "-C", ROOT, "show", "-s", "--format=%ad", "--date=short", commit],
+                capture_output=True,
+                text=True,
             )
             if found.returncode:  # a shallow clone
                 continue

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
@@ -412,7 +413,7 @@ def preset_from_dict(data: dict[str, Any]) -> Preset:
     return from_dict(Preset, data, "preset")
 
 
-def override(config: D, assignments: list[str]) -> D:
+def override(config: D, assignments: Sequence[str]) -> D:
     """`config` with dotted fields replaced: ["align.lr=1e-6", "model.decoder.mlp_width=64"].
 
     Values are JSON, or plain text where JSON does not parse. Unknown names are a `UserError`.

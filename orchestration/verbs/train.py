@@ -61,7 +61,7 @@ def run(arguments: cli.Arguments, preset: Preset) -> TrainResult:
             bundle=arguments.bundle,
             num_workers=low if low == high else (low, high),
             gpus_per_worker=gpus,
-            engine=arguments.engine or "deepspeed",
+            engine="ddp" if arguments.engine == "ddp" else "deepspeed",
             max_failures=arguments.max_failures,
             reporter_spec=spec,
             still_ours=still_ours,

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from orchestration.outages import Silent, patiently
 from orchestration.redact import carries_secret, clean, is_secret_name, redact, remember
+from orchestration.text_table import text_table
 from pipeline.errors import UserError
 from pipeline.progress import format_seconds
 
@@ -254,8 +255,7 @@ def table(jobs: Sequence[JobDetails]) -> str:
         took = format_seconds((end or time.time()) - start) if start else ""
         name = job.submission_id or job.job_id or ""
         rows.append((name, job.status.value, code, began, took, redact(job.entrypoint)))
-    widths = [max(len(row[i]) for row in rows) for i in range(5)]
-    return "\n".join("  ".join([*(row[i].ljust(widths[i]) for i in range(5)), row[5]]).rstrip() for row in rows)
+    return text_table(rows)
 
 
 def newest_first(jobs: Sequence[JobDetails]) -> list[JobDetails]:

@@ -15,6 +15,7 @@ from orchestration import tracking
 from orchestration.chain.lease import sole_job
 from orchestration.chain.steps import Result, Status
 from orchestration.demo.photos import MODEL_NAME
+from orchestration.text_table import text_table
 from pipeline.command_line import parse, plain_help
 from pipeline.common_options import answer
 from pipeline.progress import format_seconds
@@ -85,13 +86,7 @@ def _table(results: dict[str, Result]) -> str:
         first, last = (result.get(key) for key in ("first_loss", "last_loss"))
         rows.append((name, f"{result['seconds']:.0f}", _number(first), _number(last), str(result.get("metric", ""))))
     rows.append(("total", f"{sum(r['seconds'] for r in results.values()):.0f}", "", "", ""))
-    widths = [max(len(row[i]) for row in rows) for i in range(4)]
-    lines = []
-    for row in rows:
-        cells = [row[0].ljust(widths[0]), *(row[i].rjust(widths[i]) for i in (1, 2, 3)), row[4]]
-        lines.append("  ".join(cells).rstrip())
-    lines.insert(1, "-" * max(len(line) for line in lines))
-    return "\n" + "\n".join(lines)
+    return f"\n{text_table(rows, right=(1, 2, 3), rule_after=1)}"
 
 
 def _number(value: float | None) -> str:

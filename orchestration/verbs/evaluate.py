@@ -10,6 +10,7 @@ import tyro
 from orchestration.evaluation.report import Report
 from orchestration.evaluation.spec import EvaluationSpec, SrMode
 from orchestration.redact import clean, plain_without_secrets
+from orchestration.text_table import text_table
 from pipeline import storage
 from pipeline.command_line import Device, Flag, parse, plain_help
 from pipeline.common_options import answer
@@ -188,11 +189,4 @@ def run(arguments: Arguments, spec: EvaluationSpec) -> Report:
 
 def table(rows: list[list[str]]) -> str:
     """Columns side by side, the first one left-aligned."""
-    widths = [max(len(row[i].strip("*")) for row in rows) for i in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = [
-            c.strip("*").ljust(w) if i == 0 else c.strip("*").rjust(w) for i, (c, w) in enumerate(zip(row, widths))
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
+    return text_table([[cell.strip("*") for cell in row] for row in rows], right=range(1, len(rows[0])))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from orchestration.redact import url_without_secrets
+from orchestration.text_table import text_table
 from pipeline import storage
 from pipeline.command_line import Device, Flag, Repeated, parse, plain_help
 from pipeline.common_options import answer, did_you_mean
@@ -295,17 +296,14 @@ def plan_table(chain: Chain, known: list[Status]) -> str:
     for status in known:
         result = str((status.result or {}).get("metric", ""))
         rows.append((status.name, status.state, f"{status.name}/{status.key[:16]}", status.reason or result))
-    widths = [max(len(row[i]) for row in rows) for i in range(3)]
-    lines = ["  ".join([*(row[i].ljust(widths[i]) for i in range(3)), row[3]]).rstrip() for row in rows]
     num_open = sum(status.state != "done" for status in known)
-    return "\n".join([*lines, f"{num_open} of {len(known)} steps to do in {chain.job.work}"])
+    return f"{text_table(rows)}\n{num_open} of {len(known)} steps to do in {chain.job.work}"
 
 
 def results_table(results: dict[str, Result]) -> str:
     """One line a step: seconds and what came out."""
-    width = max(len(name) for name in results)
-    lines = [f"{name:{width}}  {r['seconds']:9.1f} s  {r.get('metric', '')}".rstrip() for name, r in results.items()]
-    return "\n" + "\n".join(lines)
+    rows = [(name, f"{r['seconds']:9.1f} s", str(r.get("metric", ""))) for name, r in results.items()]
+    return f"\n{text_table(rows, right=(1,))}"
 
 
 def _after(chain: Chain, results: dict[str, Result]) -> str:

@@ -7,6 +7,8 @@ TORCH_INDEX ?=
 # The Triton that CUDA builds of this torch require; `make kernels` has it apart from .venv.
 TRITON ?= triton==3.7.1
 MINUTES ?= 10
+# Processes that run the tests, by default one for each core.
+JOBS ?= logical
 BIN := .venv/bin
 
 .PHONY: setup demo test test-all gpu kernels helm check format lock starter clean
@@ -29,11 +31,11 @@ setup: .venv/.ready ## make .venv and install the locked versions (quick when no
 demo: setup ## enlarge photographs, then train, register and use a tiny model, about MINUTES=10 minutes
 	$(BIN)/latentzoom demo --minutes $(MINUTES)
 
-test: setup ## the test suite, about ten minutes on two cores
-	$(BIN)/python -m pytest -q -m "not slow and not gpu"
+test: setup ## the test suite, some seven minutes on two cores; JOBS=1 runs one test at a time
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow and not gpu" -n $(JOBS) --maxprocesses 8 --dist loadfile
 
-test-all: setup ## the test suite and the slow tests: clusters, kills, long runs
-	$(BIN)/python -m pytest -q -m "not gpu"
+test-all: test ## the test suite, then the slow tests one by one: clusters, kills, long runs
+	$(BIN)/python -m pytest -q -m "slow and not gpu"
 
 gpu: setup ## everything that only a GPU can show, ten minutes on one card: build/gpu/gpu.md
 	$(BIN)/latentzoom doctor --gpu --out build/gpu

@@ -214,7 +214,7 @@ def _worker(arguments: dict[str, Any]) -> dict[str, Any]:
             reporters=_reporters(arguments["stage"], arguments["reporter_spec"]),
             use_deepspeed=arguments["engine"] == "deepspeed",
             device=arguments["device"],
-            stop_requested=lambda: _question(stream),
+            stop_requested=lambda: _stop_asked(stream),
             progress_stream=cast(TextIO, stream),
             places=arguments["places"],
             profile=arguments["profile"],
@@ -251,9 +251,9 @@ def _reporters(stage: str, spec: dict[str, Any] | None) -> list[Callable[[], Rep
     return [*exported, make]
 
 
-def _question(stream: RelayStream) -> Stop:
-    """What this worker is asked: by whoever started the run, or by Ray when some worker's machine is to be taken away.
-    All workers must ask together."""
+def _stop_asked(stream: RelayStream) -> Stop:
+    """What this worker is asked to do: by whoever started the run, or by Ray when some worker's machine is to be taken
+    away. All workers must ask together."""
     import ray.train
 
     notice = ray.train.get_preemption_info()  # waits for the others, so nobody may leave before
@@ -273,9 +273,9 @@ def _fit(trainer: Any, relay: Relay, still_ours: Callable[[], None]) -> Any:
             outcome.set_exception(error)
 
     threading.Thread(target=fit, name="ray-train", daemon=True).start()
-    with stop_on_signals(still_ours) as question:
+    with stop_on_signals(still_ours) as stop_asked:
         while not wait([outcome], timeout=0.5).done:
-            if question() is Stop.LEAVE and not relay.ask_to_stop():
+            if stop_asked() is Stop.LEAVE and not relay.ask_to_stop():
                 raise KeyboardInterrupt  # the signal went to Ray's processes too, and they are gone
     return outcome.result()
 

@@ -27,7 +27,7 @@ from pipeline.storage import join, sha256_bytes
 from preprocess.canonical import canonical_json
 from preprocess.config import PreprocessConfig
 from preprocess.manifest import MANIFEST_NAME, Manifest, load_manifest
-from preprocess.plan import Plan, PlannedImage, ShardPlan, cut
+from preprocess.plan import Plan, PlannedImage, ShardPlan, plan_shards
 from preprocess.reading import read_image
 from preprocess.receipt import Receipt, finished_receipts, load_receipt, without_index
 from preprocess.rejects import Reject
@@ -131,7 +131,7 @@ def _growth(
             places = tuple(copied[split][start : start + config.samples_per_shard])
             shards.append(ShardPlan(number, split, first, len(places), (), places))
             number, first = number + 1, first + len(places)
-        for shard in cut(split, new[split], num_crops, config.samples_per_shard, number, first):
+        for shard in plan_shards(split, new[split], num_crops, config.samples_per_shard, number, first):
             shards.append(shard)
             number, first = number + 1, first + shard.num_samples
     seen = {image: known[image].sha256 if image in known else "" for split in sorted(new) for image in new[split]}

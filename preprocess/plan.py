@@ -97,7 +97,7 @@ def make_plan(
     shards: list[ShardPlan] = []
     first_index = 0
     for name in sorted(ordered):
-        for shard in cut(name, ordered[name], num_crops, config.samples_per_shard, len(shards), first_index):
+        for shard in plan_shards(name, ordered[name], num_crops, config.samples_per_shard, len(shards), first_index):
             shards.append(shard)
             first_index += shard.num_samples
     listing = "".join(f"{image}\t{sizes[image]}\t{num_crops[image]}\n" for image in sorted(used)).encode()
@@ -213,10 +213,11 @@ def _split_hash(ordered: dict[str, list[str]]) -> str:
     return digest.hexdigest()
 
 
-def cut(
+def plan_shards(
     split: str, images: Iterable[str], num_crops: dict[str, int], per_shard: int, number: int, first_index: int
 ) -> Iterable[ShardPlan]:
-    """Cut one split into shards of `per_shard` samples; the last may be shorter. An image's crops may cross a cut."""
+    """One split as shards of `per_shard` samples, numbered from `number` on, whose samples have plan positions from
+    `first_index` on. The last may be shorter; an image's crops may lie in two shards."""
     parts: list[PlannedImage] = []
     filled = 0
     for image in images:

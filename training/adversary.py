@@ -12,10 +12,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from training.config import AutoencoderStage
-from training.copies import CpuCopies
 from training.losses import generator_loss, hinge_discriminator_loss
 from training.not_finite import skip_unless_finite
 from training.optim import is_fused
+from training.snapshots import CpuCopies
 from training.world import World
 
 

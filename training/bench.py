@@ -33,8 +33,8 @@ from training.bench_align import KINDS, AlignStep, align_step
 from training.bench_align import narrow_preset as narrow_preset
 from training.bench_align import render_plainly as render_plainly
 from training.checkpoint import CheckpointStore
-from training.copies import tensors_of
 from training.paper_presets import ffhq_256
+from training.snapshots import tensors_of
 from training.world import World
 
 

@@ -25,9 +25,10 @@ from pipeline.diffusion import Schedule
 from pipeline.geometry import axis_range
 from pipeline.liif import LiifHead
 from training.config import AlignStage, Precision, Preset
-from training.engine import Engine, frozen_precision, make_engine
+from training.engine import Engine, make_engine
 from training.losses import alignment_loss, diffusion_weight
 from training.paper_presets import ffhq_256
+from training.precision import frozen_precision
 from training.targets import Target, draw_target, render_target, size_range
 from training.world import World
 

@@ -96,6 +96,10 @@ class CheckpointStore:
         folder = self._local(step) if storage.is_local(self.url) else self._cache(step)
         return Saved(step, folder, int(manifest["world_size"]), manifest["engine"], manifest["state"])
 
+    def newest_step(self) -> int | None:
+        """Step of the newest complete checkpoint, whether sound or not; None where there is none."""
+        return max((step for step, is_complete in self._steps().items() if is_complete), default=None)
+
     def _find(self) -> dict[str, Any] | None:
         if storage.is_local(self.url):
             for stale in Path(self.url).glob(".writing-*"):

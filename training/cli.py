@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -16,11 +16,9 @@ from pipeline.errors import UserError, exit_status
 from pipeline.progress import format_seconds
 from training.config import STAGES, Preset, override
 from training.presets import PRESETS, get_preset
-from training.reporter import Reporter
 from training.stopping import stop_on_signals
 
 if TYPE_CHECKING:
-    from training.quality import MakeQuality
     from training.run import TrainResult
 
 
@@ -129,39 +127,38 @@ def _run(arguments: Arguments, run: Run) -> int:
 def _local_only(arguments: Arguments, preset: Preset) -> TrainResult:
     if not arguments.local:
         raise UserError("training on Ray workers starts through `latentzoom train`; here only --local works")
-    return train_here(arguments, preset)
+    return train_here(arguments.stage, preset, **settings_of(arguments))
+
+
+def settings_of(arguments: Arguments) -> dict[str, Any]:
+    """What the command line says to `train_here` besides stage and preset."""
+    return {
+        "data": arguments.data,
+        "run_dir": arguments.run_dir,
+        "bundle": arguments.bundle,
+        "use_deepspeed": arguments.engine == "deepspeed",
+        "device": arguments.device or None,
+        "profile": arguments.profile,
+        "threads": arguments.threads,
+    }
 
 
 def train_here(
-    arguments: Arguments,
-    preset: Preset,
-    reporters: list[Callable[[], Reporter]] | None = None,
-    still_ours: Callable[[], None] = lambda: None,
-    places: Mapping[str, str] | None = None,
-    make_quality: MakeQuality | None = None,
+    stage: str, preset: Preset, *, still_ours: Callable[[], None] = lambda: None, threads: int = 0, **settings: Any
 ) -> TrainResult:
-    """Train in this process; SIGTERM and Ctrl-C lead to a checkpoint at the next report, a second one stops at once."""
+    """`training.run.train` with its `settings` in this process; SIGTERM and Ctrl-C lead to a checkpoint at the next
+    report, a second one stops at once.
+
+    still_ours: raises when the run's folder was taken over by another job. threads: of torch on a CPU; 0: its own
+    number."""
     import torch
 
     from training.run import train
 
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
+    if threads:
+        torch.set_num_threads(threads)
     with stop_on_signals(still_ours) as stop_requested:
-        return train(
-            arguments.stage,
-            preset,
-            data=arguments.data,
-            run_dir=arguments.run_dir,
-            bundle=arguments.bundle,
-            reporters=reporters,
-            use_deepspeed=arguments.engine == "deepspeed",
-            device=arguments.device or None,
-            stop_requested=stop_requested,
-            places=places,
-            profile=arguments.profile,
-            make_quality=make_quality,
-        )
+        return train(stage, preset, stop_requested=stop_requested, **settings)
 
 
 def parse_workers(text: str) -> tuple[int, int]:

@@ -20,12 +20,7 @@ STAGES = ("autoencoder", "decoder", "denoiser", "align", "distill")
 StageName = Literal["autoencoder", "decoder", "denoiser", "align", "distill"]
 Precision = Literal["fp32", "bf16", "fp16"]
 D = TypeVar("D")
-HOW_ONLY = frozenset({"max_skipped_steps", "loader_threads", "batches_ahead", "shards_ahead"})
-"""Settings of every stage that came later and decide how a run goes, not what it makes: they may change when it goes
-on, and finished steps of a pipeline stay finished."""
 _WATCHING_STEPS = ("validate_every", "quality_every", "bundle_every", "early_stop_patience", "power_ema_every")
-WATCHING = (*_WATCHING_STEPS, "validate_samples", "quality_samples", "quality_inception", "best_by")
-"""What is measured and written meanwhile: it decides nothing that is trained, but whether a run ends early."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -442,25 +437,9 @@ def _parse(text: str) -> Any:
         return {"True": True, "False": False, "None": None}.get(text, text)
 
 
-def deciding(settings: dict[str, Any]) -> dict[str, Any]:
-    """A stage's settings without those that decide nothing of its outcome."""
-    free = HOW_ONLY if settings.get("early_stop_patience") else HOW_ONLY.union(WATCHING)
-    return {name: value for name, value in settings.items() if name not in free}
-
-
 def is_joint(config: StageConfig) -> bool:
     """Whether a stage trains encoder and implicit decoder together."""
     return isinstance(config, AutoencoderStage) and config.decoder == "implicit"
-
-
-def model_settings(stage: str, model: ModelConfig, *, joint: bool = False) -> dict[str, Any]:
-    """The part of a model that decides what a stage trains; joint: stage 0 with the implicit decoder. Scale factors
-    come from the data, and with them."""
-    names = {"autoencoder": ("image_size", "autoencoder"), "decoder": ("image_size", "autoencoder", "decoder")}
-    if joint:
-        names["autoencoder"] = names["decoder"]
-    whole = to_dict(model)
-    return {name: whole[name] for name in names.get(stage, whole)}
 
 
 def first_stage_unit(kind: str, side: int) -> float:

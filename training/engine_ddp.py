@@ -14,19 +14,18 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.errors import UserError
 from training.config import StageConfig
-from training.copies import Snapshot
-from training.plain_engine import PlainEngine
+from training.engine_local import LocalEngine
 from training.world import World
 
 
-class DdpEngine(PlainEngine):
+class DdpEngine(LocalEngine):
     """See `training.engine.Engine`. Uses the process group that exists already (gloo or nccl)."""
 
     def __init__(self, module: nn.Module, config: StageConfig, world: World, accumulation: int) -> None:
         if not dist.is_initialized():
             raise UserError("several workers need a process group; start them by Ray Train or torchrun")
         super().__init__(module, config, world, accumulation)
-        self._parallel = DistributedDataParallel(
+        self._network = self._parallel = DistributedDataParallel(
             self.module,
             device_ids=None,  # else it would bring what is meant for the host, a lattice's places, to the device
             broadcast_buffers=False,  # none of the networks has buffers that learn
@@ -34,24 +33,15 @@ class DdpEngine(PlainEngine):
         )
         self._micro = 0
 
-    def _forward(self, *inputs: Any) -> Any:
-        # Gradients are added up over the micro-batches and averaged over the workers during the last one's backward.
-        self._parallel.require_backward_grad_sync = self._micro == self.accumulation - 1
-        return self._parallel(*inputs)
-
     def backward(self, loss: Tensor) -> None:
         super().backward(loss)
         self._micro = (self._micro + 1) % self.accumulation
 
-    def snapshot(self) -> Snapshot:
+    def _forward(self, *inputs: Any) -> Any:
+        # Gradients are added up over the micro-batches and averaged over the workers during the last one's backward.
+        self._parallel.require_backward_grad_sync = self._micro == self.accumulation - 1
+        return super()._forward(*inputs)
+
+    def _state(self) -> dict[str, Any]:
         """All workers hold the same: the main one writes it."""
-        if self.world.is_main:
-            return super().snapshot()
-        self._snapshot = Snapshot({}, self._copies)
-        return self._snapshot
-
-    def averaged(self) -> dict[str, Tensor] | None:
-        return super().averaged() if self.world.is_main else None
-
-    def power_averages(self) -> dict[float, dict[str, Tensor]] | None:
-        return super().power_averages() if self.world.is_main else None
+        return super()._state() if self.world.is_main else {}

@@ -27,9 +27,11 @@ from pipeline.errors import UserError
 from pipeline.geometry import Size
 from pipeline.progress import format_seconds
 from training.config import AlignStage, AutoencoderStage, DecoderStage, DistillStage, Preset, StageConfig, is_joint
-from training.engine import accumulation_steps, bucket_size, enable_activation_checkpointing, frozen_dtype
+from training.engine import accumulation_steps, enable_activation_checkpointing
+from training.engine_deepspeed import bucket_size
 from training.estimate_losses import kept_by_backward, loss_networks
 from training.power_ema import LENGTHS
+from training.precision import frozen_dtype
 from training.reconstruction import Reconstruction, joint_first_stage
 from training.targets import draw_target, largest_target, render_target
 from training.zoom import draw_zoom, largest_zoom

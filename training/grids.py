@@ -14,7 +14,6 @@ from pipeline.images import from_uint8, to_uint8
 from pipeline.model import LatentZoom
 from pipeline.resize import resize
 from training.context import Context, frozen_autoencoder
-from training.reconstruction import JointFirstStage
 from training.session import Session
 from training.zoom import condition_image
 
@@ -47,10 +46,12 @@ class Grids:
         self._three_renderings(session, pixels, latent_of(stored, self.context.model.autoencoder), decoder)
 
     @torch.no_grad()
-    def joint(self, session: Session, network: JointFirstStage) -> None:
+    def joint(self, session: Session, autoencoder: Autoencoder | None, decoder: ImplicitDecoder | None) -> None:
         """As `reconstruction`, with latents of the encoder that is being trained."""
+        if autoencoder is None or decoder is None:
+            return
         pixels, _, _ = self._samples(latents=False)
-        self._three_renderings(session, pixels, network.autoencoder.encode(pixels), network.decoder)
+        self._three_renderings(session, pixels, autoencoder.encode(pixels), decoder)
 
     def _three_renderings(self, session: Session, pixels: Tensor, latent: Tensor, decoder: ImplicitDecoder) -> None:
         features = decoder.features(latent)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pipeline.bundle import Bundle
 from preprocess.sample import Batch
 from training.context import Context
-from training.session import MicroBatch, placed
+from training.micro_batch import MicroBatch, placed
 
 SPLIT = "val"
 CHUNK = 8

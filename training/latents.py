@@ -10,7 +10,7 @@ from torch import Tensor
 from pipeline.autoencoder import latent_of, posterior_sample
 from pipeline.config import ModelConfig
 from pipeline.diffusion import Schedule, noisy_condition
-from training.session import MicroBatch
+from training.micro_batch import MicroBatch
 
 
 def scaled_latents(micro: MicroBatch, model: ModelConfig, seed: int | None, step: int) -> tuple[Tensor, Tensor | None]:

@@ -1,4 +1,4 @@
-"""Losses of the stages as plain functions.
+"""Losses of the stages as plain functions, and the figure of merit beside them.
 
 Legend: B batch, C channels, H/W pixels, h/w latent cells. Every "per sample" value has shape (B,): weights multiply
 sample by sample before the mean over the batch is taken.
@@ -105,3 +105,10 @@ def hinge_discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
 def generator_loss(fake: Tensor) -> Tensor:
     """The generator's side of the hinge loss: scores of made images (B,1,h,w) → scalar."""
     return -fake.float().mean()
+
+
+@torch.no_grad()
+def psnr(image: Tensor, truth: Tensor) -> Tensor:
+    """Mean over images of the peak signal-to-noise ratio in dB; values in [-1,1], (B,3,H,W) twice → scalar."""
+    error = (image.float().clamp(-1, 1) - truth.float()).square().flatten(1).mean(dim=1)
+    return (10.0 * torch.log10(4.0 / error.clamp_min(1e-12))).mean()

@@ -6,33 +6,22 @@ that whoever looks finds a whole one, or none. Writing takes place in the backgr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from pipeline import storage
-from pipeline.bundle import UNFINISHED, Bundle, build_autoencoder, build_decoder, build_denoiser, save_bundle
+from pipeline.bundle import UNFINISHED, Bundle, build_autoencoder, save_bundle
 from pipeline.card import model_card
-from pipeline.config import ModelConfig, to_dict
+from pipeline.config import to_dict
+from training.averaged import Weights, part_builders, weights_by_part
 from training.background import BackgroundWriting
 from training.config import is_joint
 from training.context import Context
 
 NEWEST, BEST = "bundle", "bundle-best"
-Weights = Mapping[str, Tensor]
-
-
-def weights_by_part(stage: str, weights: Weights, *, joint: bool) -> dict[str, dict[str, Tensor]]:
-    """Part of the bundle → its weights by name, from those of the network that a stage's engine trains. joint: encoder
-    and implicit decoder are one network."""
-    if stage == "autoencoder":
-        names = ("autoencoder", "decoder") if joint else ("autoencoder",)
-        if all(key.startswith(tuple(f"{name}." for name in names)) for key in weights):
-            return {n: {k.removeprefix(f"{n}."): v for k, v in weights.items() if k.startswith(f"{n}.")} for n in names}
-    return {stage if stage in ("autoencoder", "decoder") else "denoiser": dict(weights)}
 
 
 def trained_bundle(context: Context, weights: Weights, steps: int, more: Mapping[str, Any] | None = None) -> Bundle:
@@ -40,11 +29,7 @@ def trained_bundle(context: Context, weights: Weights, steps: int, more: Mapping
 
     It is for saving: the trained parts hold the tensors that are given, and were not initialised for use."""
     model, incoming, config = context.model, context.bundle, context.config
-    build: dict[str, Callable[[ModelConfig], nn.Module]] = {
-        "autoencoder": partial(build_autoencoder, has_decoder=not is_joint(config)),
-        "decoder": build_decoder,
-        "denoiser": build_denoiser,
-    }
+    build = part_builders(config)
     found = weights_by_part(context.stage, weights, joint=is_joint(config))
     parts: dict[str, Any] = {name: getattr(incoming, name, None) for name in build}
     if "autoencoder" in found:

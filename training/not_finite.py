@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pipeline.errors import UserError
+
 _log = logging.getLogger("latentzoom")
 Fault = tuple[int, list[str]]
 """An optimizer step and the ids of its samples."""
@@ -66,6 +68,20 @@ class SkippedSteps:
     def is_over(self) -> bool:
         """Whether there are more than the budget allows."""
         return len(self.faults) > self.budget
+
+    def error(self, stage: str, fault: Fault, kept: int | None) -> UserError:
+        """What ends a run: the fault, and what to do about it. kept: step of the newest checkpoint."""
+        step, ids = fault
+        before = "no checkpoint had been written" if kept is None else f"checkpoint of step {kept} is kept"
+        name, number = f"{stage}.max_skipped_steps", len(self.faults)
+        allowed, todo = "", "or look at these samples"
+        if self.is_over:
+            allowed = f"; {number} such steps are more than {name} = {self.budget}" if number > 1 else ""
+            todo = f"look at these samples or allow more ({name})"
+        return UserError(
+            f"{stage}: the loss or its gradient is not finite at step {step}; samples: {', '.join(ids)}"
+            f"{allowed}; {before}. Lower the learning rate, use fp32, {todo}"
+        )
 
 
 def merged(reports: list[list[Report]]) -> list[Fault]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
 
@@ -49,3 +50,19 @@ def generator_for(*key: int | str) -> torch.Generator:
     """
     digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+def prolonged(config: StageConfig, step: int, before: int) -> str:
+    """What it means for a run at `step` that it has another number of steps than `before`, in words; "" where it means
+    nothing. A cosine goes on along the curve of the new number: the learning rate rises once, to where that curve is.
+    """
+    if config.steps == before or step >= config.steps:
+        return ""
+    words = f"{config.steps} steps in place of {before}"
+    if config.schedule == "cosine":
+        old = dataclasses.replace(config, steps=before)
+        words += (
+            f"; the learning rate goes on along the longer cosine: {lr_at(step, old):.3g} at step {step}, "
+            f"{lr_at(step + 1, config):.3g} at the next"
+        )
+    return words

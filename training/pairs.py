@@ -16,7 +16,7 @@ from torch import Tensor
 from pipeline.autoencoder import Autoencoder, latent_of, posterior_sample
 from pipeline.config import ModelConfig
 from training.config import DecoderStage
-from training.session import MicroBatch
+from training.micro_batch import MicroBatch
 from training.targets import draw_target
 from training.zoom import condition_image, draw_zoom
 

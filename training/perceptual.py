@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pipeline.metrics.lpips import Lpips, random_lpips
 from training.config import Precision
+from training.precision import autocast_to
 
 _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 
@@ -45,7 +46,7 @@ class PerceptualLoss(nn.Module):
     def _features(self, image: Tensor) -> list[Tensor]:
         """Unit-normalised features of the layers that LPIPS looks at."""
         hidden, taps = (image.float() - self.shift) / self.scale, []
-        with torch.autocast(hidden.device.type, self.dtype, enabled=self.dtype != torch.float32):
+        with autocast_to(self.dtype, hidden.device):
             for index, layer in enumerate(self.lpips.features):
                 hidden = layer(hidden)
                 if index in self.lpips.taps:

@@ -8,7 +8,8 @@ from pipeline import storage
 from pipeline.bundle import UNFINISHED, Bundle, load_bundle, load_strict, save_bundle
 from pipeline.card import model_card
 from pipeline.errors import UserError
-from training.newest import NEWEST, weights_by_part
+from training.averaged import weights_by_part
+from training.newest import NEWEST
 from training.power_ema import LENGTHS, combination, combined
 from training.power_snapshots import read_snapshot, snapshot_steps
 

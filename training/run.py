@@ -10,7 +10,6 @@ import dataclasses
 import importlib
 import os
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
 from typing import Any, TextIO
 
 import torch
@@ -33,7 +32,6 @@ from training.config import (
     DistillStage,
     Preset,
     StageConfig,
-    deciding,
     is_joint,
     with_scale_factor,
 )
@@ -41,42 +39,20 @@ from training.context import Context, frozen_autoencoder, require_parts
 from training.engine import accumulation_steps
 from training.estimate import check_memory
 from training.held_out import SPLIT
+from training.identity import part_hashes
 from training.migrations import as_begun
 from training.newest import NEWEST, trained_bundle
 from training.quality import MakeQuality
 from training.reporter import Reporter
+from training.request import TrainRequest
+from training.result import Trained, TrainResult, result_url, stored_result
 from training.shared_folder import require_shared_folder
-from training.stages.parts import Trained
 from training.starts import with_starts
 from training.stopping import Stop
 from training.targets import size_range, window_side
 from training.tuning import tune
 from training.world import World, current_world
 from training.zoom import smallest_zoom
-
-_NEEDS = {
-    "autoencoder": (),
-    "decoder": ("autoencoder",),
-    "denoiser": ("autoencoder",),
-    "align": ("autoencoder", "decoder", "denoiser"),
-    "distill": ("autoencoder", "decoder", "denoiser"),
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainResult:
-    """What a stage did. `bundle`: URL of the parts so far, with averaged weights."""
-
-    stage: str
-    bundle: str
-    steps: int
-    resumed_from: int
-    seconds: float
-    first_loss: float
-    last_loss: float
-    sample_order: str = ""
-    metrics: dict[str, float] = field(default_factory=dict)
-    config_digest: str = ""
 
 
 def train(
@@ -95,41 +71,36 @@ def train(
     profile: int = 0,
     make_quality: MakeQuality | None = None,
 ) -> TrainResult:
-    """Train one stage on this worker; every worker of a world calls it with the same arguments.
-
-    use_deepspeed: else distributed data parallel, or one process. An error on one worker soon ends the others too.
-    profile: optimizer steps whose time is looked at, into `profile/` of the run folder.
-    places: address of a bundle to start from → where it lies, for addresses that are no paths or URLs (a registry's).
-    make_quality: the evaluation behind early figures of quality (`training.quality`); None: there are none.
+    """Train one stage on this worker; every worker of a world calls it with the same arguments, those of a
+    `TrainRequest`. device: "cpu", "cuda", or None for a GPU where there is one. An error on one worker soon ends the
+    others too.
 
     A finished run returns its stored result at once; an interrupted one continues from its newest sound checkpoint.
-    stop_requested: asked every few seconds, by all workers at the same step; the firmest answer counts.
     Raises `UserError` for what can be mended, before training starts where it can be known then, and `Stopped`.
     """
+    request = TrainRequest(
+        stage=stage,
+        preset=preset,
+        data=data,
+        run_dir=run_dir,
+        bundle=bundle,
+        reporters=reporters or (),
+        use_deepspeed=use_deepspeed,
+        stop_requested=stop_requested,
+        progress_stream=progress_stream,
+        places=places or {},
+        profile=profile,
+        make_quality=make_quality,
+    )
     world = current_world(device)
     with shared_alarm(world):
-        context = make_context(
-            stage,
-            preset,
-            data=data,
-            run_dir=run_dir,
-            bundle=bundle,
-            world=world,
-            use_deepspeed=use_deepspeed,
-            reporters=reporters or [],
-            stop_requested=stop_requested,
-            progress_stream=progress_stream,
-            places=places,
-            profile=profile,
-            make_quality=make_quality,
-        )
-        return _train(context)
+        return _train(make_context(request, world))
 
 
 def _train(context: Context) -> TrainResult:
     world, run_dir = context.world, context.run_dir
     require_shared_folder(run_dir, world)
-    digest = config_digest(context)
+    digest = context.identity.digest()
     done = world.broadcast(stored_result(run_dir, digest) if world.is_main else None)
     if done is not None:
         return done
@@ -137,53 +108,33 @@ def _train(context: Context) -> TrainResult:
         storage.write_json(storage.join(run_dir, "run.json"), _description(context))
     tune(context.config, world.device)
     loop = importlib.import_module(f"training.stages.{context.stage}")
-    outcome: Trained = loop.train(context)
-    return world.broadcast(_finish(context, outcome, digest) if world.is_main else None)
+    trained: Trained = loop.train(context)
+    return world.broadcast(_finish(context, trained, digest) if world.is_main else None)
 
 
-def make_context(
-    stage: str,
-    preset: Preset,
-    *,
-    data: str,
-    run_dir: str,
-    bundle: str | None,
-    world: World,
-    use_deepspeed: bool,
-    reporters: list[Callable[[], Reporter]],
-    stop_requested: Callable[[], Stop],
-    progress_stream: TextIO | None,
-    places: Mapping[str, str] | None = None,
-    profile: int = 0,
-    make_quality: MakeQuality | None = None,
-) -> Context:
+def make_context(request: TrainRequest, world: World) -> Context:
     """Resolve and check everything a stage needs."""
-    config, asked, kept = as_begun(stage, preset.stage(stage), preset.model, run_dir, log=world.is_main)
+    stage, preset = request.stage, request.preset
+    config, asked, kept = as_begun(stage, preset.stage(stage), preset.model, request.run_dir, log=world.is_main)
     check_stage(stage, asked)
-    manifest = load_manifest(data)
-    given = load_bundle(bundle) if bundle else None
-    loaded, origins = with_starts(stage, config, asked, given, places or {})
-    model = resolve_model(stage, asked, manifest, loaded, origins)
+    manifest = load_manifest(request.data)
+    given = load_bundle(request.bundle) if request.bundle else None
+    bundle, origins = with_starts(stage, config, asked, given, request.places)
+    model = resolve_model(stage, asked, manifest, bundle, origins)
     if stage == "distill":
         model = student_model(model)
     context = Context(
-        stage=stage,
+        request=request,
         config=config,
         model=model,
-        data=storage.absolute(data),
+        data=storage.absolute(request.data),
         manifest=manifest,
-        run_dir=storage.absolute(run_dir),
-        bundle=loaded,
+        run_dir=storage.absolute(request.run_dir),
+        bundle=bundle,
         world=world,
-        use_deepspeed=use_deepspeed,
-        reporters=reporters,
-        stop_requested=stop_requested,
-        progress_stream=progress_stream,
-        part_digests=_part_digests(loaded),
+        part_hashes=part_hashes(bundle),
         origins=origins,
         as_begun=kept,
-        profile=profile,
-        make_quality=make_quality,
     )
     check(context)
     return context
@@ -195,11 +146,6 @@ def student_model(model: ModelConfig) -> ModelConfig:
     prediction = "x0" if model.schedule.prediction == "eps" else model.schedule.prediction
     schedule = dataclasses.replace(model.schedule, prediction=prediction, distilled_steps=1)
     return dataclasses.replace(model, schedule=schedule)
-
-
-def _part_digests(bundle: Bundle | None) -> dict[str, str]:
-    parts = {} if bundle is None else {name: getattr(bundle, name) for name in ("autoencoder", "decoder", "denoiser")}
-    return {name: _weights_digest(part) for name, part in parts.items() if part is not None}
 
 
 def resolve_model(
@@ -231,8 +177,9 @@ def check_stage(stage: str, model: ModelConfig) -> None:
 
 def require_beginning(stage: str, model: ModelConfig, bundle: Bundle | None) -> None:
     """`UserError` where the bundle lacks a part that the stage builds on."""
-    if _NEEDS[stage] and not (stage == "decoder" and model.autoencoder.kind == "identity" and bundle is None):
-        require_parts(bundle, stage, *_NEEDS[stage])
+    brings_its_own = stage == "decoder" and model.autoencoder.kind == "identity" and bundle is None
+    if stage != "autoencoder" and not brings_its_own:
+        require_parts(bundle, stage)
 
 
 def check(context: Context) -> None:
@@ -278,7 +225,8 @@ def check(context: Context) -> None:
             f"{stage}.early_stop_patience = {config.early_stop_patience} needs held-out figures; {context.data} has "
             f"no split {SPLIT!r}; preprocess with --val-fraction 0.02, or set it to 0"
         )
-    held = config if context.use_deepspeed else dataclasses.replace(config, zero_stage=0)  # who else splits nothing
+    splits = context.request.use_deepspeed
+    held = config if splits else dataclasses.replace(config, zero_stage=0)
     check_memory(stage, held, model, context.world.size, context.world.device)
     if problem := free_space_error(context.run_dir, 64 << 20):
         raise UserError(f"{problem}; free some, or choose another run folder")
@@ -347,47 +295,14 @@ def _check_enlargement(context: Context) -> None:
         )
 
 
-def stored_result(run_dir: str, digest: str) -> TrainResult | None:
-    """The result of a finished run with exactly these settings."""
-    url = storage.join(run_dir, "result.json")
-    if not storage.exists(url):
-        return None
-    raw = storage.read_json(url)
-    return TrainResult(**raw) if raw.get("config_digest") == digest else None
-
-
-def config_digest(context: Context) -> str:
-    """Hash of all settings, the data and the incoming bundle: what makes two results the same. It holds the whole
-    model, as the bundle does: a finished run whose fingerprint is the same writes its bundle anew, and trains nothing.
-    """
-    weights = list(context.part_digests.values())
-    text = repr((context.fingerprint(), deciding(to_dict(context.config)), to_dict(context.model), weights))
-    return storage.sha256_bytes(text.encode())
-
-
-def _weights_digest(module: torch.nn.Module) -> str:
-    data = [tensor.detach().cpu().contiguous().view(-1).numpy().tobytes() for tensor in module.state_dict().values()]
-    return storage.sha256_bytes(b"".join(data))
-
-
-def _finish(context: Context, outcome: Trained, digest: str) -> TrainResult:
+def _finish(context: Context, trained: Trained, digest: str) -> TrainResult:
     """Save the bundle: the incoming parts and, in place of the trained one, its averaged weights."""
-    assert outcome.weights is not None
+    result, weights = trained
+    assert weights is not None
     url = storage.join(context.run_dir, NEWEST)
-    save_bundle(url, trained_bundle(context, outcome.weights, outcome.steps))
-    result = TrainResult(
-        stage=context.stage,
-        bundle=url,
-        steps=outcome.steps,
-        resumed_from=outcome.resumed_from,
-        seconds=outcome.seconds,
-        first_loss=outcome.first.get("loss", float("nan")),
-        last_loss=outcome.last.get("loss", float("nan")),
-        sample_order=outcome.sample_order,
-        metrics={**outcome.last, "checkpoint_stall_s": outcome.checkpoint_stall},
-        config_digest=digest,
-    )
-    storage.write_json(storage.join(context.run_dir, "result.json"), dataclasses.asdict(result))
+    save_bundle(url, trained_bundle(context, weights, result.steps))
+    result = dataclasses.replace(result, bundle=url, config_digest=digest)
+    storage.write_json(result_url(context.run_dir), dataclasses.asdict(result))
     return result
 
 
@@ -404,7 +319,7 @@ def _description(context: Context) -> dict[str, Any]:
         "manifest": context.manifest.digest,
         "autoencoder": context.manifest.autoencoder_identity,
         "workers": context.world.size,
-        "engine": "deepspeed" if context.use_deepspeed else "torch",
+        "engine": "deepspeed" if context.request.use_deepspeed else "torch",
         "commit": source_commit(),
         "torch": torch.__version__,
         "environment": {name: os.environ[name] for name in ("CUDA_VISIBLE_DEVICES",) if name in os.environ},

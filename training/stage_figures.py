@@ -26,12 +26,12 @@ from pipeline.sampling import dpm_solver
 from pipeline.views import view_of
 from training.config import AlignStage, DecoderStage, DenoiserStage, DistillStage
 from training.context import Context, frozen_autoencoder, require_parts
-from training.engine import autocast, frozen_precision
 from training.held_out import StageFigures
 from training.latents import scaled_latents, shown_condition
 from training.losses import diffusion_weight, min_snr_weight, per_sample
+from training.micro_batch import MicroBatch
+from training.precision import autocast, frozen_precision
 from training.reconstruction import JointFirstStage, Reconstruction, joint_first_stage
-from training.session import MicroBatch
 from training.targets import draw_target, render_target
 from training.zoom import condition_image
 
@@ -234,7 +234,7 @@ def align_figures(context: Context) -> StageFigures:
     """The stage's loss, eq. (9), at each level of noise, and their mean. Each level has its own drawn target."""
     model, config = context.model, context.config
     assert isinstance(config, AlignStage)
-    bundle = require_parts(context.bundle, "align", "decoder")
+    bundle = require_parts(context.bundle, "align")
     assert bundle.decoder is not None
     schedule = Schedule(model.schedule)
     decoder = view_of(bundle.decoder).to(context.world.device).train()  # as the stage has it
@@ -286,7 +286,7 @@ def _noise_of(micro: MicroBatch, schedule: Schedule, z0: Tensor, seed: int, leve
 
 def _with_denoiser(context: Context, network: nn.Module) -> Bundle:
     assert isinstance(network, Denoiser)
-    bundle = require_parts(context.bundle, context.stage, "autoencoder")
+    bundle = require_parts(context.bundle, context.stage)
     return Bundle(context.model, bundle.autoencoder, bundle.decoder, network)
 
 
@@ -296,7 +296,7 @@ def distill_figures(context: Context) -> StageFigures:
     A student knows one level of noise only, the last. The teacher's latents are made once."""
     model, config, device = context.model, context.config, context.world.device
     assert isinstance(config, DistillStage)
-    bundle = require_parts(context.bundle, "distill", "decoder", "denoiser")
+    bundle = require_parts(context.bundle, "distill")
     assert bundle.decoder is not None and bundle.denoiser is not None
     decoder = view_of(bundle.decoder).to(device).train()
     schedule, path = Schedule(model.schedule), Schedule(bundle.config.schedule)

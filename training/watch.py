@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import UserError
+from training.averaged import ready
 from training.context import Context
 from training.engine import Engine
 from training.held_out import SPLIT, HeldOut, StageFigures
@@ -53,7 +54,8 @@ class Watch:
     def _open_quality(self) -> Quality | None:
         if not self.config.quality_every or not self.context.manifest.splits.get(SPLIT):
             return None
-        return self.context.make_quality(self.context) if self.context.make_quality is not None else None
+        make_quality = self.context.request.make_quality
+        return make_quality(self.context) if make_quality is not None else None
 
     def _check(self) -> None:
         """Say what will not be measured; `UserError` for a figure that there is not."""
@@ -118,7 +120,7 @@ class Watch:
     def _averaged_network(self) -> nn.Module:
         """The stage's network with the averaged weights, on every worker. Collective."""
         if self._network is None:
-            network = self.figures.build().to(self.context.world.device).eval().requires_grad_(False)
+            network = ready(self.figures.build(), self.context)
             if self.config.channels_last:
                 network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             self._network = network

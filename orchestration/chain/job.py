@@ -33,7 +33,8 @@ from pipeline.starter import starter_or
 from preprocess.config import PreprocessConfig
 from preprocess.manifest import load_manifest
 from preprocess.sources import open_source
-from training.config import Preset, deciding, is_address, is_joint, model_settings, preset_to_dict
+from training.config import Preset, is_address, preset_to_dict
+from training.identity import step_settings
 from training.rehearsal import rehearse
 from training.run import TrainResult
 from training.starts import given_starts
@@ -109,7 +110,6 @@ class Chain:
 
 
 def _steps(chain: Chain, job: Job) -> list[Step]:
-    preset = preset_to_dict(job.preset)
     source = _source_settings(job.preprocess)
     steps: list[Step] = []
 
@@ -122,8 +122,7 @@ def _steps(chain: Chain, job: Job) -> list[Step]:
     def stage(name: str) -> dict[str, Any]:
         # Bundles on the way hold the model as it was then; every later stage writes the preset's, and align's key has
         # all of it: the last bundle is always the newest model.
-        joint = is_joint(job.preset.stage(name))
-        found = {name: deciding(preset[name]), "model": model_settings(name, job.preset.model, joint=joint)}
+        found = step_settings(name, job.preset.stage(name), job.preset.model)
         starts = given_starts(name, job.preset.stage(name)).items()
         weights = {part: _start_digest(job, start) for part, start in starts if is_address(start)}
         return {**found, "starts": weights} if weights else found
@@ -249,7 +248,7 @@ def _train(chain: Chain, stage: str, data: str, bundle: str | None) -> Result:
     where = {"data": shards, "run_dir": run_dir, "bundle": bundle, "places": found}
     parent = parent_run(chain)
     with stage_run(job.tracking_uri, stage, job.preset, data=shards, run_dir=run_dir, parent=parent) as spec:
-        result = (_train_here if job.local else _train_on_ray)(chain, stage, where, spec)
+        result = (_train_locally if job.local else _train_on_ray)(chain, stage, where, spec)
     metric = f"{result.steps} steps, loss {result.first_loss:.4g} → {result.last_loss:.4g}"
     if "psnr" in result.metrics:
         metric += f", {result.metrics['psnr']:.2f} dB"
@@ -276,23 +275,21 @@ def _train_on_ray(chain: Chain, stage: str, where: dict[str, Any], spec: dict[st
     )
 
 
-def _train_here(chain: Chain, stage: str, where: dict[str, Any], spec: dict[str, Any]) -> TrainResult:
+def _train_locally(chain: Chain, stage: str, where: dict[str, Any], spec: dict[str, Any]) -> TrainResult:
     from orchestration.evaluation.early import make_quality
     from orchestration.mlflow_reporter import MlflowReporter
-    from training.run import train
-    from training.stopping import stop_on_signals
+    from training.cli import train_here
 
     job = chain.job
-    with stop_on_signals(chain.still_ours) as stop_requested:
-        return train(
-            stage,
-            job.preset,
-            reporters=[lambda: MlflowReporter(**spec)],
-            device=job.device,
-            stop_requested=stop_requested,
-            make_quality=make_quality,
-            **where,
-        )
+    return train_here(
+        stage,
+        job.preset,
+        still_ours=chain.still_ours,
+        reporters=[lambda: MlflowReporter(**spec)],
+        device=job.device,
+        make_quality=make_quality,
+        **where,
+    )
 
 
 def parent_run(chain: Chain) -> str:

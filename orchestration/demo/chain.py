@@ -33,7 +33,8 @@ from pipeline.model import LatentZoom
 from pipeline.starter import starter_path
 from preprocess.config import PreprocessConfig
 from preprocess.run import preprocess
-from training.config import Preset, deciding, preset_to_dict
+from training.config import Preset, preset_to_dict
+from training.identity import deciding
 from training.presets import demo as demo_preset
 
 NUM_WORKERS = 2

@@ -46,9 +46,17 @@ def run(arguments: cli.Arguments, preset: Preset) -> TrainResult:
             from orchestration.mlflow_reporter import MlflowReporter
 
             reporters: list[Callable[[], Reporter]] = [lambda: MlflowReporter(**spec)] if spec else []
-            return patiently(
-                lambda: cli.train_here(arguments, preset, reporters, still_ours, found, make_quality), arguments.stage
+            begin_here = partial(
+                cli.train_here,
+                arguments.stage,
+                preset,
+                still_ours=still_ours,
+                reporters=reporters,
+                places=found,
+                make_quality=make_quality,
+                **cli.settings_of(arguments),
             )
+            return patiently(begin_here, arguments.stage)
         from orchestration.ray_train import launch
 
         low, high = cli.parse_workers(arguments.workers)

@@ -11,7 +11,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
 from direct_settings import DIRECT
-from small_shop import Shop, make_shop
+from stage_inputs import Shop, make_shop
 
 from orchestration import registry, tracking
 from orchestration.evaluation.early import make_quality

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_shop import Shop, make_shop
+from stage_inputs import Shop, make_shop
 
 from preprocess.manifest import load_manifest
 from training.config import override

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_shop import Shop
+from stage_inputs import Shop
 from torch import Tensor, nn
 
 from pipeline import storage
@@ -19,8 +19,8 @@ from training.config import AutoencoderStage, first_stage_unit, older_first_stag
 from training.losses import adaptive_weight, kl_loss
 from training.presets import debug
 from training.reconstruction import Reconstruction
+from training.request import TrainRequest
 from training.run import TrainResult, make_context
-from training.stopping import Stop
 from training.world import current_world
 
 Run = Callable[..., TrainResult]
@@ -97,16 +97,13 @@ def test_an_older_run_goes_on_with_its_own_weight_and_is_refused_with_another(sh
     """Its fingerprint as it was written then: no balance, the KL weight in the old unit."""
 
     def difference(kl_weight: float) -> str:
-        context = make_context(
-            "autoencoder", override(debug(), [f"autoencoder.kl_weight={kl_weight!r}"]), data=shop.pixels,
-            run_dir=str(tmp_path), bundle=None, world=current_world("cpu"), use_deepspeed=False, reporters=[],
-            stop_requested=lambda: Stop.NO, progress_stream=None,
-        )  # fmt: skip
-        older = json.loads(json.dumps(context.fingerprint()))
+        preset = override(debug(), [f"autoencoder.kl_weight={kl_weight!r}"])
+        request = TrainRequest(stage="autoencoder", preset=preset, data=shop.pixels, run_dir=str(tmp_path))
+        identity = make_context(request, current_world("cpu")).identity
+        older = json.loads(json.dumps(identity.fingerprint()))
         del older["settings"]["adversarial_balance"], older["settings"]["max_aspect"]
         older["settings"]["kl_weight"] = 1e-3
-        stored = context.completed(older)
-        return "" if stored == context.fingerprint() else context.difference(stored)
+        return identity.difference(identity.completed(older, str(tmp_path)))
 
     assert difference(1e-3 * 3072) == ""
     assert difference(1e-3) == "kl_weight was 3.072, is 0.001"

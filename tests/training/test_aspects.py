@@ -120,6 +120,7 @@ def psnr(decoder: ImplicitDecoder, size: Size) -> float:
     return float(10 * torch.log10(4 / error.square().mean()))
 
 
+@pytest.mark.slow
 def test_a_decoder_trained_so_stretches_a_smooth_picture_as_well_as_it_enlarges_it() -> None:
     """2:1 against the square of as many pixels, both ways; a decoder of squares only is worse at it."""
     ours, squares = trained(2.0), trained(1.0)

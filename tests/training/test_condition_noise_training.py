@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_shop import Shop, make_shop
+from stage_inputs import Shop, make_shop
 
 from pipeline.bundle import load_bundle, save_bundle
 from pipeline.denoiser import Denoiser
 from pipeline.errors import UserError
 from training.config import Preset, override
+from training.micro_batch import MicroBatch
 from training.noise import Draws
 from training.presets import debug
 from training.run import train
-from training.session import MicroBatch
 from training.stages.denoiser import shown_condition
 
 NOISY = ["model.task=sr", "model.lr_size=8", "model.denoiser.condition_noise=0.4"]

@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from small_shop import Shop
+from stage_inputs import Shop
 
 from pipeline.errors import UserError
 from training.run import train

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_shop import Shop
+from stage_inputs import Shop
 from test_resume import wait_for
 from two_workers import outputs, start_workers
 
@@ -36,6 +36,7 @@ def learnt(run_dir: Path, part: str = "denoiser") -> torch.Tensor:
     return torch.cat([tensors[name].flatten() for name in sorted(tensors)])
 
 
+@pytest.mark.slow
 def test_two_processes_learn_what_one_and_what_deepspeed_learns(shop: Shop, tmp_path: Path) -> None:
     """The same samples, noise and averaged gradients, with two micro-batches a step: equal to float32 rounding."""
     settings = [*SETTINGS, "steps=6", "micro_batch=2", "log_every=1"]
@@ -58,6 +59,7 @@ def test_every_stage_trains(shop: Shop, tmp_path: Path, stage: str) -> None:
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_like_an_uninterrupted_one_and_may_go_on_alone(shop: Shop, tmp_path: Path) -> None:
     settings = [*SETTINGS, "steps=24", "log_every=1"]
     outputs(start_workers(*command(shop, "denoiser", tmp_path / "whole", *settings)))

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from direct_settings import DIRECT, WITH_ENCODER, save_first_stage, with_conditions
-from small_shop import Shop
+from stage_inputs import Shop
 from test_resume import losses, wait_for
 from test_resume_deepspeed import finish
 

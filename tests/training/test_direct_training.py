@@ -11,7 +11,7 @@ import pytest
 import torch
 from direct_settings import DIRECT, WITH_ENCODER, save_first_stage, with_conditions
 from PIL import Image
-from small_shop import Shop
+from stage_inputs import Shop
 
 from pipeline import storage
 from pipeline.bundle import load_bundle, save_bundle

@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from training.config import StageConfig
-from training.engine import DeepSpeedEngine, make_engine
+from training.engine import make_engine
+from training.engine_deepspeed import DeepSpeedEngine
 from training.power_ema import LENGTHS, exponent
 from training.world import World
 

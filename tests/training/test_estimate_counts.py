@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 from direct_settings import WITH_ENCODER, save_first_stage
-from small_shop import Shop
+from stage_inputs import Shop
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-import training.session
+import training.figures
 from pipeline.bundle import load_bundle
 from training.config import Preset, override
 from training.estimate import Estimate, estimate
@@ -149,7 +149,7 @@ def test_flop_utilisation_counts_the_discriminator_from_where_it_takes_part(
 ) -> None:
     settings = ["steps=4", "global_batch=4", "adversarial_weight=0.5", "adversarial_start=2"]
     preset, found = sized(shop.preset, "autoencoder", *settings)
-    monkeypatch.setattr(training.session, "peak_flops", lambda device, precision: 1e12)
+    monkeypatch.setattr(training.figures, "peak_flops", lambda device, precision: 1e12)
     run_stage("autoencoder", *(f"autoencoder.{s}" for s in (*SETTINGS, *settings)))
     rows = [json.loads(line) for line in (tmp_path / "autoencoder/metrics.jsonl").read_text().splitlines()]
     done = [1e12 * row["mfu_percent"] / 100 / row["images_per_s"] * 4 for row in rows]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_shop import Shop
+from stage_inputs import Shop
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from training.config import override

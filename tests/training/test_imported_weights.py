@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_shop import SCALE_RATIO, Shop
+from stage_inputs import SCALE_RATIO, Shop
 from torch import Tensor
 
 from pipeline import storage

@@ -9,7 +9,7 @@ import pytest
 import torch
 from direct_settings import with_conditions
 from PIL import Image
-from small_shop import Shop
+from stage_inputs import Shop
 from test_direct_training import losses
 
 from pipeline import storage

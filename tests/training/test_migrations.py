@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from small_shop import Shop
+from stage_inputs import Shop
 from test_resume import losses
 
 from pipeline import bundle as bundles

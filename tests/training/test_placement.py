@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from direct_settings import WITH_ENCODER
-from small_shop import Shop
+from stage_inputs import Shop
 
 PERCEPTUAL = ["perceptual_weight=0.1", "lpips_weights=random"]
 CASES = {

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from scipy.integrate import quad
 from scipy.stats import beta
-from small_shop import Shop
+from stage_inputs import Shop
 from test_resume import command, start, wait_for
 
 from orchestration.verbs import average

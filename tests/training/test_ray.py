@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from small_shop import Shop
+from stage_inputs import Shop
 
 from orchestration.ray_train import launch, start_ray
 from pipeline import storage

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from small_shop import Shop
+from stage_inputs import Shop
 
 from orchestration.ray_train import launch, start_ray
 from training.config import override

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_shop import Shop
+from stage_inputs import Shop
 
 from pipeline import storage
 from pipeline.bundle import PARTS, load_bundle, outline

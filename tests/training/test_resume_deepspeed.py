@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 import torch
-from small_shop import Shop
+from stage_inputs import Shop
 from test_resume import losses, wait_for, weights
 
 from pipeline import storage
-from training import engine
+from training import engine_deepspeed
 from training.config import StageConfig, override
-from training.plain_engine import cast
+from training.precision import cast
 from training.presets import debug
 from training.run import train
 from training.world import World
@@ -29,7 +29,7 @@ BF16_WEIGHTS = "--bf16-weights"
 
 def train_bf16_weights() -> None:
     """As this project did at first: DeepSpeed's own bf16, whose weights are rounded and have float32 masters beside."""
-    today = engine.deepspeed_config
+    today = engine_deepspeed.deepspeed_config
 
     def at_first(config: StageConfig, world: World, accumulation: int, num_parameters: int) -> dict[str, Any]:
         return {
@@ -38,11 +38,11 @@ def train_bf16_weights() -> None:
             "bf16": {"enabled": True},
         }
 
-    def call(self: engine.DeepSpeedEngine, *inputs: Any) -> Any:
+    def call(self: engine_deepspeed.DeepSpeedEngine, *inputs: Any) -> Any:
         return cast(self._engine(*(cast(value, torch.bfloat16) for value in inputs)), torch.float32)
 
-    engine.deepspeed_config = at_first
-    engine.DeepSpeedEngine.__call__ = call  # type: ignore[method-assign]
+    engine_deepspeed.deepspeed_config = at_first
+    engine_deepspeed.DeepSpeedEngine.__call__ = call  # type: ignore[method-assign]
 
 
 def one_worker(data: str, bundle: str, run_dir: str, *settings: str) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_shop import Shop
+from stage_inputs import Shop
 
 from pipeline import storage
 from pipeline.bundle import UNFINISHED, Bundle, _load_bundle, load_bundle, save_bundle

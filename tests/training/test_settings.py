@@ -1,5 +1,8 @@
 import dataclasses
+import json
+import re
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +13,8 @@ from pipeline.bundle import build_decoder, build_denoiser
 from pipeline.errors import UserError
 from training.cli import main
 from training.config import AlignStage, DecoderStage, StageConfig, override, preset_from_dict, preset_to_dict
-from training.engine import bucket_size, deepspeed_config
+from training.engine import accumulation_steps
+from training.engine_deepspeed import bucket_size, deepspeed_config
 from training.estimate import check_memory, dry_run, estimate, peak_flops
 from training.optim import lr_at
 from training.presets import PRESETS, debug, get_preset
@@ -156,6 +160,16 @@ def test_deepspeed_is_told_the_batch_the_precision_and_no_offload() -> None:
         "stage3_prefetch_bucket_size": 37_500_000,
     }
     assert told["torch_autocast"]["enabled"] and not told["fp16"]["enabled"] and told["gradient_clipping"] == 0.5
+
+
+def test_the_page_prints_what_deepspeed_is_told() -> None:
+    page = Path(__file__).parents[2].joinpath("docs/verbs/train.md").read_text()
+    [printed] = re.findall(r"^```json deepspeed\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    preset, world = get_preset("ffhq-256"), World(0, 8, 0, torch.device("cuda"))
+    with torch.device("meta"):
+        num = sum(parameter.numel() for parameter in build_denoiser(preset.model).parameters())
+    told = deepspeed_config(preset.denoiser, world, accumulation_steps(preset.denoiser, world.size), num)
+    assert json.loads(printed) == told
 
 
 @pytest.mark.parametrize(

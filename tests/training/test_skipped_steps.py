@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_shop import Shop
+from stage_inputs import Shop
 from test_resume import weights
 from torch import Tensor, nn
 from two_workers import outputs, start_workers

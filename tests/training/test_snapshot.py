@@ -9,23 +9,23 @@ import torch
 from torch import nn
 
 from training.config import StageConfig
-from training.copies import CpuCopies, Snapshot, tensors_of
 from training.engine import make_engine
-from training.plain_engine import PlainEngine
+from training.engine_local import LocalEngine
+from training.snapshots import CpuCopies, Snapshot, tensors_of
 from training.world import World
 
 ONE = World(0, 1, 0, torch.device("cpu"))
 
 
-def engine() -> PlainEngine:
+def engine() -> LocalEngine:
     torch.manual_seed(0)
     made = make_engine(nn.Conv2d(3, 4, 3), StageConfig(channels_last=True), ONE, deepspeed=False)
-    assert isinstance(made, PlainEngine)
+    assert isinstance(made, LocalEngine)
     learn(made, 1)
     return made
 
 
-def learn(made: PlainEngine, step: int) -> None:
+def learn(made: LocalEngine, step: int) -> None:
     made.backward(made(torch.randn(2, 3, 5, 5)).square().mean())
     made.step(step, 1e-2)
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from training import copies
-from training.copies import CpuCopies, Snapshot
+from training import snapshots
+from training.snapshots import CpuCopies, Snapshot
 
 SECOND = torch.device("cuda", 1)
 
@@ -91,14 +91,14 @@ class FakeStream:
 
 def test_the_copy_is_made_on_the_device_of_the_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
     recorder = Recorder()
-    monkeypatch.setattr(copies, "cuda", recorder)
+    monkeypatch.setattr(snapshots, "cuda", recorder)
     monkeypatch.setattr(OnSecond, "recorder", recorder, raising=False)
 
     def empty(tensor: Tensor) -> Tensor:
         recorder.say("page-locked memory")  # made by the context of the device that is current
         return torch.empty(tensor.shape)
 
-    monkeypatch.setattr(copies, "_empty_on_cpu", empty)
+    monkeypatch.setattr(snapshots, "_empty_on_cpu", empty)
     state = {"state.pt": {"weight": torch.arange(6.0).as_subclass(OnSecond), "steps": [3, torch.ones(())]}}
     with recorder.device(SECOND):
         snapshot = Snapshot(state, CpuCopies())
@@ -119,6 +119,6 @@ def test_the_copy_is_made_on_the_device_of_the_tensors(monkeypatch: pytest.Monke
 
 def test_a_state_on_the_cpu_asks_nothing_of_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     """Even where CUDA has been used: no stream, no context, no page-locked memory."""
-    monkeypatch.setattr(copies, "cuda", None)
+    monkeypatch.setattr(snapshots, "cuda", None)
     files = Snapshot({"a": torch.ones(2)}, CpuCopies()).files()
     assert torch.equal(files["a"], torch.ones(2))

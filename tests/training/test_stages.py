@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_shop import Shop
+from stage_inputs import Shop
 
 from pipeline.bundle import load_bundle
 from pipeline.errors import UserError

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from direct_settings import DIRECT
-from small_shop import Shop
+from stage_inputs import Shop
 from torch import nn
 
 from pipeline import storage

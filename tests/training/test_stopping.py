@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import Stopped, UserError
-from training import session, stopping
+from training import stopping
 from training.run import TrainResult
 from training.stopping import Stop, stop_on_signals
 
@@ -58,7 +58,7 @@ with stopping.stop_on_signals():
 def test_a_notice_saves_once_and_a_wish_to_leave_saves_again(
     run_stage: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session, "_ASK_SECONDS", -1.0)
+    monkeypatch.setattr(stopping, "ASK_SECONDS", -1.0)
     wishes = itertools.chain([Stop.SAVE] * 5, [Stop.LEAVE])
     settings = [*LONG, "denoiser.log_every=1000"]  # reports may be far apart, a notice gives half a minute
     with pytest.raises(Stopped, match="stopped at step 6; run again to continue"):
@@ -70,7 +70,7 @@ def test_a_notice_saves_once_and_a_wish_to_leave_saves_again(
 def test_a_run_whose_folder_was_taken_over_writes_no_more(
     run_stage: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session, "_ASK_SECONDS", -1.0)
+    monkeypatch.setattr(stopping, "ASK_SECONDS", -1.0)
 
     def taken() -> None:
         raise UserError("lost the hold on s3://bucket/run; run the same command again")

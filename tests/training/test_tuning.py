@@ -9,14 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from small_shop import Shop
+from stage_inputs import Shop
 from torch import nn
 
 from pipeline.bundle import build_autoencoder, build_decoder
 from pipeline.liif import LiifHead
-from training import engine
 from training.config import StageConfig, override
-from training.engine import frozen_dtype
+from training.precision import frozen_dtype
 from training.presets import debug
 from training.reconstruction import Reconstruction
 from training.run import train
@@ -95,7 +94,7 @@ def test_the_frozen_decoder_is_rendered_in_the_frozen_precision(
         seen.add(table.dtype)
         return grid(self, table, *places, **options)
 
-    monkeypatch.setattr(engine, "frozen_dtype", lambda config, device: torch.bfloat16)
+    monkeypatch.setattr("training.precision.frozen_dtype", lambda config, device: torch.bfloat16)
     monkeypatch.setattr(LiifHead, "grid", watched)
     words = ("steps=1", "precision=bf16", *(["teacher_steps=1"] if stage == "distill" else []))
     preset = override(sr_shop.preset, [f"{stage}.{word}" for word in words])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from skimage.metrics import peak_signal_noise_ratio
-from small_shop import Shop
+from stage_inputs import Shop
 from test_ddp import command as with_engine
 from test_resume import command, start, wait_for, weights
 from two_workers import outputs, start_workers
@@ -24,11 +24,11 @@ from training.config import StageConfig, override
 from training.context import Context
 from training.held_out import CHUNK, HeldOut
 from training.noise import Draws
+from training.optim import prolonged
 from training.presets import debug
+from training.request import TrainRequest
 from training.run import TrainResult, make_context
-from training.session import prolonged
 from training.stage_figures import denoiser_figures
-from training.stopping import Stop
 from training.watch import higher_is_better
 from training.world import World
 
@@ -82,11 +82,9 @@ def test_two_workers_have_the_figures_of_one(watched_shop: Shop, tmp_path: Path,
 
 
 def context_of(shop: Shop, stage: str, *settings: str, world: World | None = None) -> Context:
-    return make_context(
-        stage, override(debug(), list(settings)), data=shop.data, run_dir="/nowhere", bundle=shop.bundle,
-        world=world or World(0, 1, 0, torch.device("cpu")), use_deepspeed=False, reporters=[],
-        stop_requested=lambda: Stop.NO, progress_stream=None,
-    )  # fmt: skip
+    preset = override(debug(), list(settings))
+    request = TrainRequest(stage=stage, preset=preset, data=shop.data, run_dir="/nowhere", bundle=shop.bundle)
+    return make_context(request, world or World(0, 1, 0, torch.device("cpu")))
 
 
 def held_out(shop: Shop, num: int) -> tuple[torch.Tensor, torch.Tensor]:

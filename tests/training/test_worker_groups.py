@@ -18,7 +18,7 @@ from orchestration.ray_train import gpus_of_each
 from pipeline.errors import UserError
 from training.config import StageConfig
 from training.ema import Ema
-from training.engine import DeepSpeedEngine
+from training.engine_deepspeed import DeepSpeedEngine
 from training.power_ema import PowerAverages
 from training.presets import debug
 from training.world import World, current_world
@@ -149,7 +149,7 @@ if {set_before}:
     from deepspeed.accelerator.cuda_accelerator import CUDA_Accelerator
     set_accelerator(CUDA_Accelerator())
     torch.cuda.current_device = lambda: 0
-from training.engine import _import_deepspeed
+from training.engine_deepspeed import _import_deepspeed
 _import_deepspeed(torch.device("cpu"))
 from deepspeed.accelerator import get_accelerator
 print("device", get_accelerator().device_name())

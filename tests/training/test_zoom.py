@@ -16,10 +16,10 @@ from pipeline.errors import UserError
 from pipeline.images import from_uint8, to_uint8
 from pipeline.resize import resize
 from training.config import AutoencoderStage, DecoderStage, override
+from training.micro_batch import MicroBatch
 from training.noise import Draws
 from training.pairs import cached_pairs, direct_pairs, latent_pairs
 from training.presets import debug
-from training.session import MicroBatch
 from training.zoom import draw_zoom, largest_zoom, smallest_zoom
 
 

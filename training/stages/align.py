@@ -10,16 +10,17 @@ import copy
 
 from pipeline.bundle import build_denoiser
 from pipeline.diffusion import Schedule
+from training.averaged import averaged_part
 from training.config import AlignStage
 from training.context import Context, require_parts
-from training.engine import frozen_precision, make_engine
+from training.engine import make_engine
 from training.grids import Grids
 from training.latents import draw_noise, scaled_latents, shown_condition
 from training.losses import alignment_loss, diffusion_weight
+from training.precision import frozen_precision
+from training.result import Trained
 from training.session import Session
 from training.stage_figures import align_figures
-from training.stages.denoiser import trained_denoiser
-from training.stages.parts import Trained, trained
 from training.targets import draw_target, render_target
 from training.watch import Watch
 
@@ -28,7 +29,7 @@ def train(context: Context) -> Trained:
     """min over eps_theta of lambda_dm · L_dm + lambda_recon · L_recon, eq. (9), with E and ND frozen."""
     config, model = context.config, context.model
     assert isinstance(config, AlignStage)
-    bundle = require_parts(context.bundle, "align", "autoencoder", "decoder", "denoiser")
+    bundle = require_parts(context.bundle, "align")
     assert bundle.decoder is not None and bundle.denoiser is not None
 
     # ND is frozen and stays outside the engine: gradients run through it, none are kept for it. It has no dropout or
@@ -37,13 +38,13 @@ def train(context: Context) -> Trained:
     denoiser = build_denoiser(model)
     denoiser.load_state_dict(bundle.denoiser.state_dict(), strict=True)
     schedule = Schedule(model.schedule)
-    engine = make_engine(denoiser, config, context.world, deepspeed=context.use_deepspeed)
+    engine = make_engine(denoiser, config, context.world, deepspeed=context.request.use_deepspeed)
     session = Session(context, engine, context.loader(pixels=True, latents=True))
     session.watch(Watch(context, engine, align_figures(context)))
     grids = Grids(context)
 
     if session.first_grid_due():
-        grids.samples(session, trained_denoiser(context, engine.averaged()), decoder)
+        grids.samples(session, averaged_part(context, "denoiser", engine.averaged()), decoder)
     for step, batch in session:
         target = draw_target(config, model, step)
         for micro in session.micro_batches(batch):
@@ -66,6 +67,6 @@ def train(context: Context) -> Trained:
             session.backward(loss, {"loss_dm": dm, "loss_recon": recon})
         session.end_step()
         if session.grid_due():
-            grids.samples(session, trained_denoiser(context, engine.averaged()), decoder)
+            grids.samples(session, averaged_part(context, "denoiser", engine.averaged()), decoder)
 
-    return trained(session, engine.averaged())
+    return session.finish(engine.averaged())

@@ -6,24 +6,23 @@ Legend: B batch, C latent channels, H/W pixels, h/w latent cells. Esser et al. (
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
-from pipeline.autoencoder import Autoencoder
 from pipeline.bundle import build_autoencoder
 from pipeline.config import ModelConfig
 from training.adversary import Adversary
+from training.averaged import averaged_part
 from training.config import AutoencoderStage, first_stage_unit
 from training.context import Context
 from training.engine import make_engine
 from training.grids import Grids
-from training.losses import adaptive_weight, kl_loss, per_sample
+from training.losses import adaptive_weight, kl_loss, per_sample, psnr
 from training.optim import generator_for
 from training.perceptual import load_perceptual
 from training.reconstruction import Reconstruction
+from training.result import Trained
 from training.session import Session
 from training.stage_figures import autoencoder_figures
 from training.stages import joint
-from training.stages.parts import Trained, psnr, trained
 from training.starts import start_autoencoder
 from training.watch import Watch
 
@@ -38,7 +37,7 @@ def train(context: Context) -> Trained:
     autoencoder = build_autoencoder(model)
     start_autoencoder(autoencoder, config.start, context.bundle)
     network = Reconstruction(autoencoder)
-    engine = make_engine(network, config, context.world, deepspeed=context.use_deepspeed)
+    engine = make_engine(network, config, context.world, deepspeed=context.request.use_deepspeed)
     session = Session(context, engine, context.loader(pixels=True, latents=False))
     session.watch(Watch(context, engine, autoencoder_figures(context)))
     lpips = None
@@ -50,7 +49,7 @@ def train(context: Context) -> Trained:
     grids = Grids(context)
 
     if session.first_grid_due():
-        grids.autoencoder(session, _averaged_network(model, engine.averaged(), context.world.device))
+        grids.autoencoder(session, averaged_part(context, "autoencoder", engine.averaged()))
     for step, batch in session:
         window = _draw_crop(config, model, step)
         for micro in session.micro_batches(batch):
@@ -87,12 +86,9 @@ def train(context: Context) -> Trained:
             adversary.step()
         session.end_step()
         if session.grid_due():
-            grids.autoencoder(session, _averaged_network(model, engine.averaged(), context.world.device))
+            grids.autoencoder(session, averaged_part(context, "autoencoder", engine.averaged()))
 
-    weights = engine.averaged()
-    if weights is not None:
-        weights = {name.removeprefix("autoencoder."): tensor for name, tensor in weights.items()}
-    return trained(session, weights)
+    return session.finish(engine.averaged())
 
 
 def _draw_crop(config: AutoencoderStage, model: ModelConfig, step: int) -> tuple[slice, slice]:
@@ -101,13 +97,3 @@ def _draw_crop(config: AutoencoderStage, model: ModelConfig, step: int) -> tuple
     generator = generator_for(config.seed, "crop", step)
     y0, x0 = (int(torch.randint(0, model.image_size - side + 1, (), generator=generator)) for _ in range(2))
     return slice(y0, y0 + side), slice(x0, x0 + side)
-
-
-def _averaged_network(
-    model: ModelConfig, weights: dict[str, Tensor] | None, device: torch.device
-) -> Autoencoder | None:
-    if weights is None:
-        return None
-    network = Reconstruction(build_autoencoder(model))
-    network.load_state_dict(weights, strict=True)
-    return network.autoencoder.to(device).eval()

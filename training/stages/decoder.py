@@ -9,20 +9,20 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from torch import Tensor
 
 from pipeline.bundle import build_decoder
 from pipeline.decoder import ImplicitDecoder
+from training.averaged import averaged_part
 from training.config import DecoderStage, with_scale_factor
 from training.context import Context, frozen_autoencoder
 from training.engine import make_engine
 from training.grids import Grids
-from training.losses import per_sample
+from training.losses import per_sample, psnr
 from training.pairs import MakePair, cached_pairs, direct_pairs, latent_pairs
 from training.perceptual import load_perceptual
+from training.result import Trained
 from training.session import Session
 from training.stage_figures import decoder_figures
-from training.stages.parts import Trained, psnr, trained
 from training.starts import start_decoder
 from training.watch import Watch
 
@@ -40,7 +40,7 @@ def train(context: Context) -> Trained:
     # The encoder is frozen: its latents come from the cache, or it encodes the conditions that a step draws.
     torch.manual_seed(config.seed)
     decoder = starting_decoder(context)
-    engine = make_engine(decoder, config, context.world, deepspeed=context.use_deepspeed)
+    engine = make_engine(decoder, config, context.world, deepspeed=context.request.use_deepspeed)
     session = Session(context, engine, context.loader(pixels=True, latents=not is_drawn))
     session.watch(Watch(context, engine, decoder_figures(context)))
     encoder = frozen_autoencoder(context).to(context.world.device) if is_drawn else None
@@ -56,7 +56,7 @@ def train(context: Context) -> Trained:
     draw_grid = grids.enlargement if is_direct else grids.reconstruction
 
     if session.first_grid_due():
-        draw_grid(session, trained_decoder(context, engine.averaged()))
+        draw_grid(session, averaged_part(context, "decoder", engine.averaged()))
     for step, batch in session:
         # One target size a step: s uniform in [min_size, max_size], and a window of it; or one scale and region.
         pair_of = make_pairs(step)
@@ -72,9 +72,9 @@ def train(context: Context) -> Trained:
             session.backward(loss, terms)
         session.end_step()
         if session.grid_due():
-            draw_grid(session, trained_decoder(context, engine.averaged()))
+            draw_grid(session, averaged_part(context, "decoder", engine.averaged()))
 
-    return trained(session, engine.averaged())
+    return session.finish(engine.averaged())
 
 
 def starting_decoder(context: Context) -> ImplicitDecoder:
@@ -84,12 +84,3 @@ def starting_decoder(context: Context) -> ImplicitDecoder:
     decoder = build_decoder(context.model)
     start_decoder(decoder, config.start, context.bundle)
     return decoder
-
-
-def trained_decoder(context: Context, weights: dict[str, Tensor] | None) -> ImplicitDecoder | None:
-    """A decoder with the averaged weights, on the main worker."""
-    if weights is None:
-        return None
-    decoder = build_decoder(context.model)
-    decoder.load_state_dict(weights, strict=True)
-    return decoder.to(context.world.device).eval()

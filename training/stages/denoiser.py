@@ -6,20 +6,19 @@ Legend: B batch, C latent channels, h/w latent cells. z are scaled latents, t (B
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from pipeline.bundle import build_denoiser
-from pipeline.denoiser import Denoiser
 from pipeline.diffusion import Schedule
+from training.averaged import averaged_part
 from training.config import DenoiserStage
 from training.context import Context, require_parts
 from training.engine import make_engine
 from training.grids import Grids
 from training.latents import draw_noise, scaled_latents, shown_condition
 from training.losses import denoising_loss, min_snr_weight
+from training.result import Trained
 from training.session import Session
 from training.stage_figures import denoiser_figures
-from training.stages.parts import Trained, trained
 from training.starts import start_denoiser
 from training.watch import Watch
 
@@ -28,18 +27,18 @@ def train(context: Context) -> Trained:
     """min over eps_theta of | eps - eps_theta(z_t, t) |^2, eq. (4); SR models also see the condition latent."""
     config, model = context.config, context.model
     assert isinstance(config, DenoiserStage)
-    bundle = require_parts(context.bundle, "denoiser", "autoencoder")
+    bundle = require_parts(context.bundle, "denoiser")
     torch.manual_seed(config.seed)
     denoiser = build_denoiser(model)
     start_denoiser(denoiser, config.start, bundle)
     schedule = Schedule(model.schedule)
-    engine = make_engine(denoiser, config, context.world, deepspeed=context.use_deepspeed)
+    engine = make_engine(denoiser, config, context.world, deepspeed=context.request.use_deepspeed)
     session = Session(context, engine, context.loader(pixels=False, latents=True))
     session.watch(Watch(context, engine, denoiser_figures(context)))
     grids = Grids(context)
 
     if session.first_grid_due():
-        grids.samples(session, trained_denoiser(context, engine.averaged()))
+        grids.samples(session, averaged_part(context, "denoiser", engine.averaged()))
     for step, batch in session:
         for micro in session.micro_batches(batch):
             z0, condition = scaled_latents(micro, model, config.seed if config.sample_latents else None, step)
@@ -55,15 +54,6 @@ def train(context: Context) -> Trained:
             session.backward(loss, {})
         session.end_step()
         if session.grid_due():
-            grids.samples(session, trained_denoiser(context, engine.averaged()))
+            grids.samples(session, averaged_part(context, "denoiser", engine.averaged()))
 
-    return trained(session, engine.averaged())
-
-
-def trained_denoiser(context: Context, weights: dict[str, Tensor] | None) -> Denoiser | None:
-    """A denoiser with the averaged weights, on the main worker."""
-    if weights is None:
-        return None
-    denoiser = build_denoiser(context.model)
-    denoiser.load_state_dict(weights, strict=True)
-    return denoiser.to(context.world.device).eval()
+    return session.finish(engine.averaged())

@@ -19,16 +19,17 @@ from pipeline.bundle import build_denoiser
 from pipeline.denoiser import Denoiser
 from pipeline.diffusion import Schedule
 from pipeline.sampling import dpm_solver
+from training.averaged import averaged_part
 from training.config import DistillStage
 from training.context import Context, require_parts
-from training.engine import autocast, frozen_precision, make_engine
+from training.engine import make_engine
 from training.grids import Grids
 from training.latents import scaled_latents, shown_condition
-from training.losses import per_sample
+from training.losses import per_sample, psnr
+from training.precision import autocast, frozen_precision
+from training.result import Trained
 from training.session import Session
 from training.stage_figures import distill_figures
-from training.stages.denoiser import trained_denoiser
-from training.stages.parts import Trained, psnr, trained
 from training.starts import start_denoiser
 from training.targets import draw_target, render_target
 from training.watch import Watch
@@ -39,7 +40,7 @@ def train(context: Context) -> Trained:
     + lambda_truth · |ND(z0_pred; s) - x|, with z0_pred of one evaluation at z_T, and z_0 the teacher's."""
     config, model, device = context.config, context.model, context.world.device
     assert isinstance(config, DistillStage)
-    bundle = require_parts(context.bundle, "distill", "autoencoder", "decoder", "denoiser")
+    bundle = require_parts(context.bundle, "distill")
     assert bundle.decoder is not None and bundle.denoiser is not None
 
     # Teacher and ND are frozen and stay outside the engine; gradients run through ND, as in alignment stage 2.
@@ -47,7 +48,7 @@ def train(context: Context) -> Trained:
     teacher = copy.deepcopy(bundle.denoiser).to(device).eval().requires_grad_(False)
     schedule, path = Schedule(model.schedule), Schedule(bundle.config.schedule)
     student = starting_student(context)
-    engine = make_engine(student, config, context.world, deepspeed=context.use_deepspeed)
+    engine = make_engine(student, config, context.world, deepspeed=context.request.use_deepspeed)
     session = Session(context, engine, context.loader(pixels=True, latents=True))
     session.watch(Watch(context, engine, distill_figures(context)))
     grids = Grids(context)
@@ -63,7 +64,7 @@ def train(context: Context) -> Trained:
         return dpm_solver(predict, path, noise, num_steps=config.teacher_steps)
 
     if session.first_grid_due():
-        grids.distilled(session, trained_denoiser(context, engine.averaged()), decoder, teacher)
+        grids.distilled(session, averaged_part(context, "denoiser", engine.averaged()), decoder, teacher)
     for step, batch in session:
         target = draw_target(config, model, step)
         for micro in session.micro_batches(batch):
@@ -90,9 +91,9 @@ def train(context: Context) -> Trained:
             session.backward(loss, {**terms, **figures})
         session.end_step()
         if session.grid_due():
-            grids.distilled(session, trained_denoiser(context, engine.averaged()), decoder, teacher)
+            grids.distilled(session, averaged_part(context, "denoiser", engine.averaged()), decoder, teacher)
 
-    return trained(session, engine.averaged())
+    return session.finish(engine.averaged())
 
 
 def starting_student(context: Context) -> Denoiser:

@@ -7,17 +7,17 @@ stage 1 afterwards: what comes out is a bundle of encoder and implicit decoder.
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
+from training.averaged import averaged_part
 from training.config import AutoencoderStage, first_stage_unit
 from training.context import Context
 from training.engine import make_engine
 from training.grids import Grids
-from training.losses import kl_loss, per_sample
-from training.reconstruction import JointFirstStage, joint_first_stage
+from training.losses import kl_loss, per_sample, psnr
+from training.reconstruction import joint_first_stage
+from training.result import Trained
 from training.session import Session
 from training.stage_figures import joint_figures
-from training.stages.parts import Trained, psnr, trained
 from training.starts import start_autoencoder, start_decoder
 from training.targets import draw_target
 from training.watch import Watch
@@ -32,7 +32,7 @@ def train(context: Context) -> Trained:
     network = joint_first_stage(model)
     start_autoencoder(network.autoencoder, config.start, context.bundle)
     start_decoder(network.decoder, config.decoder_start or config.start, context.bundle)
-    engine = make_engine(network, config, context.world, deepspeed=context.use_deepspeed)
+    engine = make_engine(network, config, context.world, deepspeed=context.request.use_deepspeed)
     session = Session(context, engine, context.loader(pixels=True, latents=False))
     session.watch(Watch(context, engine, joint_figures(context)))
     grids = Grids(context)
@@ -40,9 +40,8 @@ def train(context: Context) -> Trained:
     unit = first_stage_unit(model.autoencoder.kind, model.image_size)
 
     def draw_grid() -> None:
-        averaged = engine.averaged()  # collective
-        if averaged is not None:
-            grids.joint(session, averaged_first_stage(context, averaged))
+        weights = engine.averaged()  # collective
+        grids.joint(session, *(averaged_part(context, name, weights) for name in ("autoencoder", "decoder")))
 
     if session.first_grid_due():
         draw_grid()
@@ -62,11 +61,4 @@ def train(context: Context) -> Trained:
         if session.grid_due():
             draw_grid()
 
-    return trained(session, engine.averaged())
-
-
-def averaged_first_stage(context: Context, weights: dict[str, Tensor]) -> JointFirstStage:
-    """The network with the averaged weights, for pictures."""
-    network = joint_first_stage(context.model)
-    network.load_state_dict(weights, strict=True)
-    return network.to(context.world.device).eval()
+    return session.finish(engine.averaged())

@@ -1,4 +1,4 @@
-"""Copies of nested state on the CPU, into memory that is used again: what a checkpoint is written from.
+"""Snapshots of nested state: copies on the CPU, into memory that is used again. A checkpoint is written from them.
 
 Fresh memory costs several times the copy itself (each page is cleared and mapped first), so the second and later
 snapshots of a run write over the first one's tensors.

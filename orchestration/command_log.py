@@ -63,7 +63,8 @@ def logged(file: str, words: Sequence[str]) -> Iterator[None]:
             root.addHandler(handler)
             stack.callback(root.removeHandler, handler)
         root.setLevel(min(level, logging.INFO))
-        stack.enter_context(contextlib.redirect_stdout(Teed(sys.stdout, log)))
+        if sys.stdout is not None:
+            stack.enter_context(contextlib.redirect_stdout(Teed(sys.stdout, log)))
         stack.enter_context(contextlib.redirect_stderr(Teed(sys.stderr, log)))
         yield
 

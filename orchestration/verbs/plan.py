@@ -24,7 +24,7 @@ class Arguments:
     you measured (latentzoom preprocess --dry-run; mfu_percent of a short training run), and what you pay."""
 
     data_set: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
-    """A known one (ffhq, celebahq, lsun-bedroom, ...), or any name together with --preset and --images."""
+    """ffhq-256, lsun-bedroom-256, div2k-sr, or any name together with --preset and --images."""
     preset: str = ""
     """Without it the data set's."""
     set: Annotated[Repeated, tyro.conf.arg(metavar="NAME=VALUE")] = ()

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 
 import pytest
 import yaml
@@ -18,6 +19,7 @@ from pipeline.common_options import Common, answer, in_force, split
 from pipeline.errors import UserError
 from pipeline.options import options_of
 
+ROOT = Path(__file__).resolve().parents[2]
 ALL = {f"{verb} {kind}".strip(): options for verb in VERBS for kind, options in kinds(verb).items()}
 
 
@@ -55,6 +57,15 @@ def test_json_is_alone_on_standard_output(verb, capsys):
     assert capsys.readouterr().out == "two lines\nfor people\n"
     assert main(["stand-in"]) == 1
     assert capsys.readouterr().out == "on the way\ntwo lines\nfor people\n"
+
+
+def test_every_verb_that_reports_has_an_answer():
+    """serve has none: it goes on until it is stopped."""
+    doing = {"upscale": "orchestration.upscaling", "generate": "orchestration.generating"}
+    doing |= {"train": "training.cli", "preprocess": "preprocess.cli"}
+    for name, (module, _) in VERBS.items():
+        text = (ROOT / f"{doing.get(name, module).replace('.', '/')}.py").read_text()
+        assert ("answer(" in text) == (name != "serve"), name
 
 
 def test_quiet_shows_no_progress(verb, capsys):

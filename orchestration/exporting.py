@@ -15,6 +15,7 @@ from orchestration.stored_bundle import bundle_digest
 from orchestration.verbs.export import Arguments
 from pipeline import storage
 from pipeline.bundle import Bundle, load_bundle
+from pipeline.common_options import answer
 from pipeline.errors import UserError
 from pipeline.exporting.front_matter import Facts, Measured, is_exported
 
@@ -35,8 +36,9 @@ def run(arguments: Arguments) -> int:
         write(bundle, folder, facts)
         storage.replace_dir(folder, arguments.out, last="README.md")
     figures = f", {len(facts.measured)} figures" if facts.measured else ""
-    print(
-        f"wrote {arguments.out}: {bundle.config.name} ({arguments.to}, licence {facts.licence or 'unknown'}{figures})"
+    answer(
+        f"wrote {arguments.out}: {bundle.config.name} ({arguments.to}, licence {facts.licence or 'unknown'}{figures})",
+        {"out": arguments.out, "model": bundle.config.name, "to": arguments.to, "licence": facts.licence or None},
     )
     return 0
 

@@ -172,7 +172,8 @@ def _greet(uri: str) -> None:
 
 @contextlib.contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
-    """Wait for other processes in the same block. The lock is the folder's own: no file, and a kill releases it."""
+    """Wait for other processes in the same block. The lock is the folder's own, which filelock has none of: no
+    file, and a kill releases it."""
     handle = -1
     try:
         with contextlib.suppress(OSError):  # not to be listed, or on a network file system without locks
@@ -318,7 +319,8 @@ def log_metrics(
 
 
 def log_dataset(uri: str, run_id: str, url: str, digest: str, *, name: str = "", context: str = "training") -> None:
-    """Link a run to the data set at `url`. MLflow shows the first 36 characters of a digest; the tag keeps all 64."""
+    """Link a run to the data set at `url`. MLflow shows the first 36 characters of a digest; the tag keeps all 64. The
+    entity is made here: `mlflow.data` would need a class for this kind of source, to make the same of it."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     dataset = Dataset(

@@ -118,7 +118,7 @@ def exit_status(command: Callable[[], int]) -> int:
     `KeyboardInterrupt` with a text says what comes next). One line is also what the client of a store raises where
     nobody else worded it: a network is no defect of ours; and a package of an extra that is not installed."""
     try:
-        return command()
+        return _told(command)
     except UserError as error:
         print(f"latentzoom: error: {error}", file=sys.stderr)
         return 2
@@ -147,6 +147,18 @@ def exit_status(command: Callable[[], int]) -> int:
         what_next = str(error) or "run the same command again to continue"
         print(f"\nlatentzoom: interrupted; {what_next}", file=sys.stderr)
         return 130
+
+
+def _told(command: Callable[[], int]) -> int:
+    """Run a command; with --verbose the traceback of what ends it is shown before its line."""
+    try:
+        return command()
+    except Exception:
+        from pipeline.common_options import now
+
+        if now().verbose:
+            traceback.print_exc()
+        raise
 
 
 def _place_of(error: BaseException) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from pipeline.command_line import plain_help
+from pipeline.command_line import Flag, parse, plain_help
 
 
 @plain_help
@@ -25,7 +25,7 @@ class Arguments:
     size, checked against PyTorch (needs the extra export)."""
     out: Annotated[str, tyro.conf.arg(aliases=["-o"], metavar="FOLDER")]
     """Where it goes (path or URL): a new folder, or an empty one."""
-    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    overwrite: Flag = False
     """Replace what an earlier export wrote there."""
     licence: Annotated[str, tyro.conf.arg(metavar="NAME")] = ""
     """Of the weights, for the card: an SPDX name such as CC-BY-SA-4.0; without it the one that the bundle names."""
@@ -38,7 +38,7 @@ class Arguments:
 
 def main(argv: list[str]) -> int:
     """Write the folder; returns 0."""
-    arguments = tyro.cli(Arguments, prog="latentzoom export", args=argv)
+    arguments = parse(Arguments, argv, prog="latentzoom export")
     from orchestration.exporting import run
 
     return run(arguments)

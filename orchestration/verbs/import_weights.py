@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from pipeline.command_line import plain_help
-from pipeline.errors import exit_status
+from pipeline.command_line import Flag, kind_of, parse, plain_help
+from pipeline.common_options import answer
 
 if TYPE_CHECKING:
     from pipeline.bundle import Bundle
-
-Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
 
 @plain_help
@@ -23,7 +21,7 @@ class Released:
 
     ckpt: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
     """The .ckpt file (path or URL)."""
-    config: Annotated[str, tyro.conf.arg(metavar="FILE")]
+    model_config: Annotated[str, tyro.conf.arg(metavar="FILE")]
     """The YAML configuration that it was trained with."""
     out: Annotated[str, tyro.conf.arg(metavar="FOLDER")]
     """Where the bundle goes (path or URL)."""
@@ -44,7 +42,7 @@ class Ldm:
 
     ckpt: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
     """The .ckpt file (path or URL)."""
-    config: Annotated[str, tyro.conf.arg(metavar="FILE")]
+    model_config: Annotated[str, tyro.conf.arg(metavar="FILE")]
     """Its YAML configuration."""
     out: Annotated[str, tyro.conf.arg(metavar="FOLDER")]
     """Where the bundle goes (path or URL). It has no implicit decoder: train the stage `decoder` on it."""
@@ -110,21 +108,33 @@ class Onnx:
 
 
 Wanted = Released | Ldm | Diffusers | HubFolder | Onnx
+KINDS: dict[str, type[Wanted]] = {
+    "released": Released,
+    "ldm": Ldm,
+    "diffusers": Diffusers,
+    "hub-folder": HubFolder,
+    "onnx": Onnx,
+}
 
 
 def main(argv: list[str]) -> int:
     """Run the command; returns its exit code."""
-    return exit_status(lambda: _run(parse(argv)))
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_help())
+        return 0 if argv else 2
+    return _run(parsed(argv))
 
 
-def parse(argv: list[str]) -> Wanted:
+def parsed(argv: list[str]) -> Wanted:
     """What a command line asks for."""
-    return tyro.extras.subcommand_cli_from_dict(
-        {"released": Released, "ldm": Ldm, "diffusers": Diffusers, "hub-folder": HubFolder, "onnx": Onnx},
-        prog="latentzoom import",
-        description=__doc__,
-        args=argv,
-    )
+    kind, words = kind_of(argv, list(KINDS), "latentzoom import")
+    return parse(KINDS[kind], words, prog=f"latentzoom import {kind}")
+
+
+def _help() -> str:
+    lines = ["usage: latentzoom import KIND ...", "", "Weights that exist elsewhere become a bundle.", "", "kinds:"]
+    lines += [f"  {name:12} {(kind.__doc__ or '').strip()}" for name, kind in KINDS.items()]
+    return "\n".join([*lines, "", "latentzoom import KIND --help lists the options."])
 
 
 def _run(wanted: Wanted) -> int:
@@ -138,7 +148,8 @@ def _run(wanted: Wanted) -> int:
     save_bundle(wanted.out, bundle, overwrite=wanted.overwrite)
     parts = [name for name in PARTS if getattr(bundle, name) is not None]
     weights = f", {bundle.meta['weights']} weights" if "weights" in bundle.meta else ""
-    print(f"wrote {wanted.out}: {bundle.config.name} ({', '.join(parts)}{weights})")
+    facts = {"out": wanted.out, "name": bundle.config.name, "parts": parts, "weights": bundle.meta.get("weights", "")}
+    answer(f"wrote {wanted.out}: {bundle.config.name} ({', '.join(parts)}{weights})", facts)
     return 0
 
 
@@ -157,9 +168,9 @@ def _imported(wanted: Wanted) -> Bundle:
         return import_diffusers(wanted.source, unet=wanted.unet or None, revision=wanted.revision or None, name=name)
     weights: Literal["ema", "raw"] = "raw" if wanted.raw else "ema"
     if isinstance(wanted, Ldm):
-        return import_checkpoint(wanted.ckpt, wanted.config, "ldm", weights=weights, name=name)
+        return import_checkpoint(wanted.ckpt, wanted.model_config, "ldm", weights=weights, name=name)
     bundle = import_checkpoint(
-        wanted.ckpt, wanted.config, "released", weights=weights, lr_size=wanted.lr_size, name=name
+        wanted.ckpt, wanted.model_config, "released", weights=weights, lr_size=wanted.lr_size, name=name
     )
     if bundle.config.task == "sr" and bundle.denoiser is not None and wanted.lr_size is None:
         print(f"note: taking {bundle.config.lr_size} as the LR size (the latent's); if it differs, give --lr-size")

@@ -99,7 +99,7 @@ def _written(report: str, log_file: str) -> str:
     """The file that holds the report; "" where none can be written."""
     import tempfile
 
-    from orchestration.stored_bundle import cache_folder  # not before it is needed: it takes its time
+    from orchestration.registry.stored_bundle import cache_folder  # not before it is needed: it takes its time
 
     name = f"crash-{datetime.datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}.log"
     places = [Path(log_file)] if log_file else [cache_folder() / "logs" / name, Path(tempfile.gettempdir()) / name]

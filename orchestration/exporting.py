@@ -9,15 +9,16 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from orchestration import registry, tracking
-from orchestration.evaluation.report import load_report
-from orchestration.stored_bundle import bundle_digest
+from orchestration.registry import versions as registry
+from orchestration.registry.stored_bundle import bundle_digest
+from orchestration.tracking import store as tracking
 from orchestration.verbs.export import Arguments
 from pipeline import storage
 from pipeline.bundle import Bundle, load_bundle
 from pipeline.common_options import answer
 from pipeline.errors import UserError
 from pipeline.exporting.front_matter import Facts, Measured, is_exported
+from training.evaluation.report import load_report
 
 _STARTER = "starter:"
 

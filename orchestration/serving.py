@@ -12,10 +12,10 @@ import threading
 import webbrowser
 from types import FrameType
 
-from orchestration import tracking
 from orchestration.serve.access import LOOPBACK, Access
 from orchestration.serve.on_ray import NAME, Replicas, application
 from orchestration.serve.settings import Settings
+from orchestration.tracking import store as tracking
 from orchestration.verbs.serve import Arguments
 from pipeline.errors import UserError
 from pipeline.progress import Notice

@@ -1,7 +1,7 @@
 """Progress of long operations: rate and ETA, a moving line on a terminal and plain lines elsewhere.
 
 Not by rich's own progress: it says nothing in a log while it goes on, hides the cursor of a terminal that a kill then
-leaves so, and has no line for the log of a Ray worker (`orchestration.relay`)."""
+leaves so, and has no line for the log of a Ray worker (`orchestration.cluster.relay`)."""
 
 from __future__ import annotations
 

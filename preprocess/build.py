@@ -16,16 +16,16 @@ import numpy as np
 from pipeline.errors import UserError
 from pipeline.storage import sha256_bytes
 from preprocess.config import PreprocessConfig
-from preprocess.decoding import Crop, DecodedImage, decode_ahead
 from preprocess.encode import LatentEncoder, StoredEncoder
 from preprocess.growth import Carrier
-from preprocess.images import use_own_size_limit
+from preprocess.pictures.decoding import Crop, DecodedImage, decode_ahead
+from preprocess.pictures.images import use_own_size_limit
 from preprocess.plan import ShardPlan
-from preprocess.publish import Publisher
 from preprocess.quarantine import quarantine
-from preprocess.receipt import Receipt
 from preprocess.retry import RetryCounter, full_disk_explained
-from preprocess.sample import Sample, member_suffixes
+from preprocess.shards.publish import Publisher
+from preprocess.shards.receipt import Receipt
+from preprocess.shards.sample import Sample, member_suffixes
 from preprocess.sources.base import Source
 
 

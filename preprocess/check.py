@@ -18,10 +18,10 @@ from pipeline.errors import UserError
 from pipeline.progress import Progress
 from pipeline.storage import absolute
 from preprocess.config import CheckConfig
-from preprocess.crops import choose_box
-from preprocess.images import decode, use_own_size_limit
+from preprocess.pictures.crops import choose_box
+from preprocess.pictures.images import decode, use_own_size_limit
+from preprocess.pictures.reading import read_image
 from preprocess.plan import PlannedImage
-from preprocess.reading import read_image
 from preprocess.rejects import Reject
 from preprocess.retry import RetryCounter
 from preprocess.run import plan_run

@@ -124,7 +124,7 @@ def _each(config: PreprocessConfig, found: list[Any]) -> Any:
 
 def _verify(argv: list[str]) -> int:
     """Exit code 0: everything is whole; 1: the files named are damaged."""
-    from preprocess.verify import verify
+    from preprocess.shards.verify import verify
 
     config = command_line.parse(VerifyConfig, argv, prog=f"{_PROG} verify")
     report = verify(config.dest, config.threads)

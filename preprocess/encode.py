@@ -16,7 +16,7 @@ from pipeline.errors import UserError
 from pipeline.images import from_uint8, to_uint8
 from pipeline.resize import enlarge, resize
 from preprocess.config import PreprocessConfig
-from preprocess.sample import latent_member
+from preprocess.shards.sample import latent_member
 
 
 class StoredEncoder(Protocol):

@@ -8,13 +8,13 @@ from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.storage import join, sha256_bytes
-from preprocess.canonical import canonical_json
 from preprocess.config import PreprocessConfig
-from preprocess.latent_stats import merge
-from preprocess.manifest import MANIFEST_NAME, Manifest, ShardEntry, parse_manifest
 from preprocess.plan import Plan
-from preprocess.receipt import Receipt
-from preprocess.sample import SCHEMA_VERSION, member_suffixes
+from preprocess.shards.canonical import canonical_json
+from preprocess.shards.latent_stats import merge
+from preprocess.shards.manifest import MANIFEST_NAME, Manifest, ShardEntry, parse_manifest
+from preprocess.shards.receipt import Receipt
+from preprocess.shards.sample import SCHEMA_VERSION, member_suffixes
 from preprocess.store import exists, read_bytes, write_bytes
 
 LEDGER_NAME = "rejects.jsonl"

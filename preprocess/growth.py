@@ -24,17 +24,17 @@ from pipeline.differences import differences
 from pipeline.errors import UserError
 from pipeline.progress import Progress
 from pipeline.storage import join, sha256_bytes
-from preprocess.canonical import canonical_json
 from preprocess.config import PreprocessConfig
-from preprocess.manifest import MANIFEST_NAME, Manifest, load_manifest
+from preprocess.pictures.reading import read_image
 from preprocess.plan import Plan, PlannedImage, ShardPlan, plan_shards
-from preprocess.reading import read_image
-from preprocess.receipt import Receipt, finished_receipts, load_receipt, without_index
 from preprocess.rejects import Reject
 from preprocess.resume import listed_sizes
-from preprocess.sample import Sample
-from preprocess.shard_cache import ShardCache
-from preprocess.shard_reader import ShardReader
+from preprocess.shards.cache import ShardCache
+from preprocess.shards.canonical import canonical_json
+from preprocess.shards.manifest import MANIFEST_NAME, Manifest, load_manifest
+from preprocess.shards.reader import ShardReader
+from preprocess.shards.receipt import Receipt, finished_receipts, load_receipt, without_index
+from preprocess.shards.sample import Sample
 from preprocess.sources.base import Source
 from preprocess.store import counter, exists, read_bytes, write_bytes
 

@@ -18,14 +18,14 @@ from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.storage import sha256_bytes
-from preprocess.canonical import canonical_json
 from preprocess.config import PreprocessConfig
-from preprocess.crops import grid_boxes, unit_values
-from preprocess.images import oriented_size, use_own_size_limit
 from preprocess.names import NameIndex, composed, within
-from preprocess.reading import read_image
+from preprocess.pictures.crops import grid_boxes, unit_values
+from preprocess.pictures.images import oriented_size, use_own_size_limit
+from preprocess.pictures.reading import read_image
 from preprocess.rejects import Reject
-from preprocess.sample import SCHEMA_VERSION
+from preprocess.shards.canonical import canonical_json
+from preprocess.shards.sample import SCHEMA_VERSION
 from preprocess.sources.base import Source
 from preprocess.store import counter
 

@@ -10,12 +10,12 @@ import numpy as np
 
 from pipeline.progress import format_seconds
 from preprocess.config import PreprocessConfig
-from preprocess.decoding import decode_image
 from preprocess.encode import LatentEncoder, StoredEncoder
-from preprocess.images import use_own_size_limit
+from preprocess.pictures.decoding import decode_image
+from preprocess.pictures.images import use_own_size_limit
 from preprocess.plan import Plan, PlannedImage
 from preprocess.retry import RetryCounter
-from preprocess.sample import Sample, encode_members
+from preprocess.shards.sample import Sample, encode_members
 from preprocess.sources.base import Source
 from preprocess.sources.listing import said
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from pipeline.storage import join, list_folder, sha256_bytes
 from preprocess.config import PreprocessConfig
-from preprocess.reading import read_image
+from preprocess.pictures.reading import read_image
 from preprocess.rejects import Reject
 from preprocess.retry import RetryCounter, with_retries
 from preprocess.sources.base import Source

@@ -9,7 +9,7 @@ import tyro
 
 from pipeline.command_line import plain_help
 from preprocess.config import PreprocessConfig
-from preprocess.manifest import load_manifest
+from preprocess.shards.manifest import load_manifest
 
 
 @plain_help

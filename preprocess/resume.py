@@ -10,10 +10,10 @@ from typing import Any
 from pipeline.differences import differences
 from pipeline.errors import UserError
 from pipeline.storage import join, sha256_bytes
-from preprocess.canonical import canonical_json
 from preprocess.config import PreprocessConfig
-from preprocess.manifest import MANIFEST_NAME, load_manifest
 from preprocess.plan import Plan, listing_file
+from preprocess.shards.canonical import canonical_json
+from preprocess.shards.manifest import MANIFEST_NAME, load_manifest
 from preprocess.store import exists, read_bytes, write_bytes
 
 PLAN_NAME = "plan.json"

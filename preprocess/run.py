@@ -21,11 +21,11 @@ from preprocess.finish import LEDGER_NAME, finish, ledger
 from preprocess.growth import Carrier, base_manifest, grown, keep_manifest, require_same_kind
 from preprocess.plan import Plan, ShardPlan, make_plan
 from preprocess.plan_report import Expected, expected, probe, samples_per_shard
-from preprocess.publish import remove_scratch, sole_run
 from preprocess.quarantine import fill
-from preprocess.receipt import Receipt, finished_receipts
 from preprocess.resume import accept_or_refuse, read_plan, write_plan
 from preprocess.retry import full_disk_explained, with_retries
+from preprocess.shards.publish import remove_scratch, sole_run
+from preprocess.shards.receipt import Receipt, finished_receipts
 from preprocess.sources import open_source
 from preprocess.sources.base import Source
 from preprocess.store import exists, read_json

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pipeline.progress import format_seconds
 from preprocess.config import PreprocessConfig
 from preprocess.finish import LEDGER_NAME
-from preprocess.manifest import Manifest
+from preprocess.shards.manifest import Manifest
 from preprocess.sources.listing import said
 from preprocess.tally import Tally
 

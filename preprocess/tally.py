@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from preprocess.build import StageSeconds
-from preprocess.receipt import Receipt
+from preprocess.shards.receipt import Receipt
 
 Observer = Callable[[dict[str, float]], None]
 """Told of a run: `encode_busy` (0 to 1, over all builders), `samples_per_s`, `rejected_images`, `workers_lost`."""

@@ -10,8 +10,8 @@ from pipeline.autoencoder import Autoencoder
 from pipeline.bundle import Bundle, build_autoencoder
 from pipeline.config import ModelConfig, to_dict
 from pipeline.errors import UserError, plain_without_secrets
-from preprocess.loader import ShardLoader
-from preprocess.manifest import Manifest
+from preprocess.shards.loader import ShardLoader
+from preprocess.shards.manifest import Manifest
 from training.config import StageConfig
 from training.identity import Identity
 from training.migrations import Kept

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from pipeline.bundle import Bundle
-from preprocess.sample import Batch
+from preprocess.shards.sample import Batch
 from training.context import Context
 from training.micro_batch import MicroBatch, placed
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from preprocess.sample import Batch
+from preprocess.shards.sample import Batch
 from training.noise import Draws
 
 

@@ -20,7 +20,7 @@ from pipeline.bundle import Bundle, load_bundle, save_bundle
 from pipeline.config import ModelConfig, to_dict
 from pipeline.errors import UserError, plain_without_secrets, without_secrets
 from pipeline.migrations import CONFIG_VERSION
-from preprocess.manifest import Manifest, load_manifest
+from preprocess.shards.manifest import Manifest, load_manifest
 from training.agreement import check_use, take_over
 from training.alarm import shared_alarm
 from training.checkpoint import free_space_error

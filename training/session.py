@@ -18,7 +18,7 @@ from torch import Tensor
 from pipeline.errors import Stopped, UserError
 from pipeline.migrations import CONFIG_VERSION
 from pipeline.progress import Progress
-from preprocess.sample import Batch
+from preprocess.shards.sample import Batch
 from training.checkpoint import CheckpointStore, Saved
 from training.config import StageConfig
 from training.context import Context

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-import preprocess.bench
+import orchestration.bench.preprocess_runs
 from orchestration.bench.measure import macs_of
 from orchestration.bench.table import Options, Row
 from pipeline.autoencoder import Autoencoder
@@ -23,7 +23,7 @@ from pipeline.metrics.speed import measure
 def bench_preprocess(options: Options, peak: float) -> list[Row]:
     """Images/s of the whole command, against one loop that reads, encodes and saves batch after batch, and beside its
     encoder alone; and how fast shards are read back."""
-    config = preprocess.bench.BenchConfig(
+    config = orchestration.bench.preprocess_runs.BenchConfig(
         device=options.device,
         threads=options.threads,
         num_images=32 if options.quick else 192,
@@ -33,10 +33,10 @@ def bench_preprocess(options: Options, peak: float) -> list[Row]:
     with tempfile.TemporaryDirectory(prefix="latentzoom-bench-") as folder:
         before = _encode_plainly(config, Path(folder), "before")
         figures: list[dict[str, float]] = []
-        run = partial(preprocess.bench.measure_encode, config, Path(folder))
+        run = partial(orchestration.bench.preprocess_runs.measure_encode, config, Path(folder))
         memory = measure(lambda: figures.append(run()), device=options.device, num=1, warm_up=0)[1]
         plain = (before + _encode_plainly(config, Path(folder), "after")) / 2
-        loader = preprocess.bench.measure_loader(config, Path(folder))
+        loader = orchestration.bench.preprocess_runs.measure_loader(config, Path(folder))
     encode = figures[0]
     whole = encode["end_to_end_images_per_second"]
     macs = 2 * _encoder_macs(config.base_width, config.size)  # of a picture and its mirror image
@@ -60,12 +60,14 @@ def bench_preprocess(options: Options, peak: float) -> list[Row]:
 
 
 @torch.inference_mode()
-def _encode_plainly(config: preprocess.bench.BenchConfig, folder: Path, name: str) -> float:
+def _encode_plainly(config: orchestration.bench.preprocess_runs.BenchConfig, folder: Path, name: str) -> float:
     """Images/s of a script that does one thing after another: open, crop, encode with and without mirroring, save."""
     torch.manual_seed(0)
     autoencoder = _encoder(config.base_width).to(config.device).eval()
     pictures, target = folder / f"{name}-pictures", folder / name
-    preprocess.bench.make_pictures(pictures, config.num_images, config.size * 5 // 4, config.size * 2)
+    orchestration.bench.preprocess_runs.make_pictures(
+        pictures, config.num_images, config.size * 5 // 4, config.size * 2
+    )
     files = sorted(pictures.iterdir())
     target.mkdir()
     start = time.perf_counter()

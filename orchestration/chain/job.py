@@ -18,22 +18,23 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from orchestration import registry, tracking
 from orchestration.chain.steps import Result, Step, step_keys
-from orchestration.evaluation.report import PROTOCOL_VERSION
-from orchestration.evaluation.spec import EvaluationSpec, spec_to_dict
-from orchestration.ray_metrics import PreprocessingMetrics
-from orchestration.stage_run import stage_run
-from orchestration.starts import place, places
+from orchestration.cluster.ray_metrics import PreprocessingMetrics
+from orchestration.registry import versions as registry
+from orchestration.registry.starts import place, places
+from orchestration.tracking import store as tracking
+from orchestration.tracking.stage_run import stage_run
 from pipeline import storage
 from pipeline.config import to_dict
 from pipeline.errors import UserError
 from pipeline.redact import plain_without_secrets
 from pipeline.starter import starter_or
 from preprocess.config import PreprocessConfig
-from preprocess.manifest import load_manifest
+from preprocess.shards.manifest import load_manifest
 from preprocess.sources import open_source
 from training.config import Preset, is_address, preset_to_dict
+from training.evaluation.report import PROTOCOL_VERSION
+from training.evaluation.spec import EvaluationSpec, spec_to_dict
 from training.identity import step_settings
 from training.rehearsal import rehearse
 from training.run import TrainResult
@@ -261,7 +262,7 @@ def _train(chain: Chain, stage: str, data: str, bundle: str | None) -> Result:
 
 
 def _train_on_ray(chain: Chain, stage: str, where: dict[str, Any], spec: dict[str, Any]) -> TrainResult:
-    from orchestration.ray_train import launch
+    from orchestration.cluster.ray_train import launch
 
     job = chain.job
     return launch(
@@ -277,7 +278,7 @@ def _train_on_ray(chain: Chain, stage: str, where: dict[str, Any], spec: dict[st
 
 def _train_locally(chain: Chain, stage: str, where: dict[str, Any], spec: dict[str, Any]) -> TrainResult:
     from orchestration.evaluation.early import make_quality
-    from orchestration.mlflow_reporter import MlflowReporter
+    from orchestration.tracking.mlflow_reporter import MlflowReporter
     from training.cli import train_here
 
     job = chain.job
@@ -330,7 +331,7 @@ def _evaluate(chain: Chain, done: dict[str, Result], last: str, data: str, stage
 
 
 def _register(chain: Chain, done: dict[str, Result], last: str, data: str) -> Result:
-    from orchestration.evaluation.report import load_report
+    from training.evaluation.report import load_report
 
     job, bundle = chain.job, done[last]["bundle"]
     report = load_report(done["evaluate"]["report"])

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-from orchestration.outages import patiently
+from orchestration.tracking.outages import patiently
 from pipeline import storage
 from pipeline.differences import differences
 from pipeline.errors import UserError

@@ -17,16 +17,15 @@ from typing import Any
 
 from PIL import Image
 
-from orchestration import registry, tracking
 from orchestration.chain.steps import Result, Step
+from orchestration.cluster.ray_train import launch
 from orchestration.demo import enlargements, fields, photos
 from orchestration.demo.contact_sheet import contact_sheet
 from orchestration.evaluation.evaluate import evaluate
-from orchestration.evaluation.networks import with_found_lpips
-from orchestration.evaluation.spec import EvaluationSpec
-from orchestration.output import save_atomically
-from orchestration.ray_train import launch
-from orchestration.stage_run import stage_run
+from orchestration.pictures.output import save_atomically
+from orchestration.registry import versions as registry
+from orchestration.tracking import store as tracking
+from orchestration.tracking.stage_run import stage_run
 from pipeline.config import to_dict
 from pipeline.errors import UserError
 from pipeline.model import LatentZoom
@@ -34,6 +33,8 @@ from pipeline.starter import starter_path
 from preprocess.config import PreprocessConfig
 from preprocess.run import preprocess
 from training.config import Preset, preset_to_dict
+from training.evaluation.networks import with_found_lpips
+from training.evaluation.spec import EvaluationSpec
 from training.identity import deciding
 from training.presets import demo as demo_preset
 

@@ -16,14 +16,14 @@ from torch import Tensor
 
 from orchestration.demo.photos import CREDITS, DETAILS
 from orchestration.demo.sheet import GREY, Tile, heading, row, stack, text
-from orchestration.evaluation.networks import Networks, build_networks, with_found_lpips
-from orchestration.evaluation.spec import EvaluationSpec
 from pipeline.geometry import Size
 from pipeline.images import from_uint8, to_pictures, to_tensor, to_uint8
 from pipeline.metrics.psnr import psnr
 from pipeline.metrics.ssim import resize_pictures
 from pipeline.model import LatentZoom
 from pipeline.resize import resize
+from training.evaluation.networks import Networks, build_networks, with_found_lpips
+from training.evaluation.spec import EvaluationSpec
 
 SCALES = (2.0, 3.3, 5.0)
 METHODS = ("nearest", "bicubic", "latentzoom")

@@ -20,8 +20,8 @@ from typing import Any, cast
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from training.bench import _make_shards
-from training.bench_align import AlignStep, narrow_preset
+from orchestration.bench.align import AlignStep, narrow_preset
+from orchestration.bench.stages import _make_shards
 from training.config import Preset, override
 from training.engine import Engine
 from training.paper_presets import ffhq_256

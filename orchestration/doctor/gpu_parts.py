@@ -23,11 +23,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from orchestration.bench.stages import _make_shards
 from pipeline.errors import first_line
 from pipeline.geometry import axis_range
 from pipeline.liif import LiifHead
 from pipeline.model import LatentZoom
-from training.bench import _make_shards
 from training.config import Preset, override
 from training.presets import debug
 from training.run import TrainResult, train
@@ -302,7 +302,7 @@ def mlflow(bench: Bench) -> Figures:
 def ray(bench: Bench) -> Figures:
     """A stage on one Ray Train worker, with distributed data parallel. A rehearsal takes one step."""
     _needs("ray")
-    from orchestration.ray_train import launch
+    from orchestration.cluster.ray_train import launch
 
     preset = override(bench.preset, ["denoiser.steps=1", "denoiser.micro_batch=8"]) if bench.is_tiny else bench.preset
     result = launch(

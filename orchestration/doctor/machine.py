@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from orchestration.doctor import torch_builds
-from orchestration.stored_bundle import cache_folder
+from orchestration.registry.stored_bundle import cache_folder
 from pipeline import storage
 from pipeline.errors import UserError, first_line
 from pipeline.extras import extra_of, install

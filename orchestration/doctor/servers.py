@@ -18,7 +18,7 @@ _TIMEOUT_S = 15.0
 
 def tracking_server(uri: str) -> list[Finding]:
     """Reachable, and closed to strangers."""
-    from orchestration import tracking
+    from orchestration.tracking import store as tracking
 
     shown = url_without_secrets(uri)
     start = time.monotonic()
@@ -59,7 +59,7 @@ def head(address: str) -> list[Finding]:
     import ray
     import requests
 
-    from orchestration import jobs
+    from orchestration.cluster import jobs
 
     address = address.rstrip("/")
     try:
@@ -116,7 +116,7 @@ def nodes(storages: Sequence[str]) -> list[Finding]:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    from orchestration.ray_train import start_ray
+    from orchestration.cluster.ray_train import start_ray
 
     started = start_ray()
     try:

@@ -14,10 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from orchestration.evaluation.chunk import ChunkWorker
-from orchestration.evaluation.data import open_pictures
-from orchestration.evaluation.networks import with_found_lpips
-from orchestration.evaluation.spec import EvaluationSpec, scale_name
 from pipeline import storage
 from pipeline.bundle import Bundle
 from pipeline.config import ModelConfig
@@ -26,6 +22,10 @@ from pipeline.metrics.gaussian import FeatureStatistics, frechet_distance
 from pipeline.metrics.kid import kid
 from pipeline.model import LatentZoom
 from training.context import Context
+from training.evaluation.chunk import ChunkWorker
+from training.evaluation.data import open_pictures
+from training.evaluation.networks import with_found_lpips
+from training.evaluation.spec import EvaluationSpec, scale_name
 from training.quality import Arrays, Quality
 
 _SAMPLER_STEPS = 20

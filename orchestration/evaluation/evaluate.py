@@ -9,15 +9,9 @@ from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
-from orchestration import registry, tracking
-from orchestration.evaluation.chunk import Arrays, ChunkWorker
-from orchestration.evaluation.data import Pictures, open_pictures
-from orchestration.evaluation.networks import FEATURE_FIGURES, with_found_lpips
-from orchestration.evaluation.published import KNOWN_BY_KIND
-from orchestration.evaluation.report import Figure, Report, rounded
-from orchestration.evaluation.spec import EvaluationSpec, ModelReference, distilled_steps, spec_to_dict
-from orchestration.evaluation.store import ChunkStore
-from orchestration.outages import patiently
+from orchestration.registry import versions as registry
+from orchestration.tracking import store as tracking
+from orchestration.tracking.outages import patiently
 from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.metrics.bootstrap import mean_resamples, percentile_interval, spread_interval
@@ -26,6 +20,13 @@ from pipeline.metrics.kid import kid, kid_resamples
 from pipeline.metrics.manifold import manifold_samples
 from pipeline.progress import Progress
 from pipeline.redact import clean, plain_without_secrets
+from training.evaluation.chunk import Arrays, ChunkWorker
+from training.evaluation.data import Pictures, open_pictures
+from training.evaluation.networks import FEATURE_FIGURES, with_found_lpips
+from training.evaluation.published import KNOWN_BY_KIND
+from training.evaluation.report import Figure, Report, rounded
+from training.evaluation.spec import EvaluationSpec, ModelReference, distilled_steps, spec_to_dict
+from training.evaluation.store import ChunkStore
 from training.starts import address
 
 PSNR_TEXT = {
@@ -136,7 +137,7 @@ def reduce(spec: EvaluationSpec, arrays: Mapping[str, np.ndarray]) -> tuple[list
     """Arrays of all samples → figures with intervals, and notes about what could not be measured.
 
     One array, or one pair of feature arrays, is asked for at a time."""
-    from orchestration.evaluation.networks import describe
+    from training.evaluation.networks import describe
 
     protocols, notes = describe(spec)
     figures = []

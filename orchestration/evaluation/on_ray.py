@@ -9,18 +9,19 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from orchestration import registry, tracking
-from orchestration.evaluation.chunk import Arrays, ChunkWorker
-from orchestration.evaluation.data import Pictures
-from orchestration.evaluation.networks import PACKAGED
-from orchestration.evaluation.report import Report
-from orchestration.evaluation.spec import EvaluationSpec, ModelReference
+from orchestration.cluster.ray_train import cpus_for_each, gpus_of_each, machine_cpus, start_ray
 from orchestration.evaluation.speed import with_speed
-from orchestration.ray_train import cpus_for_each, gpus_of_each, machine_cpus, start_ray
-from orchestration.stored_bundle import in_cache
+from orchestration.registry import versions as registry
+from orchestration.registry.stored_bundle import in_cache
+from orchestration.tracking import store as tracking
 from pipeline import storage
 from pipeline.errors import UserError
 from preprocess.workers import ActorPool
+from training.evaluation.chunk import Arrays, ChunkWorker
+from training.evaluation.data import Pictures
+from training.evaluation.networks import PACKAGED
+from training.evaluation.report import Report
+from training.evaluation.spec import EvaluationSpec, ModelReference
 from training.starts import address
 
 Chunk = tuple[int, int]

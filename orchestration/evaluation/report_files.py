@@ -5,12 +5,12 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from orchestration import tracking
-from orchestration.evaluation.chunk import Arrays
-from orchestration.evaluation.report import Report
-from orchestration.evaluation.report_page import markdown, page
-from orchestration.evaluation.report_pictures import plots, strips
+from orchestration.tracking import store as tracking
 from pipeline import storage
+from training.evaluation.chunk import Arrays
+from training.evaluation.report import Report
+from training.evaluation.report_page import markdown, page
+from training.evaluation.report_pictures import plots, strips
 
 _KINDS = (".json", ".md", ".html", ".png")
 

@@ -6,11 +6,11 @@ import dataclasses
 
 import torch
 
-from orchestration import registry
-from orchestration.evaluation.report import Figure, Report
-from orchestration.evaluation.spec import EvaluationSpec, scale_name, size_name
+from orchestration.registry import versions as registry
 from pipeline.metrics.speed import measure
 from pipeline.model import LatentZoom
+from training.evaluation.report import Figure, Report
+from training.evaluation.spec import EvaluationSpec, scale_name, size_name
 
 
 def with_speed(

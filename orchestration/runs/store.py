@@ -7,10 +7,10 @@ import re
 import time
 from typing import TYPE_CHECKING
 
-from orchestration import tracking
-from orchestration.local_store import artifact_place
 from orchestration.runs.state import Curves, RunState, run_state
-from orchestration.stage_run import PLACE
+from orchestration.tracking import store as tracking
+from orchestration.tracking.local_store import artifact_place
+from orchestration.tracking.stage_run import PLACE
 from pipeline.errors import UserError
 from pipeline.redact import url_without_secrets
 

@@ -12,13 +12,14 @@ from typing import Any
 
 from torch import Tensor
 
-from orchestration import registry, tracking
-from orchestration.evaluation.report import Report
-from orchestration.output import Dtype, load_model
+from orchestration.pictures.output import Dtype, load_model
+from orchestration.registry import versions as registry
 from orchestration.serve.batching import StepBatches
+from orchestration.tracking import store as tracking
 from pipeline.errors import UserError
 from pipeline.model import LatentZoom
 from pipeline.starter import LOOKS
+from training.evaluation.report import Report
 
 MAX_LISTED = 100
 """Registered models in the list."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestration.output import Dtype
-from orchestration.stored_bundle import cache_folder
+from orchestration.pictures.output import Dtype
+from orchestration.registry.stored_bundle import cache_folder
 
 if TYPE_CHECKING:
     from orchestration.serve.server import Server

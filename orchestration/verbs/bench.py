@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from orchestration.writable import check_file
+from orchestration.pictures.writable import check_file
 from pipeline.command_line import Device, Flag, parse, plain_help
 from pipeline.common_options import answer, plain
 from pipeline.errors import UserError

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestration import tracking
 from orchestration.chain.lease import sole_job
 from orchestration.chain.steps import Result, Status
 from orchestration.demo.photos import MODEL_NAME
 from orchestration.text_table import text_table
+from orchestration.tracking import store as tracking
 from pipeline.command_line import parse, plain_help
 from pipeline.common_options import answer
 from pipeline.progress import format_seconds
@@ -37,8 +37,8 @@ def main(argv: list[str]) -> int:
     if not {"RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # for this run alone: none is left in the home folder
     from orchestration.chain.steps import run_steps, statuses
+    from orchestration.cluster.ray_train import start_ray
     from orchestration.demo.chain import act_one, act_two, open_demo
-    from orchestration.ray_train import start_ray
 
     demo = open_demo(arguments.workdir, arguments.minutes)
     start = time.monotonic()

@@ -7,14 +7,14 @@ from typing import Annotated, Literal
 
 import tyro
 
-from orchestration.evaluation.report import Report
-from orchestration.evaluation.spec import EvaluationSpec, SrMode
 from orchestration.text_table import text_table
 from pipeline import storage
 from pipeline.command_line import Device, Flag, parse, plain_help
 from pipeline.common_options import answer
 from pipeline.errors import UserError
 from pipeline.redact import clean, plain_without_secrets
+from training.evaluation.report import Report
+from training.evaluation.spec import EvaluationSpec, SrMode
 
 
 @plain_help
@@ -117,7 +117,7 @@ def main(argv: list[str]) -> int:
     if not arguments.overwrite:
         check_report(arguments, spec)
     report = run(arguments, spec)
-    from orchestration.evaluation.report_page import tables
+    from training.evaluation.report_page import tables
 
     page = storage.join(storage.absolute(arguments.out), "report.html")
     lines = [f"\n{title}\n{table([header, *rows])}" for title, (header, rows) in tables(report)]
@@ -133,9 +133,9 @@ _OPEN = frozenset({"num", "batch_size", "num_pictures", "dataset", "sr_mode", "l
 def check_report(arguments: Arguments, spec: EvaluationSpec) -> None:
     """`UserError` where the folder holds a report of something else: the same evaluation is continued, with more
     samples too."""
-    from orchestration import registry
-    from orchestration.evaluation.report import load_report
-    from orchestration.evaluation.spec import spec_to_dict
+    from orchestration.registry import versions as registry
+    from training.evaluation.report import load_report
+    from training.evaluation.spec import spec_to_dict
 
     file = storage.join(arguments.out, "report.json")
     if not storage.exists(file):
@@ -156,7 +156,7 @@ def check_report(arguments: Arguments, spec: EvaluationSpec) -> None:
 
 def run(arguments: Arguments, spec: EvaluationSpec) -> Report:
     """Evaluate and write everything under --out."""
-    from orchestration.devices import own_device, worker_gpus
+    from orchestration.cluster.devices import own_device, worker_gpus
     from orchestration.evaluation.evaluate import evaluate
     from orchestration.evaluation.report_files import log_report, write_report
 

@@ -1,5 +1,5 @@
 """`latentzoom generate`: draw new images from any bundle or registered model, at any height × width. What is asked for
-is judged here, before any library is imported that takes its time; `orchestration.generating` does it."""
+is judged here, before any library is imported that takes its time; `orchestration.pictures.generating` does it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from orchestration.writable import check_file, check_folder
+from orchestration.pictures.writable import check_file, check_folder
 from pipeline.allocator import keep_freed_memory
 from pipeline.command_line import Device, Flag, parse, plain_help
 from pipeline.errors import UserError
@@ -73,7 +73,7 @@ def main(argv: list[str]) -> int:
     arguments = parse(Arguments, argv, prog="latentzoom generate")
     _check(arguments)
     with Notice(f"latentzoom: loading {arguments.model}") as notice:
-        from orchestration.generating import run
+        from orchestration.pictures.generating import run
 
         with keep_freed_memory():
             return run(arguments, notice)

@@ -25,7 +25,7 @@ class Arguments:
 
 def main(argv: list[str]) -> int:
     arguments = parse(Arguments, argv, prog="latentzoom lineage")
-    from orchestration.lineage import is_usable, lineage
+    from orchestration.registry.lineage import is_usable, lineage
 
     fields = lineage(arguments.model, tracking_uri=arguments.tracking_uri or None)
     width = max(len(key) for key in fields)

@@ -24,8 +24,8 @@ from pipeline.redact import url_without_secrets
 if TYPE_CHECKING:
     from orchestration.chain.job import Chain, Job
     from orchestration.chain.steps import Result, Status
-    from orchestration.evaluation.spec import EvaluationSpec
     from training.config import Preset
+    from training.evaluation.spec import EvaluationSpec
 
 HELD_OUT = 0.02
 """Fraction held out for evaluation when neither the source nor the command line names a split."""
@@ -97,7 +97,7 @@ def main(argv: list[str]) -> int:
     from orchestration.chain.lease import sole_job
     from orchestration.chain.redo import Redo
     from orchestration.chain.steps import statuses
-    from orchestration.outages import patiently
+    from orchestration.tracking.outages import patiently
 
     job = begun(make_job(arguments), list(arguments.init), local=arguments.local or arguments.dry_run)
     redo = Redo.load(job.work)
@@ -128,9 +128,9 @@ def main(argv: list[str]) -> int:
 
 def make_job(arguments: Arguments) -> Job:
     """Everything the command line decides, checked. Raises `UserError`."""
-    from orchestration import tracking
     from orchestration.chain.job import Job
-    from orchestration.devices import own_device
+    from orchestration.cluster.devices import own_device
+    from orchestration.tracking import store as tracking
     from training.cli import parse_workers
     from training.config import override
     from training.presets import get_preset
@@ -172,7 +172,7 @@ def evaluate_workers(arguments: Arguments, most: int) -> int:
 def begun(job: Job, inits: list[str], *, local: bool) -> Job:
     """The job with what its stages start from: --init for each part, models:/ addresses pinned and fetched, or where
     not `local` put under the working folder. Raises `UserError`."""
-    from orchestration.starts import pinned, pinned_uri, place
+    from orchestration.registry.starts import pinned, pinned_uri, place
     from training.starts import address, with_init, with_whole
 
     def found(uri: str) -> str:
@@ -234,7 +234,7 @@ def _preprocess_config(arguments: Arguments, preset: Preset) -> Any:
 def _evaluation(preset: Preset) -> EvaluationSpec:
     """Generation: half, five eighths and three quarters of the trained size, as published for 128, 160 and 192 of 256.
     SR: the trained factor, and two thirds of it; direct SR: whole factors within the trained range."""
-    from orchestration.evaluation.spec import EvaluationSpec
+    from training.evaluation.spec import EvaluationSpec
 
     model = preset.model
     if model.task == "sr":
@@ -248,10 +248,10 @@ def _evaluation(preset: Preset) -> EvaluationSpec:
 
 
 def _run(chain: Chain, arguments: Arguments, steps: list) -> dict[str, Result]:
-    from orchestration import tracking
     from orchestration.chain.job import parent_run
     from orchestration.chain.steps import run_steps, statuses
-    from orchestration.outages import patiently
+    from orchestration.tracking import store as tracking
+    from orchestration.tracking.outages import patiently
     from training.config import STAGES
 
     job, start = chain.job, time.monotonic()
@@ -261,7 +261,7 @@ def _run(chain: Chain, arguments: Arguments, steps: list) -> dict[str, Result]:
     started = False
     try:
         if needs_ray and open_steps:
-            from orchestration.ray_train import start_ray
+            from orchestration.cluster.ray_train import start_ray
 
             started = start_ray()
         results = run_steps(

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from orchestration.plan import Rates
+from orchestration.sizing import Rates
 from pipeline.command_line import Repeated, parse, plain_help
 from pipeline.common_options import answer, did_you_mean
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
-    from orchestration.plan import DataSet
+    from orchestration.sizing import DataSet
 
 
 @plain_help
@@ -71,7 +71,7 @@ class Arguments:
 
 def main(argv: list[str]) -> int:
     arguments = parse(Arguments, argv, prog="latentzoom plan")
-    from orchestration import plan
+    from orchestration import sizing as plan
     from training.config import override
     from training.presets import get_preset
 
@@ -88,7 +88,7 @@ def main(argv: list[str]) -> int:
 
 def data_set(arguments: Arguments) -> DataSet:
     """The data set of the command line: a known one with changes, or an own one."""
-    from orchestration import plan
+    from orchestration import sizing as plan
 
     known = plan.DATA_SETS.get(arguments.data_set)
     if known is None:

@@ -3,7 +3,7 @@ encoders too: `--autoencoder models:/NAME@champion`."""
 
 from __future__ import annotations
 
-from orchestration.ray_metrics import PreprocessingMetrics
+from orchestration.cluster.ray_metrics import PreprocessingMetrics
 from preprocess import cli
 
 
@@ -14,6 +14,6 @@ def main(argv: list[str]) -> int:
 
 def _bundle_of(name: str) -> str:
     """The folder of the bundle that a name of the registry, or of the starter, stands for; other places stay."""
-    from orchestration import registry
+    from orchestration.registry import versions as registry
 
     return str(registry.resolve(name)) if name.startswith(("models:/", "starter:")) else name

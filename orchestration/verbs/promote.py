@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from orchestration.promotion import Rule
+from orchestration.registry.promotion import Rule
 from pipeline.command_line import Device, parse, plain_help
 from pipeline.common_options import answer
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
-    from orchestration.registry import Version
+    from orchestration.registry.versions import Version
 
 
 @plain_help
@@ -46,8 +46,9 @@ class Arguments:
 
 def main(argv: list[str]) -> int:
     arguments = parse(Arguments, argv, prog="latentzoom promote")
-    from orchestration import registry, tracking
-    from orchestration.devices import worker_gpus
+    from orchestration.cluster.devices import worker_gpus
+    from orchestration.registry import versions as registry
+    from orchestration.tracking import store as tracking
 
     if arguments.workers:
         worker_gpus(arguments.device, arguments.gpus_per_worker)  # they do not contradict
@@ -69,9 +70,9 @@ def main(argv: list[str]) -> int:
 def _reports(arguments: Arguments, uri: str) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
     """Reports of champion and candidate on one data set. Stored ones are used where they are comparable; otherwise the
     model is evaluated now, with the options of the candidate's report."""
-    from orchestration import registry
-    from orchestration.evaluation.report import PROTOCOL_VERSION
-    from orchestration.promotion import check_comparable
+    from orchestration.registry import versions as registry
+    from orchestration.registry.promotion import check_comparable
+    from training.evaluation.report import PROTOCOL_VERSION
 
     new = registry.get_version(arguments.name, arguments.candidate, tracking_uri=uri)
     old = registry.get_version(arguments.name, registry.CHAMPION, tracking_uri=uri)
@@ -95,7 +96,7 @@ def _reports(arguments: Arguments, uri: str) -> tuple[dict[str, Any] | None, dic
 
 def _stored(version: Version, uri: str) -> dict[str, Any] | None:
     """The report given at registration, None when there is none, or none any more."""
-    from orchestration import registry
+    from orchestration.registry import versions as registry
 
     try:
         return registry.stored_report(version, tracking_uri=uri)
@@ -105,12 +106,12 @@ def _stored(version: Version, uri: str) -> dict[str, Any] | None:
 
 
 def _evaluate(model: str, data: str, spec: dict[str, Any], arguments: Arguments, uri: str) -> dict[str, Any]:
-    from orchestration import registry
-    from orchestration.devices import own_device, worker_gpus
+    from orchestration.cluster.devices import own_device, worker_gpus
     from orchestration.evaluation.evaluate import evaluate
-    from orchestration.evaluation.spec import EvaluationSpec, distilled_steps
+    from orchestration.registry import versions as registry
     from pipeline import storage
     from pipeline.config import from_dict
+    from training.evaluation.spec import EvaluationSpec, distilled_steps
 
     known = {f.name for f in dataclasses.fields(EvaluationSpec)}
     options = from_dict(EvaluationSpec, {k: v for k, v in spec.items() if k in known}, "report")

@@ -33,13 +33,13 @@ class Arguments:
 
 def main(argv: list[str]) -> int:
     arguments = parse(Arguments, argv, prog="latentzoom register")
-    from orchestration import registry
-    from orchestration.evaluation.data import check_encoder
-    from orchestration.evaluation.report import load_report
+    from orchestration.registry import versions as registry
     from pipeline import storage
     from pipeline.bundle import missing_parts
     from pipeline.starter import starter_or
-    from preprocess.manifest import load_manifest
+    from preprocess.shards.manifest import load_manifest
+    from training.evaluation.data import check_encoder
+    from training.evaluation.report import load_report
 
     dataset = None
     if arguments.data:

@@ -24,7 +24,7 @@ class Arguments:
 
 def main(argv: list[str]) -> int:
     arguments = parse(Arguments, argv, prog="latentzoom rollback")
-    from orchestration import registry
+    from orchestration.registry import versions as registry
 
     version = registry.rollback(arguments.name, tracking_uri=arguments.tracking_uri or None)
     answer(f"champion is {version.uri} again", {"champion": version.uri})

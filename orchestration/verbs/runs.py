@@ -51,7 +51,7 @@ def main(argv: list[str]) -> int:
         curves = partial(folder_curves, place)
     else:
         from orchestration.runs.store import store_curves, store_runs
-        from orchestration.tracking import tracking_uri
+        from orchestration.tracking.store import tracking_uri
 
         store = tracking_uri(uri)
         runs = store_runs(store, place)

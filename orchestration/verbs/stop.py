@@ -26,7 +26,7 @@ class Arguments:
 
 def main(argv: list[str]) -> int:
     arguments = parse(Arguments, argv, prog="latentzoom stop")
-    from orchestration import jobs
+    from orchestration.cluster import jobs
 
     address = jobs.default_address(arguments.address)
     client = jobs.connect(address)

@@ -60,8 +60,8 @@ def parsed(words: list[str]) -> tuple[Arguments, list[str]]:
 
 
 def main(argv: list[str]) -> int:
-    from orchestration import jobs
     from orchestration.cli import VERBS
+    from orchestration.cluster import jobs
 
     arguments, command = parsed(argv)
     allowed = [verb for verb in VERBS if verb not in NOT_AS_JOBS]
@@ -118,7 +118,7 @@ def _config_words(words: list[str]) -> list[str]:
 
 def follow_to_end(client: object, address: str, job: str) -> int:
     """Print the log until the job ends; Ctrl-C leaves it running."""
-    from orchestration import jobs
+    from orchestration.cluster import jobs
 
     try:
         log = sys.stdout if now().json else out()
@@ -140,14 +140,14 @@ def follow_to_end(client: object, address: str, job: str) -> int:
 
 def own_source() -> str:
     """This folder, when it holds latentzoom's own source; else nothing is sent."""
-    from orchestration import jobs
+    from orchestration.cluster import jobs
 
     return str(Path.cwd()) if jobs.is_own_source(Path.cwd()) else ""
 
 
 def _commit(working_dir: str) -> dict[str, str]:
     """Which commit is sent, where it is latentzoom's own source: `.git` stays here. Else the image's own holds."""
-    from orchestration import jobs
+    from orchestration.cluster import jobs
     from training import commit
 
     folder = Path(working_dir or "/").resolve()
@@ -168,7 +168,7 @@ def local_paths(command: list[str]) -> list[str]:
 
 def _environment(assignments: Sequence[str]) -> dict[str, str]:
     """`--env`, and this shell's tracking server where the cluster can mean the same by its address."""
-    from orchestration import jobs
+    from orchestration.cluster import jobs
     from pipeline.redact import url_without_secrets
 
     values = jobs.environment(assignments)

@@ -13,7 +13,7 @@ from training.config import Preset
 from training.reporter import Reporter
 
 if TYPE_CHECKING:
-    from orchestration.stage_run import Spec
+    from orchestration.tracking.stage_run import Spec
     from training.run import TrainResult
 
 
@@ -25,9 +25,9 @@ def main(argv: list[str]) -> int:
 def run(arguments: cli.Arguments, preset: Preset) -> TrainResult:
     """Train as the arguments ask, with an MLflow run."""
     from orchestration.chain.lease import sole_job
-    from orchestration.devices import worker_gpus
-    from orchestration.outages import patiently
-    from orchestration.starts import pinned, pinned_uri, place, places
+    from orchestration.cluster.devices import worker_gpus
+    from orchestration.registry.starts import pinned, pinned_uri, place, places
+    from orchestration.tracking.outages import patiently
     from pipeline import storage
 
     gpus = arguments.gpus_per_worker if arguments.local else worker_gpus(arguments.device, arguments.gpus_per_worker)
@@ -43,7 +43,7 @@ def run(arguments: cli.Arguments, preset: Preset) -> TrainResult:
             arguments.bundle = place(pinned_uri(arguments.bundle, store), run_dir, store, local=arguments.local)
         if arguments.local:
             from orchestration.evaluation.early import make_quality
-            from orchestration.mlflow_reporter import MlflowReporter
+            from orchestration.tracking.mlflow_reporter import MlflowReporter
 
             reporters: list[Callable[[], Reporter]] = [lambda: MlflowReporter(**spec)] if spec else []
             begin_here = partial(
@@ -57,7 +57,7 @@ def run(arguments: cli.Arguments, preset: Preset) -> TrainResult:
                 **cli.settings_of(arguments),
             )
             return patiently(begin_here, arguments.stage)
-        from orchestration.ray_train import launch
+        from orchestration.cluster.ray_train import launch
 
         low, high = cli.parse_workers(arguments.workers)
         begin = partial(
@@ -82,8 +82,8 @@ def run(arguments: cli.Arguments, preset: Preset) -> TrainResult:
 @contextlib.contextmanager
 def _tracked(arguments: cli.Arguments, preset: Preset) -> Iterator[Spec | None]:
     """The stage's MLflow run; none with --no-tracking, or, with a warning, when the store cannot be reached."""
-    from orchestration import tracking
-    from orchestration.stage_run import stage_run
+    from orchestration.tracking import store as tracking
+    from orchestration.tracking.stage_run import stage_run
 
     with contextlib.ExitStack() as stack:
         spec = None

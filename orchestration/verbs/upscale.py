@@ -1,5 +1,5 @@
 """`latentzoom upscale`: enlarge pictures by any factor or to any size. What is asked for is judged here, before any
-library is imported that takes its time; `orchestration.upscaling` does it."""
+library is imported that takes its time; `orchestration.pictures.upscaling` does it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Annotated, Literal
 
 import tyro
 
-from orchestration.picture_places import PIPE, Places, left_out_line, places
-from orchestration.wanted_size import WantedSize
-from orchestration.writable import check_file, check_folder
+from orchestration.pictures.places import PIPE, Places, left_out_line, places
+from orchestration.pictures.wanted_size import WantedSize
+from orchestration.pictures.writable import check_file, check_folder
 from pipeline.allocator import keep_freed_memory
 from pipeline.command_line import Device, Flag, parse, plain_help
 from pipeline.errors import UserError
@@ -107,7 +107,7 @@ def main(argv: list[str]) -> int:
     if line := left_out_line(found.left_out):
         print(f"latentzoom: {line}", file=sys.stderr)
     with Notice(f"latentzoom: loading {arguments.model or 'the starter'}") as notice:
-        from orchestration.upscaling import run
+        from orchestration.pictures.upscaling import run
 
         with keep_freed_memory():
             return run(arguments, found, notice)

@@ -9,8 +9,8 @@ from typing import Any
 from pipeline.errors import UserError
 from pipeline.storage import filesystem, join, reaching
 from preprocess.config import PreprocessConfig
-from preprocess.manifest import Manifest, folder_of, load_manifest
-from preprocess.receipt import load_receipt
+from preprocess.shards.manifest import Manifest, folder_of, load_manifest
+from preprocess.shards.receipt import load_receipt
 from preprocess.sources.base import PlainSource
 
 _NUM_THREADS = 4

@@ -25,7 +25,9 @@ from netted_cluster import Cluster, netted_cluster
 from network import Machine
 from small_pictures import make_pictures
 
-from orchestration import jobs, registry, tracking
+from orchestration.cluster import jobs
+from orchestration.registry import versions as registry
+from orchestration.tracking import store as tracking
 from pipeline.errors import UserError
 
 FAULTS = (

@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-import training.bench
+import orchestration.bench.stages
 from orchestration.bench import decode as bench_decode
 from orchestration.bench import sampling as bench_sampling
 from orchestration.bench.measure import macs_of, quality
@@ -94,7 +94,7 @@ QUICK = ["--quick", "--width", "0.05", "--rounds", "1", "--threads", "1", "--dev
 def test_sampling_sr_and_stage_one_are_measured(tmp_path, capsys, monkeypatch):
     for name, value in (("IMAGE", 32), ("LOW", 4), ("STEPS", 2)):
         monkeypatch.setattr(bench_sampling, name, value)
-    monkeypatch.setattr(training.bench, "narrow_preset", lambda width, batch: debug())
+    monkeypatch.setattr(orchestration.bench.stages, "narrow_preset", lambda width, batch: debug())
     parts = ["sampling", "sr", "stage1", "kernel"]
     assert main(["bench", "--only", *parts, *QUICK, "--out", str(tmp_path / "a")]) == 0
     rows = {(row.part, row.name): row for row in load_results(tmp_path / "a").rows}

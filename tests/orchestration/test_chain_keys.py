@@ -8,12 +8,12 @@ import pytest
 from small_pictures import make_pictures
 
 from orchestration.chain.job import Chain, Job
-from orchestration.evaluation.spec import EvaluationSpec
 from pipeline.bundle import load_bundle
 from pipeline.errors import UserError
 from preprocess.config import PreprocessConfig
 from preprocess.run import preprocess
 from training.config import override
+from training.evaluation.spec import EvaluationSpec
 from training.presets import debug
 from training.run import train
 

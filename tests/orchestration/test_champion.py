@@ -7,10 +7,12 @@ import threading
 import pytest
 from tiny_bundle import make_bundle
 
-from orchestration import champion, registry, tracking
 from orchestration.cli import main
-from orchestration.lineage import lineage
-from orchestration.promotion import Decision
+from orchestration.registry import champion
+from orchestration.registry import versions as registry
+from orchestration.registry.lineage import lineage
+from orchestration.registry.promotion import Decision
+from orchestration.tracking import store as tracking
 from pipeline.errors import UserError
 
 YES = Decision(promote=True, rule="always", reasons=("it is told to",))

@@ -14,8 +14,8 @@ import pytest
 import yaml
 from helm_chart import CHART, TRACKED, helm, render, template
 
-from orchestration import jobs
-from orchestration.elastic import worker_counts
+from orchestration.cluster import jobs
+from orchestration.cluster.elastic import worker_counts
 from orchestration.verbs import pipeline as pipeline_cli
 from pipeline.command_line import parse
 from training.config import override

@@ -19,13 +19,13 @@ from orchestration.demo import sheet as sheet_style
 from orchestration.demo.chain import act_one, act_two, open_demo
 from orchestration.demo.contact_sheet import contact_sheet
 from orchestration.demo.enlargements import Figures, table, verdict
-from orchestration.evaluation.networks import Networks
 from orchestration.starter.photographs import HELD_OUT, TRAIN
 from orchestration.verbs import demo as demo_cli
 from pipeline.errors import UserError
 from pipeline.metrics.lpips import random_lpips
 from pipeline.metrics.lpips_package import find_lpips
 from pipeline.model import LatentZoom
+from training.evaluation.networks import Networks
 
 
 def test_an_unwritable_folder_is_one_line(tmp_path):
@@ -118,7 +118,7 @@ def test_the_first_act_enlarges_every_photograph_and_is_kept(tmp_path, monkeypat
 def test_figures_are_those_of_evaluate(tmp_path):
     """The same photograph, scale and protocols through `evaluate`: the same figures."""
     from orchestration.evaluation.evaluate import evaluate
-    from orchestration.evaluation.spec import EvaluationSpec
+    from training.evaluation.spec import EvaluationSpec
 
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 77, 3), dtype=np.uint8))
     (tmp_path / "in").mkdir()
@@ -148,7 +148,7 @@ def test_an_enlargement_that_is_not_above_bicubic_is_named():
 
 
 def test_without_the_package_the_stand_in_has_its_own_name(monkeypatch):
-    from orchestration.evaluation import networks
+    from training.evaluation import networks
 
     monkeypatch.setattr(networks, "find_lpips", lambda net: None)
     assert enlargements.lpips_networks().lpips_name == "lpips_random_vgg"

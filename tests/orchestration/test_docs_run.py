@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 from test_docs import DOCS, RUN_ORDER, commands
 
-from orchestration import cli, registry
-from orchestration.promotion import Rule
+from orchestration import cli
+from orchestration.registry import versions as registry
+from orchestration.registry.promotion import Rule
 
 
 @pytest.mark.slow

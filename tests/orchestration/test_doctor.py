@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 from ray_head import ray_head
 
-from orchestration import jobs, tracking
 from orchestration.cli import main
+from orchestration.cluster import jobs
 from orchestration.doctor import machine as doctor
 from orchestration.doctor import servers as doctor_servers
 from orchestration.doctor import torch_builds
+from orchestration.tracking import store as tracking
 
 
 def levels(findings):

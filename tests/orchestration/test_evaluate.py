@@ -9,15 +9,15 @@ from PIL import Image
 from tiny_bundle import make_bundle, tiny_config
 
 from orchestration.evaluation.evaluate import evaluate
-from orchestration.evaluation.report import Report
-from orchestration.evaluation.spec import ONE_STEP, EvaluationSpec
-from orchestration.evaluation.store import ChunkStore
 from pipeline.errors import UserError
 from pipeline.images import from_uint8, to_uint8
 from pipeline.metrics.psnr import psnr
 from pipeline.model import LatentZoom
 from preprocess.config import PreprocessConfig
 from preprocess.run import preprocess
+from training.evaluation.report import Report
+from training.evaluation.spec import ONE_STEP, EvaluationSpec
+from training.evaluation.store import ChunkStore
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from PIL import Image, ImageCms, ImageOps
 from test_upscale import rgb_profile
 
 from orchestration.cli import main
-from orchestration.served_model import BadRequest, ServedModel
+from orchestration.registry.served_model import BadRequest, ServedModel
 from pipeline.errors import UserError
 from pipeline.model import LatentZoom
 from pipeline.starter import starter_path

@@ -16,9 +16,10 @@ from PIL import Image
 from test_registry import report
 from tiny_bundle import make_bundle
 
-from orchestration import registry, tracking
 from orchestration.cli import main
-from orchestration.lineage import LOST, lineage
+from orchestration.registry import versions as registry
+from orchestration.registry.lineage import LOST, lineage
+from orchestration.tracking import store as tracking
 from pipeline.errors import UserError
 
 READING = {

@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 from servers import answers, free_port, mlflow, process, wait_until
 from tiny_bundle import make_bundle
 
-from orchestration import registry
+from orchestration.registry import versions as registry
 
 pytestmark = pytest.mark.slow
 REPORT = {

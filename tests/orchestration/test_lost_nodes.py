@@ -16,9 +16,11 @@ from ray_head import Head, kill_tree, ray_head, ray_node
 from small_pictures import make_pictures
 from tiny_bundle import make_bundle
 
-from orchestration import jobs, registry, tracking
 from orchestration.cli import main
-from orchestration.evaluation.report import load_report
+from orchestration.cluster import jobs
+from orchestration.registry import versions as registry
+from orchestration.tracking import store as tracking
+from training.evaluation.report import load_report
 
 pytestmark = pytest.mark.slow
 

@@ -7,12 +7,13 @@ import pytest
 from PIL import Image
 from tiny_bundle import make_bundle
 
-from orchestration import registry, tracking
 from orchestration.cli import main
-from orchestration.evaluation.report import load_report
+from orchestration.registry import versions as registry
+from orchestration.tracking import store as tracking
 from pipeline.metrics import lpips_package
 from preprocess.config import PreprocessConfig
 from preprocess.run import preprocess
+from training.evaluation.report import load_report
 
 
 @pytest.fixture
@@ -69,7 +70,7 @@ def test_the_whole_life_of_a_model(work, capsys, monkeypatch):
 
 def test_a_model_with_its_own_autoencoder_is_promoted_and_goes_on_after_a_kill(work, capsys, monkeypatch):
     """Champion and candidate have autoencoders of their own; each was measured on shards that it encoded itself."""
-    from orchestration.evaluation.chunk import ChunkWorker
+    from training.evaluation.chunk import ChunkWorker
 
     options = ["--task", "reconstruction", "--sizes", "32", "--split", "train", "--chunk-size", "1"]
     for seed, name in ((1, "one"), (2, "two")):

@@ -13,8 +13,8 @@ from PIL import Image
 from test_stopped_picture import counting, large, noise  # noqa: F401
 from tiny_bundle import make_bundle
 
-from orchestration import generating
 from orchestration.cli import main
+from orchestration.pictures import generating
 from pipeline import canvas
 from pipeline.drawing import Drawing
 from pipeline.model import LatentZoom

@@ -12,11 +12,11 @@ from PIL import Image
 from tiny_bundle import tiny_config
 
 from orchestration.cli import main
-from orchestration.evaluation.data import open_pictures
-from orchestration.served_model import decode_picture, encode_png
+from orchestration.registry.served_model import decode_picture, encode_png
 from pipeline.bundle import Bundle, build_autoencoder, build_decoder, build_denoiser, save_bundle
 from pipeline.errors import UserError
 from pipeline.model import LatentZoom
+from training.evaluation.data import open_pictures
 
 
 def photo(height=20, width=30):

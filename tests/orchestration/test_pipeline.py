@@ -13,9 +13,10 @@ import pytest
 from small_pictures import make_pictures
 from tiny_bundle import make_bundle
 
-from orchestration import registry, tracking
 from orchestration.chain import job
 from orchestration.cli import main
+from orchestration.registry import versions as registry
+from orchestration.tracking import store as tracking
 from orchestration.verbs.pipeline import Arguments, make_job
 from pipeline import storage
 from pipeline.command_line import parse

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from orchestration.cli import main
-from orchestration.plan import DataSet, Rates, encoder_flops, sample_bytes, size_up
+from orchestration.sizing import DataSet, Rates, encoder_flops, sample_bytes, size_up
 from preprocess.config import PreprocessConfig
 from preprocess.run import preprocess
 from training.presets import get_preset

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestration.evaluation.spec import ONE_STEP
-from orchestration.promotion import Rule, decide
+from orchestration.registry.promotion import Rule, decide
 from pipeline.errors import UserError
+from training.evaluation.spec import ONE_STEP
 
 
 def figure(name, setting, value, half=0.01, **changes):

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from tiny_bundle import make_bundle
 
-from orchestration import registry, tracking
+from orchestration.registry import versions as registry
+from orchestration.tracking import store as tracking
 from pipeline.bundle import load_bundle, save_bundle
 from pipeline.errors import UserError
 from pipeline.model import LatentZoom

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from orchestration import relay
+from orchestration.cluster import relay
 from pipeline.progress import Progress
 
 

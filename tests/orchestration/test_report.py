@@ -8,10 +8,10 @@ from xml.etree import ElementTree
 import pytest
 from PIL import Image
 
-from orchestration.evaluation.report import Figure, Report
-from orchestration.evaluation.report_page import markdown, page, tables
-from orchestration.evaluation.report_pictures import _lines, plots
 from pipeline.errors import UserError
+from training.evaluation.report import Figure, Report
+from training.evaluation.report_page import markdown, page, tables
+from training.evaluation.report_pictures import _lines, plots
 
 
 def figure(name, setting, value=0.5, method="ours"):

@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 from small_pictures import make_pictures
 
-from orchestration import tracking
 from orchestration.cli import main
 from orchestration.runs.folder import folder_runs
 from orchestration.runs.plot import plot
 from orchestration.runs.state import curves_of, table
+from orchestration.tracking import store as tracking
 from pipeline import storage
 from pipeline.errors import UserError
 from preprocess.config import PreprocessConfig

@@ -14,8 +14,9 @@ import pytest
 from small_pictures import make_pictures
 from tiny_bundle import make_bundle
 
-from orchestration import registry, tracking
-from preprocess.verify import verify
+from orchestration.registry import versions as registry
+from orchestration.tracking import store as tracking
+from preprocess.shards.verify import verify
 
 pytestmark = pytest.mark.slow
 PIXELS = ["--size", "16", "--samples-per-shard", "8", "--val-fraction", "0.2"]

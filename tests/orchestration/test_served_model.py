@@ -11,7 +11,7 @@ from mlflow.pyfunc import scoring_server
 from PIL import Image
 from tiny_bundle import make_bundle
 
-from orchestration.logged_model import _save
+from orchestration.registry.logged_model import _save
 from pipeline.bundle import load_bundle
 from pipeline.model import LatentZoom
 

@@ -13,8 +13,9 @@ from PIL import Image
 from servers import answers, free_port, mlflow, postgres, postgres_bin, process, wait_until
 from tiny_bundle import make_bundle
 
-from orchestration import registry, tracking
-from orchestration.mlflow_reporter import MlflowReporter
+from orchestration.registry import versions as registry
+from orchestration.tracking import store as tracking
+from orchestration.tracking.mlflow_reporter import MlflowReporter
 from pipeline.errors import UserError
 from pipeline.model import LatentZoom
 

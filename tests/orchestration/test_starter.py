@@ -13,16 +13,17 @@ from small_pictures import make_pictures
 from tiny_bundle import make_bundle, tiny_config
 
 import pipeline.starter
-from orchestration import registry, tracking
 from orchestration.cli import main
 from orchestration.evaluation import evaluate as evaluation
 from orchestration.evaluation.evaluate import evaluate
-from orchestration.evaluation.spec import EvaluationSpec
+from orchestration.registry import versions as registry
+from orchestration.tracking import store as tracking
 from pipeline.bundle import Bundle, build_autoencoder, build_decoder, build_denoiser, save_bundle
 from pipeline.errors import UserError
 from pipeline.metrics import lpips_package
 from pipeline.metrics.psnr import psnr
 from pipeline.model import LatentZoom
+from training.evaluation.spec import EvaluationSpec
 
 
 @pytest.fixture(scope="module")

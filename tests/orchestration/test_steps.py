@@ -12,12 +12,12 @@ import uuid
 import fsspec
 import pytest
 
-from orchestration import tracking
 from orchestration.chain import lease
 from orchestration.chain.lease import sole_job
 from orchestration.chain.redo import Redo
 from orchestration.chain.steps import Step, run_steps, statuses
-from orchestration.outages import is_outage, patiently
+from orchestration.tracking import store as tracking
+from orchestration.tracking.outages import is_outage, patiently
 from pipeline import storage
 from pipeline.errors import UserError, unreachable
 from pipeline.redact import plain_without_secrets, redact
@@ -82,7 +82,7 @@ def test_passing_failures_are_tried_again_and_user_errors_are_not(tmp_path, caps
 
 @pytest.fixture
 def no_pauses(monkeypatch):
-    monkeypatch.setattr("orchestration.outages.PAUSE_S", 0.0)
+    monkeypatch.setattr("orchestration.tracking.outages.PAUSE_S", 0.0)
 
 
 def silence(where="s3://bucket/x", text="connection refused"):

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from tiny_bundle import make_bundle
 
-from orchestration import upscaling
 from orchestration.cli import main
+from orchestration.pictures import upscaling
 from pipeline import canvas
 from pipeline.drawing import Drawing
 from pipeline.kept import KeptPieces

@@ -19,8 +19,9 @@ from ray._private.runtime_env.packaging import create_package
 from ray_head import Head, ray_head, status
 from small_pictures import make_pictures
 
-from orchestration import jobs, tracking
 from orchestration.cli import main
+from orchestration.cluster import jobs
+from orchestration.tracking import store as tracking
 from orchestration.verbs.submit import _commit, _environment, own_source
 from pipeline.errors import UserError
 from training.commit import commit_of
@@ -186,7 +187,7 @@ class Flaky:
 
 
 def test_a_log_that_breaks_off_goes_on_where_it_was_and_a_silent_head_is_waited_for(monkeypatch, capsys):
-    monkeypatch.setattr("orchestration.outages.PAUSE_S", 0.0)
+    monkeypatch.setattr("orchestration.tracking.outages.PAUSE_S", 0.0)
     monkeypatch.setattr(jobs.time, "sleep", lambda _: None)
     out, client = io.StringIO(), Flaky(silent=20)
     assert jobs.follow(client, "http://h:8265", "job", out).status.value == "SUCCEEDED"

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from orchestration import tracking
 from orchestration.cli import main
-from orchestration.mlflow_reporter import MlflowReporter, replay
+from orchestration.tracking import store as tracking
+from orchestration.tracking.mlflow_reporter import MlflowReporter, replay
 from pipeline.errors import UserError
 
 

@@ -12,15 +12,16 @@ import pytest
 import torch
 from small_pictures import make_pictures
 
-from orchestration import registry, tracking
 from orchestration.cli import main
-from orchestration.lineage import lineage
-from orchestration.stage_run import stage_run
+from orchestration.registry import versions as registry
+from orchestration.registry.lineage import lineage
+from orchestration.tracking import store as tracking
+from orchestration.tracking.stage_run import stage_run
 from pipeline.bundle import load_bundle
 from pipeline.errors import STOPPED, Stopped
 from preprocess.config import PreprocessConfig
-from preprocess.manifest import load_manifest
 from preprocess.run import preprocess
+from preprocess.shards.manifest import load_manifest
 from training.presets import get_preset
 
 

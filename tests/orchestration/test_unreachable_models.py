@@ -8,8 +8,9 @@ import pytest
 import s3fs
 from tiny_bundle import make_bundle
 
-from orchestration import registry, tracking
 from orchestration.cli import main
+from orchestration.registry import versions as registry
+from orchestration.tracking import store as tracking
 from pipeline.errors import UserError
 from pipeline.model import LatentZoom
 

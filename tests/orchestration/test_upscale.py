@@ -16,8 +16,8 @@ import torch
 from PIL import Image, ImageCms
 from tiny_bundle import make_bundle
 
-from orchestration import upscaling
 from orchestration.cli import main
+from orchestration.pictures import upscaling
 from pipeline.model import LatentZoom
 from pipeline.reading import read_picture
 

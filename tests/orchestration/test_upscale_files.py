@@ -8,10 +8,10 @@ import pytest
 import tifffile
 from PIL import Image
 
-from orchestration import output
 from orchestration.cli import main
-from orchestration.picture_places import places
-from orchestration.wanted_size import WantedSize
+from orchestration.pictures import output
+from orchestration.pictures.places import places
+from orchestration.pictures.wanted_size import WantedSize
 from pipeline.canvas import read_text
 from pipeline.errors import UserError
 from pipeline.model import LatentZoom

@@ -14,15 +14,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
 from direct_settings import DIRECT
 from stage_inputs import Shop, make_shop
 
-from orchestration import registry, tracking
 from orchestration.evaluation.early import make_quality
 from orchestration.evaluation.evaluate import evaluate
-from orchestration.evaluation.spec import EvaluationSpec
-from orchestration.mlflow_reporter import MlflowReporter
-from orchestration.stage_run import stage_run
+from orchestration.registry import versions as registry
+from orchestration.tracking import store as tracking
+from orchestration.tracking.mlflow_reporter import MlflowReporter
+from orchestration.tracking.stage_run import stage_run
 from pipeline.bundle import UNFINISHED, load_bundle, save_bundle
 from pipeline.errors import Stopped, UserError
 from training.config import override
+from training.evaluation.spec import EvaluationSpec
 from training.presets import debug
 from training.run import train
 from training.stopping import Stop

@@ -7,8 +7,8 @@ import types
 
 import pytest
 
-from orchestration import cluster_size, ray_train
-from orchestration.outages import Silent, is_outage
+from orchestration.cluster import cluster_size, ray_train
+from orchestration.tracking.outages import Silent, is_outage
 from pipeline import storage
 from pipeline.errors import UserError, unreachable
 from training.config import preset_to_dict

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from small_direct import direct_bundle
 
-from orchestration import registry
+from orchestration.registry import versions as registry
 from pipeline import starter
 from pipeline.bundle import load_bundle, save_bundle
 from pipeline.errors import UserError

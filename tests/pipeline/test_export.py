@@ -20,14 +20,14 @@ from small_direct import direct_bundle
 from small_models import relative_error, small_bundle, small_config
 
 from orchestration import cli
-from orchestration.evaluation.report import Figure, Report
-from orchestration.stored_bundle import bundle_digest
+from orchestration.registry.stored_bundle import bundle_digest
 from pipeline.bundle import PARTS, Bundle, build_autoencoder, build_decoder, build_denoiser, load_bundle, save_bundle
 from pipeline.config import AutoencoderConfig
 from pipeline.errors import UserError
 from pipeline.exporting.front_matter import Facts
 from pipeline.exporting.onnx_files import write_onnx
 from pipeline.model import LatentZoom
+from training.evaluation.report import Figure, Report
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (10, 14, 3), dtype=np.uint8))
 """In colour: of a picture without, latentzoom keeps the three channels equal."""

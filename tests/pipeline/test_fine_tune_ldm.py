@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from test_import_ldm import UNET, first_stage, stage_params, whole_checkpoint, whole_params, write
 
-from orchestration import cli, registry
+from orchestration import cli
+from orchestration.registry import versions as registry
 from pipeline.bundle import load_bundle
 from pipeline.config import DecoderConfig
 from pipeline.decoder import ImplicitDecoder

@@ -12,10 +12,10 @@ import pytest
 import webdataset as wds
 
 from pipeline.errors import UserError
-from preprocess.as_webdataset import as_webdataset
-from preprocess.loader import ShardLoader
 from preprocess.run import preprocess
-from preprocess.ustar import SampleWriter
+from preprocess.shards.as_webdataset import as_webdataset
+from preprocess.shards.loader import ShardLoader
+from preprocess.shards.ustar import SampleWriter
 
 
 @pytest.fixture

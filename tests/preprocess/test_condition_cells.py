@@ -14,10 +14,10 @@ from pipeline.bundle import Bundle
 from pipeline.config import DecoderConfig, ModelConfig
 from pipeline.errors import UserError
 from pipeline.model import LatentZoom
-from preprocess.loader import ShardLoader
-from preprocess.manifest import load_manifest
 from preprocess.run import preprocess
-from preprocess.sample import stored_shape
+from preprocess.shards.loader import ShardLoader
+from preprocess.shards.manifest import load_manifest
+from preprocess.shards.sample import stored_shape
 from tests.preprocess.conftest import read_tree
 
 

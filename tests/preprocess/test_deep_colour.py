@@ -11,7 +11,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from preprocess.images import decode
+from preprocess.pictures.images import decode
 
 LIMIT = 10**6
 

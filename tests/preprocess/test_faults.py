@@ -15,12 +15,12 @@ from pipeline.bundle import Bundle, save_bundle
 from pipeline.config import ModelConfig
 from pipeline.errors import UserError
 from preprocess.cli import main
-from preprocess.loader import ShardLoader
-from preprocess.manifest import load_manifest
-from preprocess.publish import sole_run
 from preprocess.run import preprocess
-from preprocess.ustar import read_index
-from preprocess.verify import verify
+from preprocess.shards.loader import ShardLoader
+from preprocess.shards.manifest import load_manifest
+from preprocess.shards.publish import sole_run
+from preprocess.shards.ustar import read_index
+from preprocess.shards.verify import verify
 from tests.preprocess.conftest import make_pictures, read_tree
 
 ROOT = Path(__file__).resolve().parents[2]

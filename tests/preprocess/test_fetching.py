@@ -11,11 +11,11 @@ import pytest
 
 from pipeline import storage
 from pipeline.errors import UserError
-from preprocess.loader import ShardLoader
-from preprocess.manifest import load_manifest
-from preprocess.order import GlobalOrder
 from preprocess.run import preprocess
-from preprocess.shard_cache import ShardCache
+from preprocess.shards.cache import ShardCache
+from preprocess.shards.loader import ShardLoader
+from preprocess.shards.manifest import load_manifest
+from preprocess.shards.order import GlobalOrder
 
 
 @pytest.fixture

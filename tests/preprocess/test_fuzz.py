@@ -23,8 +23,8 @@ from PIL import Image
 
 from pipeline import storage
 from preprocess.cli import main
+from preprocess.shards.verify import verify
 from preprocess.sources.folder import FolderSource
-from preprocess.verify import verify
 
 
 def _picture(seed: int, kind: str = "PNG") -> bytes:

@@ -13,10 +13,10 @@ from pipeline.errors import UserError
 from preprocess import build
 from preprocess.cli import main
 from preprocess.encode import LatentEncoder
-from preprocess.loader import ShardLoader
-from preprocess.manifest import load_manifest
 from preprocess.run import preprocess
-from preprocess.verify import verify
+from preprocess.shards.loader import ShardLoader
+from preprocess.shards.manifest import load_manifest
+from preprocess.shards.verify import verify
 from tests.preprocess.conftest import make_pictures, read_tree
 
 

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from pipeline.errors import UserError
-from preprocess.images import decode, oriented_size
+from preprocess.pictures.images import decode, oriented_size
 from preprocess.rejects import Reject
 from preprocess.run import preprocess
 from tests.preprocess.conftest import read_tree
@@ -162,7 +162,7 @@ def test_a_wrong_suffix_does_not_matter(config, pictures):
 
 def test_a_huge_png_is_rejected_in_little_memory():
     program = (
-        "import resource, sys; from preprocess.images import decode, use_own_size_limit; "
+        "import resource, sys; from preprocess.pictures.images import decode, use_own_size_limit; "
         "from preprocess.rejects import Reject; use_own_size_limit()\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "try: decode(sys.stdin.buffer.read(), 178_000_000)\n"
@@ -221,7 +221,7 @@ def test_a_few_bad_pictures_of_a_small_set_are_skipped_as_the_advice_says(config
 
 
 def test_a_bad_neighbour_does_not_move_a_latent(config, pictures, autoencoder, tmp_path):
-    from preprocess.loader import ShardLoader
+    from preprocess.shards.loader import ShardLoader
 
     options = {"dtype": "float32", "policy": "skip", "max_reject_fraction": 1.0}
     preprocess(config.replace(**options), autoencoder=autoencoder)

@@ -19,8 +19,8 @@ from PIL import Image
 from pipeline.errors import UserError
 from preprocess.cli import main
 from preprocess.config import PreprocessConfig
-from preprocess.manifest import load_manifest
 from preprocess.run import preprocess
+from preprocess.shards.manifest import load_manifest
 from preprocess.sources import open_source
 from preprocess.sources.listing import said
 

@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 
 from pipeline.errors import UserError
 from pipeline.storage import sha256_bytes
-from preprocess.loader import ShardLoader
-from preprocess.manifest import load_manifest
-from preprocess.order import GlobalOrder
-from preprocess.receipt import load_receipt, seal
 from preprocess.run import preprocess
+from preprocess.shards.loader import ShardLoader
+from preprocess.shards.manifest import load_manifest
+from preprocess.shards.order import GlobalOrder
+from preprocess.shards.receipt import load_receipt, seal
 
 
 def _ids(loader, num):

@@ -14,11 +14,11 @@ from moto.server import ThreadedMotoServer
 
 from pipeline.errors import UserError
 from preprocess.cli import main
-from preprocess.loader import ShardLoader
 from preprocess.run import preprocess
+from preprocess.shards.loader import ShardLoader
+from preprocess.shards.verify import verify
 from preprocess.sources import open_source
 from preprocess.sources.folder import FolderSource
-from preprocess.verify import verify
 from tests.preprocess.conftest import read_tree
 from tests.preprocess.s3_proxy import FaultyProxy
 

@@ -18,11 +18,11 @@ from pipeline.bundle import Bundle
 from pipeline.config import ModelConfig
 from pipeline.errors import UserError
 from pipeline.model import LatentZoom
-from preprocess.images import crop_and_resize, decode
-from preprocess.loader import ShardLoader
-from preprocess.manifest import load_manifest
+from preprocess.pictures.images import crop_and_resize, decode
 from preprocess.run import preprocess
-from preprocess.ustar import read_index
+from preprocess.shards.loader import ShardLoader
+from preprocess.shards.manifest import load_manifest
+from preprocess.shards.ustar import read_index
 from tests.preprocess.conftest import read_tree
 
 

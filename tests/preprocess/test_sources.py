@@ -16,9 +16,9 @@ from PIL import Image
 
 from pipeline.errors import UserError
 from preprocess.config import PreprocessConfig
-from preprocess.loader import ShardLoader
 from preprocess.plan import assign_splits
 from preprocess.run import preprocess
+from preprocess.shards.loader import ShardLoader
 from preprocess.sources import SOURCES, open_source
 
 

@@ -21,8 +21,8 @@ from preprocess.cli import main
 from preprocess.config import PreprocessConfig
 from preprocess.quarantine import quarantine_name
 from preprocess.run import preprocess
+from preprocess.shards.verify import verify
 from preprocess.sources.folder import FolderSource
-from preprocess.verify import verify
 from tests.preprocess.conftest import make_pictures
 
 ROOT = Path(__file__).resolve().parents[2]

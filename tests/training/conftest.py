@@ -10,7 +10,7 @@ import pytest
 import torch
 from stage_inputs import Shop, make_shop
 
-from preprocess.manifest import load_manifest
+from preprocess.shards.manifest import load_manifest
 from training.config import override
 from training.presets import debug
 from training.run import TrainResult, train

@@ -11,8 +11,8 @@ from PIL import Image
 
 from pipeline.bundle import Bundle, build_autoencoder, build_decoder, build_denoiser, save_bundle
 from preprocess.config import PreprocessConfig
-from preprocess.manifest import load_manifest
 from preprocess.run import preprocess
+from preprocess.shards.manifest import load_manifest
 from training.config import Preset, with_scale_factor
 
 SCALE_RATIO = 1.25

@@ -18,7 +18,7 @@ from pipeline.bundle import load_bundle, save_bundle
 from pipeline.errors import UserError
 from pipeline.model import LatentZoom
 from pipeline.plain_trunk import PlainFeatureDecoder
-from preprocess.loader import ShardLoader
+from preprocess.shards.loader import ShardLoader
 from training.config import override
 from training.engine import enable_activation_checkpointing
 from training.estimate import dry_run

@@ -19,7 +19,7 @@ from pipeline.bundle import load_bundle, save_bundle
 from pipeline.card import model_card
 from pipeline.errors import UserError
 from pipeline.model import LatentZoom
-from preprocess.loader import ShardLoader
+from preprocess.shards.loader import ShardLoader
 from training.config import Preset, override
 from training.estimate import dry_run, estimate
 from training.noise import Draws

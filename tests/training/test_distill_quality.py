@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from orchestration.evaluation.evaluate import evaluate
-from orchestration.evaluation.spec import ONE_STEP, EvaluationSpec
 from preprocess.config import PreprocessConfig
 from preprocess.run import preprocess
 from training.config import override
+from training.evaluation.spec import ONE_STEP, EvaluationSpec
 from training.presets import demo
 from training.run import train
 

@@ -21,7 +21,7 @@ from pipeline.bundle import load_bundle, save_bundle
 from pipeline.config import ScheduleConfig
 from pipeline.errors import UserError
 from pipeline.model import LatentZoom
-from preprocess.manifest import load_manifest
+from preprocess.shards.manifest import load_manifest
 from training.config import override
 from training.presets import debug
 from training.run import TrainResult, train

@@ -16,7 +16,7 @@ from pipeline import storage
 from pipeline.bundle import load_bundle
 from pipeline.errors import UserError
 from pipeline.model import LatentZoom
-from preprocess.loader import ShardLoader
+from preprocess.shards.loader import ShardLoader
 from training.config import override
 from training.estimate import dry_run
 from training.noise import Draws

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from orchestration import mlflow_reporter
-from orchestration.mlflow_reporter import MlflowReporter
+from orchestration.tracking import mlflow_reporter
+from orchestration.tracking.mlflow_reporter import MlflowReporter
 from pipeline import storage
 from training import reporter
 from training.reporter import FolderReporter

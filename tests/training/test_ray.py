@@ -18,7 +18,7 @@ import pytest
 import torch
 from stage_inputs import Shop
 
-from orchestration.ray_train import launch, start_ray
+from orchestration.cluster.ray_train import launch, start_ray
 from pipeline import storage
 from pipeline.bundle import load_bundle
 from pipeline.errors import UserError

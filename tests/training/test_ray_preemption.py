@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from stage_inputs import Shop
 
-from orchestration.ray_train import launch, start_ray
+from orchestration.cluster.ray_train import launch, start_ray
 from training.config import override
 
 ray = pytest.importorskip("ray")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from orchestration.ray_train import launch, with_equal_memory
+from orchestration.cluster.ray_train import launch, with_equal_memory
 from pipeline.bundle import build_decoder, build_denoiser
 from pipeline.errors import UserError
 from training.cli import main

@@ -20,7 +20,7 @@ from pipeline.card import model_card
 from pipeline.config import ModelConfig
 from pipeline.errors import UserError
 from pipeline.starter import starter_path
-from preprocess.manifest import load_manifest
+from preprocess.shards.manifest import load_manifest
 from training.config import override
 from training.presets import debug, get_preset
 from training.run import TrainResult, train

@@ -19,7 +19,7 @@ from pipeline.autoencoder import latent_of
 from pipeline.bundle import load_bundle
 from pipeline.diffusion import Schedule
 from pipeline.errors import UserError
-from preprocess.loader import ShardLoader
+from preprocess.shards.loader import ShardLoader
 from training.config import StageConfig, override
 from training.context import Context
 from training.held_out import CHUNK, HeldOut

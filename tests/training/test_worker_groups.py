@@ -12,9 +12,9 @@ import cloudpickle
 import pytest
 import torch
 
-from orchestration import ray_train
-from orchestration.elastic import scaling_among, worker_counts
-from orchestration.ray_train import gpus_of_each
+from orchestration.cluster import ray_train
+from orchestration.cluster.elastic import scaling_among, worker_counts
+from orchestration.cluster.ray_train import gpus_of_each
 from pipeline.errors import UserError
 from training.config import StageConfig
 from training.ema import Ema

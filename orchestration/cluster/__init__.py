@@ -1,0 +1,1 @@
+"""What runs on Ray clusters: jobs, training workers, their sizes and devices."""

@@ -1,0 +1,1 @@
+"""MLflow as the store of runs: parameters, figures, artifacts, and what happens while it is away."""

@@ -1,0 +1,1 @@
+"""From a file of a source to crops: read, decode, cut."""

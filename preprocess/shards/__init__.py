@@ -1,0 +1,1 @@
+"""Shards of samples: written, published, verified; read, cached, ordered and loaded."""

@@ -1,0 +1,1 @@
+"""How good a model is: what is measured on which data, figures with intervals, and the report of them."""

@@ -99,9 +99,7 @@ class LatentZoom:
             raise UserError(f"{url!r} is no address of a bundle; give a folder or a URL")
         url = os.fspath(url)
         if url.startswith("models:/"):
-            raise UserError(
-                f"{url} is an address of a registry: use orchestration.registry.versions.load({str(url)!r})"
-            )
+            raise UserError(f"{url} is an address of a registry: use orchestration.registry.load({str(url)!r})")
         checked_device(device)  # before anything is fetched
         return cls(load_bundle(url), device, dtype)
 

@@ -1,4 +1,5 @@
-"""`python -m orchestration.bench.preprocess_runs`: how close preprocessing comes to its encoder, what it leaks, how fast shards load.
+"""`python -m orchestration.bench.preprocess_runs`: how close preprocessing comes to its encoder, what it leaks, how
+fast shards load.
 
 Prints one line of JSON for each part. Every figure is measured on pictures and an untrained network made here; nothing
 is downloaded.

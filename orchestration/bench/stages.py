@@ -1,6 +1,7 @@
 """How much this project's way of training saves. Prints ratios; run it on an idle machine.
 
-    python -m orchestration.bench.stages {align,loader,checkpoint,workers,all} [--device cuda] [--width 0.25] [--steps 6]
+    python -m orchestration.bench.stages {align,loader,checkpoint,workers,all} [--device cuda] [--width 0.25]
+        [--steps 6]
 
 align       stage 2 as the ffhq-256 preset does it ("neighbourhood"; "cached": D_phi on the whole latent, which is
             exact; "frugal": with activation checkpointing), against the straightforward step: encode the image, decode

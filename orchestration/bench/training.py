@@ -84,8 +84,8 @@ def bench_stage1(options: Options, peak: float) -> list[Row]:
 
 
 def bench_stage2(options: Options, peak: float) -> list[Row]:
-    """Training steps of alignment stage 2, as `orchestration.bench.stages` measures them: each way in a process of its own, in
-    float32, on a CPU by the processor time of one thread, which is steadier than the clock on the wall."""
+    """Training steps of alignment stage 2, as `orchestration.bench.stages` measures them: each way in a process of
+    its own, in float32, on a CPU by the processor time of one thread, which is steadier than the clock on the wall."""
     del peak  # the processes report no operations
     preset = orchestration.bench.stages.narrow_preset(options.width, BATCH)
     steps = 1 if options.quick else options.rounds

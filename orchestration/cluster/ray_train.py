@@ -100,8 +100,8 @@ def launch(
 
     num_workers: a number, or (least, most) for an elastic run, which has those numbers of workers that share the global
     batch evenly. gpus_per_worker: 0 trains on CPUs; None takes one GPU a worker where the cluster has any.
-    reporter_spec: arguments of `orchestration.tracking.mlflow_reporter.MlflowReporter`, built on the main worker; None reports
-    to the run folder only.
+    reporter_spec: arguments of `orchestration.tracking.mlflow_reporter.MlflowReporter`, built on the main worker; None
+    reports to the run folder only.
     max_failures: how often workers are started again after a crash; each time training continues from the newest
     checkpoint. resize_interval_s: how often an elastic run looks for machines that came (or came back).
     still_ours: called twice a second; raises when the run folder was taken over, which ends the run. places: see

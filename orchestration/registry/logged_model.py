@@ -70,7 +70,7 @@ def _save(
     import mlflow.pyfunc
     from mlflow.models import Model
 
-    pipeline = Path(__file__).resolve().parent.parent / "pipeline"
+    pipeline = Path(__file__).resolve().parents[2] / "pipeline"
     code = path.parent / "code" / "pipeline"
     shutil.copytree(pipeline, code, ignore=shutil.ignore_patterns("__pycache__", "*.pyc", "weights"))
     mlflow.pyfunc.save_model(

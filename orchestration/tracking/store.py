@@ -359,7 +359,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 @functools.lru_cache(maxsize=1)
 def provenance() -> dict[str, str]:
     """Tags that say which code made a run: git commit (and whether the tree was dirty), lock hash, versions."""
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     commit = source_commit()
     lock = next((root / name for name in _LOCKS if (root / name).is_file()), None)
     return {

@@ -1,8 +1,8 @@
 """Our shards for other trainers: a pipeline of the webdataset library with decoded pixels and latents.
 
 Its order is the library's: samples shuffled in a buffer, shards split by node and by worker. Training here reads the
-same shards through `preprocess.shards.loader`, whose order and resume are exact for any number of ranks and which fetches
-samples by offset, some thirty times as fast.
+same shards through `preprocess.shards.loader`, whose order and resume are exact for any number of ranks and which
+fetches samples by offset, some thirty times as fast.
 """
 
 from __future__ import annotations

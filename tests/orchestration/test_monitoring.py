@@ -154,7 +154,8 @@ def test_a_real_prometheus_finds_at_a_real_head_what_the_dashboard_asks_for(monk
     if not shutil.which("prometheus"):
         pytest.skip("no prometheus here: Debian has the package")
     code = (
-        "import time, ray; ray.init(); from orchestration.cluster.ray_metrics import RayMetricsReporter, PreprocessingMetrics;"
+        "import time, ray; ray.init(); "
+        "from orchestration.cluster.ray_metrics import RayMetricsReporter, PreprocessingMetrics;"
         "from preprocess.tally import Tally;"
         "RayMetricsReporter('align').metrics(3, {'images_per_s': 7.0, 'data_wait_percent': 2.0, 'loss': 0.5}); "
         "PreprocessingMetrics()({**Tally({}).figures(1.0), 'encode_busy': 0.5}); time.sleep(900)"

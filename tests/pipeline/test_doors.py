@@ -227,7 +227,7 @@ def test_no_value_without_meaning_becomes_a_pixel(value: float) -> None:
         (lambda z: z.upscale(photo(4, 4), size=64), r"size 64 is not allowed; height and width"),
         (lambda z: z.upscale("no/such.png", 2), "no such file: no/such.png"),
         (lambda z: z.upscale(7, 2), "cannot read int as a picture"),
-        (lambda z: LatentZoom.load("models:/tiny@champion"), "orchestration.registry.versions.load"),
+        (lambda z: LatentZoom.load("models:/tiny@champion"), "orchestration.registry.load"),
         (lambda z: LatentZoom.load(Path("no/such/bundle")), "no bundle at no/such/bundle"),
         (lambda z: LatentZoom.load(None), "None is no address of a bundle"),  # type: ignore[arg-type]
         (lambda z: LatentZoom.starter(dtype=torch.int8), "dtype = torch.int8 is not allowed"),

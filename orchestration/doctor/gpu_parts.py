@@ -7,8 +7,6 @@ A part is a function of `Bench` that returns what it measured and raises what is
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import importlib.util
 import json
 import os
 import re
@@ -16,70 +14,24 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from orchestration.bench.stages import _make_shards
+from orchestration.doctor.gpu_bench import STAGES as STAGES
+from orchestration.doctor.gpu_bench import Bench as Bench
+from orchestration.doctor.gpu_bench import Figures as Figures
+from orchestration.doctor.gpu_bench import NotHere as NotHere
+from orchestration.doctor.gpu_bench import NotInstalled as NotInstalled
+from orchestration.doctor.gpu_bench import _needs
+from orchestration.doctor.gpu_kernels import kernels as kernels
 from pipeline.errors import first_line
-from pipeline.geometry import axis_range
-from pipeline.liif import LiifHead
 from pipeline.model import LatentZoom
-from training.config import Preset, override
-from training.presets import debug
-from training.run import TrainResult, train
+from training.config import override
 
-Figures = dict[str, Any]
-STAGES = ("autoencoder", "decoder", "denoiser", "align")
 _ROOT = Path(__file__).resolve().parents[2]
-
-
-class NotInstalled(Exception):
-    """A package that the part needs is not there."""
-
-
-class NotHere(Exception):
-    """The part needs something that an installed package does not have, such as the tests."""
-
-
-@dataclass(frozen=True)
-class Bench:
-    """Where a part works: "cuda", of which there is one, or "cpu", a rehearsal (is_tiny)."""
-
-    device: str
-    folder: Path
-
-    @property
-    def is_tiny(self) -> bool:
-        return not self.device.startswith("cuda")
-
-    @property
-    def data(self) -> str:
-        return str(self.folder / "shop/data")
-
-    @property
-    def bundle(self) -> str:
-        return str(self.folder / "shop/bundle")
-
-    @property
-    def preset(self) -> Preset:
-        """Every stage in bfloat16, with a head that the fused kernels take."""
-        width = 16 if self.is_tiny else 256
-        settings = [f"model.decoder.mlp_width={width}", f"model.decoder.mlp_depth={2 if self.is_tiny else 4}"]
-        for stage in STAGES:
-            settings += [f"{stage}.precision=bf16", f"{stage}.steps=4", f"{stage}.log_every=2", f"{stage}.grid_every=0"]
-            settings += [f"{stage}.global_batch=8", f"{stage}.micro_batch=2", f"{stage}.checkpoint_every=100"]
-            settings += [f"{stage}.compile=false"]  # a minute for each network; `compiled` has it
-        return override(debug(), settings)
-
-    def train(self, stage: str, preset: Preset, run_dir: str, *, deepspeed: bool = False) -> TrainResult:
-        bundle = None if stage == "autoencoder" else self.bundle
-        return train(
-            stage, preset, data=self.data, run_dir=run_dir, bundle=bundle, device=self.device, use_deepspeed=deepspeed
-        )
 
 
 def data(bench: Bench) -> Figures:
@@ -87,58 +39,6 @@ def data(bench: Bench) -> Figures:
     (bench.folder / "shop").mkdir()
     _make_shards(bench.folder / "shop", bench.preset.model)
     return {}
-
-
-def kernels(bench: Bench) -> Figures:
-    """The head, its image and its gradients, in half precision against float64: at most twice as far from it as the
-    plain path in the same precision. On a CPU the path for processors takes the fused kernels' place."""
-    # Each width and type is compiled anew, three times over; depths are not.
-    cases = [(width, depth, torch.bfloat16) for width, depth in ((64, 3), (128, 4), (256, 2), (256, 4), (256, 8))]
-    cases = [(32, 2, torch.float32)] if bench.is_tiny else [*cases, (256, 4, torch.float16)]
-    if not bench.is_tiny and importlib.util.find_spec("triton") is None:
-        raise NotInstalled("triton")
-    figures: Figures = {}
-    for width, depth, dtype in cases:
-        for is_frozen in (True, False):
-            name = f"{width} × {depth} {str(dtype).removeprefix('torch.')}{', frozen' if is_frozen else ''}"
-            fast, plain = _head_errors(bench.device, width, depth, dtype, is_frozen)
-            figures[f"{name}: error, that of the plain path"] = f"{fast:.2e}, {plain:.2e}"
-            assert fast < 2 * plain + 1e-5, f"{name}: the error is {fast:.2e}, the plain path's {plain:.2e}"
-    from pipeline import liif
-
-    assert not liif._failed, f"kernels that do not run here: {sorted(map(str, liif._failed))}"
-    return figures
-
-
-def _head_errors(device: str, width: int, depth: int, dtype: torch.dtype, is_frozen: bool) -> tuple[float, float]:
-    """The largest error of image and gradients, relative to their norms: of the fast path, and of the plain one."""
-    torch.manual_seed(0)
-    head = LiifHead(64, width, depth).to(device)
-    for parameter in head.parameters():  # large enough that a wrong sign shows
-        parameter.data.normal_(std=max(parameter.shape[-1], 2) ** -0.5)
-    head.requires_grad_(not is_frozen)
-    features = torch.randn(2, 64, 15, 13, device=device)
-
-    def results(head: LiifHead, features: Tensor, chunk: int | None) -> list[Tensor]:
-        features = features.detach().requires_grad_()
-        table = head.table(features)
-        rows, cols = (
-            axis_range(a, b, n, k, dtype=torch.float32, device=table.device)
-            for a, b, n, k in ((3, 90, 100, 15), (0, 77, 77, 13))
-        )
-        image = head.grid(table, rows, cols, chunk=chunk)
-        loss = (image.float() * torch.linspace(-9, 9, image.numel()).sin().reshape(image.shape).to(device)).sum()
-        return [image, *torch.autograd.grad(loss, [features, *(p for p in head.parameters() if p.requires_grad)])]
-
-    def copy(dtype: torch.dtype) -> LiifHead:
-        fresh = LiifHead(64, width, depth).to(device)
-        fresh.load_state_dict(head.state_dict())
-        return fresh.to(dtype).requires_grad_(not is_frozen)
-
-    exact = results(copy(torch.float64), features.double(), 10**6)
-    found = [results(copy(dtype), features.to(dtype), chunk) for chunk in (None, 10**6)]
-    errors = [max(float((x.double() - value).norm() / value.norm()) for x, value in zip(each, exact)) for each in found]
-    return errors[0], errors[1]
 
 
 def train_stages(bench: Bench, engine: str, name: str) -> Figures:
@@ -342,13 +242,6 @@ def _missed(figures: Figures) -> str:
     """The goals that are not met, for the table of parts."""
     names = [name for name, value in figures.items() if isinstance(value, dict) and not value["met"]]
     return f"missed: {'; '.join(names)}" if names else ""
-
-
-def _needs(package: str) -> None:
-    try:
-        importlib.import_module(package)
-    except ImportError as error:
-        raise NotInstalled(f"{package} is not installed ({first_line(error)})") from error
 
 
 def run_part(name: str, bench: Bench) -> dict[str, Any]:

@@ -9,10 +9,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from orchestration.export_arguments import Arguments
 from orchestration.registry import versions as registry
 from orchestration.registry.stored_bundle import bundle_digest
 from orchestration.tracking import store as tracking
-from orchestration.verbs.export import Arguments
 from pipeline import storage
 from pipeline.bundle import Bundle, load_bundle
 from pipeline.common_options import answer

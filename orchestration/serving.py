@@ -13,10 +13,10 @@ import webbrowser
 from types import FrameType
 
 from orchestration.serve.access import LOOPBACK, Access
+from orchestration.serve.arguments import Arguments
 from orchestration.serve.on_ray import NAME, Replicas, application
 from orchestration.serve.settings import Settings
 from orchestration.tracking import store as tracking
-from orchestration.verbs.serve import Arguments
 from pipeline.errors import UserError
 from pipeline.progress import Notice
 
@@ -72,9 +72,9 @@ def run_on_ray(arguments: Arguments, token: str, notice: Notice) -> int:
 
 def submit(arguments: Arguments, words: list[str]) -> int:
     """Have a cluster serve: a job of it that starts the replicas."""
-    from orchestration.verbs import submit
+    from orchestration.cluster.submitting import submit_command
 
-    return submit.main(["--address", arguments.address, "--", "serve", "--on-ray", *words])
+    return submit_command(["serve", "--on-ray", *words], address=arguments.address)
 
 
 def settings_of(arguments: Arguments) -> Settings:

@@ -351,17 +351,18 @@ def _register(chain: Chain, done: dict[str, Result], last: str, data: str) -> Re
 
 
 def _promote(chain: Chain, done: dict[str, Result]) -> Result:
-    from orchestration.verbs import promote
+    from orchestration.registry.judging import Trial, judge
 
     job, version = chain.job, done["register"]["version"]
-    arguments = [job.model_name, "--candidate", version, "--tracking-uri", job.tracking_uri]
-    arguments += ["--workdir", chain.folder("promote")]
-    if job.evaluate_workers:
-        arguments += ["--workers", str(job.evaluate_workers)]
-        arguments += [] if job.gpus_per_worker is None else ["--gpus-per-worker", f"{job.gpus_per_worker:g}"]
-    else:
-        arguments += ["--device", job.device]
-    promote.main(arguments)
+    trial = Trial(
+        name=job.model_name,
+        candidate=version,
+        workdir=chain.folder("promote"),
+        workers=job.evaluate_workers,
+        gpus_per_worker=job.gpus_per_worker if job.evaluate_workers else None,
+        device="" if job.evaluate_workers else job.device,
+    )
+    print(judge(trial, job.tracking_uri).text())
     champion = registry.get_version(job.model_name, registry.CHAMPION, tracking_uri=job.tracking_uri)
     assert champion is not None  # the first model is always promoted
     promoted = champion.version == version

@@ -214,8 +214,8 @@ def ray(bench: Bench) -> Figures:
 
 def bench_part(bench: Bench, part: str) -> Figures:
     """A part of `latentzoom bench`."""
+    from orchestration.bench.parts import run
     from orchestration.bench.table import Options
-    from orchestration.verbs.bench import run
 
     dtype = "float32" if bench.is_tiny else "bfloat16"
     width = 1.0 if part == "stage2" else 0.25

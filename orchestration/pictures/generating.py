@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from orchestration.pictures import made_before
+from orchestration.pictures.generate_arguments import Arguments
 from orchestration.pictures.output import Previews, load_model, origin, slow_dtype, within_memory
-from orchestration.verbs.generate import Arguments
 from pipeline.beside import hidden
 from pipeline.canvas import Facts
 from pipeline.common_options import answer

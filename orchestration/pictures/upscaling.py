@@ -17,8 +17,8 @@ import torch
 from orchestration.pictures import made_before
 from orchestration.pictures.output import Previews, load_model, origin, slow_dtype, within_memory
 from orchestration.pictures.places import PIPE, Places, Task
+from orchestration.pictures.upscale_arguments import Arguments
 from orchestration.registry.stored_bundle import cache_folder
-from orchestration.verbs.upscale import Arguments
 from pipeline import storage
 from pipeline.beside import hidden
 from pipeline.canvas import Facts, read_text, write_png

@@ -45,6 +45,11 @@ class Decision:
     rule: str
     reasons: tuple[str, ...]
 
+    def text(self) -> str:
+        """The rule, the reasons and the outcome, a line each."""
+        lines = [f"rule: {self.rule}", *(f"  {reason}" for reason in self.reasons)]
+        return "\n".join([*lines, "promoted" if self.promote else "not promoted"])
+
     def summary(self) -> str:
         return ("promoted: " if self.promote else "not promoted: ") + "; ".join(self.reasons)
 

@@ -2,34 +2,21 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from orchestration.bench.parts import PARTS as PARTS
+from orchestration.bench.parts import run as run
 from orchestration.pictures.writable import check_file
 from pipeline.command_line import Device, Flag, parse, plain_help
 from pipeline.common_options import answer, plain
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
-    from orchestration.bench.table import Options, Results, Row
-
-PARTS: dict[str, tuple[str, str]] = {
-    "preprocess": ("orchestration.bench.preprocess", "bench_preprocess"),
-    "stage1": ("orchestration.bench.training", "bench_stage1"),
-    "stage2": ("orchestration.bench.training", "bench_stage2"),
-    "sampling": ("orchestration.bench.sampling", "bench_sampling"),
-    "decode": ("orchestration.bench.decode", "bench_decode"),
-    "kernel": ("orchestration.bench.kernel", "bench_kernel"),
-    "sr": ("orchestration.bench.sampling", "bench_sr"),
-    "starter": ("orchestration.bench.starter", "bench_starter"),
-}
-"""Part → (module, function from `Options` and the measured matrix rate to rows)."""
+    from orchestration.bench.table import Results
 
 
 @plain_help
@@ -90,31 +77,6 @@ def main(argv: list[str]) -> int:
     if arguments.out is not None:
         results.save(arguments.out)
     return _report(earlier[0] if earlier else None, results)
-
-
-def run(options: Options, parts: tuple[str, ...]) -> Results:
-    """Measure the named parts one after the other; what is under way goes to standard error."""
-    import torch
-
-    from orchestration.bench.measure import matrix_peak
-    from orchestration.bench.table import Results, machine
-
-    facts = machine(options)
-    if facts["busy"] > 1.0:
-        print(f"latentzoom: {facts['busy']} processes a core are running: rates will be low", file=sys.stderr)
-    before = torch.get_num_threads()
-    torch.set_num_threads(options.threads)
-    rows: list[Row] = []
-    try:
-        peak = matrix_peak(options)
-        for part in parts:
-            print(f"bench: {part} ...", file=sys.stderr, flush=True)
-            module, name = PARTS[part]
-            measure: Callable[[Options, float], list[Row]] = getattr(import_module(module), name)
-            rows += measure(options, peak)
-    finally:
-        torch.set_num_threads(before)
-    return Results({**facts, "matrix_gmacs": round(peak / 1e9, 1)}, tuple(rows))
 
 
 def _report(old: Results | None, new: Results, *, is_new: bool = True) -> int:

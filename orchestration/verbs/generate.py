@@ -3,70 +3,14 @@ is judged here, before any library is imported that takes its time; `orchestrati
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Literal
-
-import tyro
-
+from orchestration.pictures.generate_arguments import Arguments as Arguments
 from orchestration.pictures.writable import check_file, check_folder
 from pipeline.allocator import keep_freed_memory
-from pipeline.command_line import Device, Flag, parse, plain_help
+from pipeline.command_line import parse
 from pipeline.errors import UserError
-from pipeline.formats import FORMATS, PICTURE_SUFFIXES, WRITTEN, format_of
+from pipeline.formats import PICTURE_SUFFIXES, WRITTEN, format_of
 from pipeline.progress import Notice
 from pipeline.sizes import parse_size
-
-
-@plain_help
-@dataclass(frozen=True, kw_only=True)
-class Arguments:
-    """Draw new images. The same seed gives the same image at every size and for any --num and --batch-size. Run
-    again, it goes on: pictures that this very command made before are kept."""
-
-    model: Annotated[str, tyro.conf.arg(metavar="MODEL")]
-    """A bundle, which is a folder or URL that `latentzoom train`, `import` or `demo` made; or a registered model,
-    models:/NAME@champion (`latentzoom register`)."""
-    size: Annotated[str, tyro.conf.arg(metavar="HEIGHTxWIDTH")] = ""
-    """Such as 700x1000, or one number for a square; without it the training size."""
-    num: int = 1
-    """How many images; image i has seed + i."""
-    seed: int = 0
-    """Of the first image."""
-    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("generated")
-    """Folder, or one file (.png, .jpg, .webp, .avif or .tif) with --num 1. For PNG and TIFF memory does not grow with
-    the size."""
-    overwrite: Flag = False
-    """Replace what is there already. Without it, files that this command did not make are left and said."""
-    format: Literal["png", "jpg", "webp", "avif", "tif"] = "png"
-    """Files of an output folder."""
-    quality: int = 95
-    """Of JPEG, WebP and AVIF, 1 to 100. 100 is lossless in WebP."""
-    sampler: Literal["dpm++", "ddim"] = "dpm++"
-    """Of the diffusion."""
-    steps: int = 20
-    """Evaluations of the denoiser."""
-    eta: float = 0.0
-    """Noise added by DDIM, 0 to 1."""
-    latent_size: Annotated[str, tyro.conf.arg(metavar="HEIGHTxWIDTH")] = ""
-    """Latent cells, such as 64x96, for another shape of scene; without it the training size."""
-    batch_size: int = 8
-    """Images sampled together."""
-    preview: int = 0
-    """Every so many steps, show the first picture as it stands in FILE.preview.png; 0: never."""
-    compile: Flag = False
-    """Compile the denoiser: slow to start, then faster; pays for many pictures on a GPU."""
-    device: Device = ""
-    """cpu, cuda, cuda:1; without it CUDA where there is one."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Precision of the networks. bfloat16 suits recent GPUs; it changes pixels by a level or two."""
-    tracking_uri: Annotated[str, tyro.conf.arg(metavar="URI")] = ""
-    """MLflow store for models:/ addresses; without it MLFLOW_TRACKING_URI."""
-
-    @property
-    def is_single(self) -> bool:
-        """Whether `out` is one file."""
-        return self.out.suffix.lower() in FORMATS
 
 
 def main(argv: list[str]) -> int:

@@ -28,7 +28,7 @@ class Arguments:
 def main(argv: list[str]) -> int:
     arguments = parse(Arguments, argv, prog="latentzoom jobs")
     from orchestration.cluster import jobs
-    from orchestration.verbs.submit import follow_to_end
+    from orchestration.cluster.submitting import follow_to_end
 
     address = jobs.default_address(arguments.address)
     client = jobs.connect(address)

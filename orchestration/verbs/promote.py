@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import tyro
 
+from orchestration.registry.judging import Trial, judge
 from orchestration.registry.promotion import Rule
 from pipeline.command_line import Device, parse, plain_help
 from pipeline.common_options import answer
-from pipeline.errors import UserError
-
-if TYPE_CHECKING:
-    from orchestration.registry.versions import Version
 
 
 @plain_help
@@ -46,86 +42,16 @@ class Arguments:
 
 def main(argv: list[str]) -> int:
     arguments = parse(Arguments, argv, prog="latentzoom promote")
-    from orchestration.cluster.devices import worker_gpus
-    from orchestration.registry import versions as registry
-    from orchestration.tracking import store as tracking
-
-    if arguments.workers:
-        worker_gpus(arguments.device, arguments.gpus_per_worker)  # they do not contradict
-    uri = tracking.tracking_uri(arguments.tracking_uri or None)
-    champion_report, candidate_report = _reports(arguments, uri)
-    decision = registry.promote(
-        arguments.name,
-        tracking_uri=uri,
+    trial = Trial(
+        name=arguments.name,
         candidate=arguments.candidate,
-        rule=Rule(primary=arguments.primary, guard_tolerance=arguments.guard_tolerance),
-        champion_report=champion_report,
-        candidate_report=candidate_report,
+        data=arguments.data,
+        workdir=arguments.workdir,
+        workers=arguments.workers,
+        gpus_per_worker=arguments.gpus_per_worker,
+        device=arguments.device,
     )
-    lines = [f"rule: {decision.rule}", *(f"  {reason}" for reason in decision.reasons)]
-    answer("\n".join([*lines, "promoted" if decision.promote else "not promoted"]), decision)
+    rule = Rule(primary=arguments.primary, guard_tolerance=arguments.guard_tolerance)
+    decision = judge(trial, arguments.tracking_uri or None, rule)
+    answer(decision.text(), decision)
     return 0 if decision.promote else 1
-
-
-def _reports(arguments: Arguments, uri: str) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
-    """Reports of champion and candidate on one data set. Stored ones are used where they are comparable; otherwise the
-    model is evaluated now, with the options of the candidate's report."""
-    from orchestration.registry import versions as registry
-    from orchestration.registry.promotion import check_comparable
-    from training.evaluation.report import PROTOCOL_VERSION
-
-    new = registry.get_version(arguments.name, arguments.candidate, tracking_uri=uri)
-    old = registry.get_version(arguments.name, registry.CHAMPION, tracking_uri=uri)
-    if new is None or old is None or old.version == new.version:
-        return None, None  # the first model, or an error that `promote` words
-    candidate, champion = _stored(new, uri), _stored(old, uri)
-    like = candidate or champion
-    if like is None:
-        raise UserError(f"neither {new.uri} nor {old.uri} has a report; register with --report")
-    if candidate is None or arguments.data or like["protocol_version"] != PROTOCOL_VERSION:
-        candidate = _evaluate(new.uri, arguments.data or like["data"], like["spec"], arguments, uri)
-    try:
-        if champion is None:
-            raise UserError("no report")
-        check_comparable(champion, candidate)
-    except UserError as reason:
-        print(f"evaluating the champion, {old.uri}, anew: {reason}")
-        champion = _evaluate(old.uri, candidate["data"], candidate["spec"], arguments, uri)
-    return champion, candidate
-
-
-def _stored(version: Version, uri: str) -> dict[str, Any] | None:
-    """The report given at registration, None when there is none, or none any more."""
-    from orchestration.registry import versions as registry
-
-    try:
-        return registry.stored_report(version, tracking_uri=uri)
-    except UserError as reason:
-        print(f"note: {reason}")
-        return None
-
-
-def _evaluate(model: str, data: str, spec: dict[str, Any], arguments: Arguments, uri: str) -> dict[str, Any]:
-    from orchestration.cluster.devices import own_device, worker_gpus
-    from orchestration.evaluation.evaluate import evaluate
-    from orchestration.registry import versions as registry
-    from pipeline import storage
-    from pipeline.config import from_dict
-    from training.evaluation.spec import EvaluationSpec, distilled_steps
-
-    known = {f.name for f in dataclasses.fields(EvaluationSpec)}
-    options = from_dict(EvaluationSpec, {k: v for k, v in spec.items() if k in known}, "report")
-    bundle = registry.verify_bundle(registry.resolve(model, tracking_uri=uri))
-    if distilled_steps(bundle) and options.num_steps:
-        options = dataclasses.replace(options, num_steps=None)  # a distilled model has one number of steps
-    report, _ = evaluate(
-        model,
-        data,
-        options,
-        tracking_uri=uri,
-        work_dir=storage.absolute(arguments.workdir),
-        num_workers=arguments.workers,
-        gpus_per_worker=worker_gpus(arguments.device, arguments.gpus_per_worker) if arguments.workers else None,
-        device=own_device(arguments.device),
-    )
-    return report.to_dict()

@@ -21,8 +21,8 @@ from small_pictures import make_pictures
 
 from orchestration.cli import main
 from orchestration.cluster import jobs
+from orchestration.cluster.submitting import _commit, _environment, own_source
 from orchestration.tracking import store as tracking
-from orchestration.verbs.submit import _commit, _environment, own_source
 from pipeline.errors import UserError
 from training.commit import commit_of
 

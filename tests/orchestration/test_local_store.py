@@ -19,6 +19,7 @@ from tiny_bundle import make_bundle
 from orchestration.cli import main
 from orchestration.registry import versions as registry
 from orchestration.registry.lineage import LOST, lineage
+from orchestration.tracking import connection
 from orchestration.tracking import store as tracking
 from pipeline.errors import UserError
 
@@ -113,7 +114,7 @@ def without_writing(folder):
 def test_a_store_that_cannot_be_written_can_be_read(tmp_path, open_folder, cache):
     bundle = registered(tmp_path, open_folder)
     uri = store(open_folder)
-    tracking._client.cache_clear()
+    connection._client.cache_clear()
     before = contents(open_folder)
     with without_writing(open_folder):
         folder = registry.resolve("models:/m@champion", tracking_uri=uri)  # nor can the cache be written
@@ -213,7 +214,7 @@ def test_every_reading_verb_of_a_store_that_cannot_be_written(tmp_path, open_fol
     work.mkdir(parents=True)
     Image.new("RGB", (8, 8), (9, 99, 199)).save(work / "in.png")
     monkeypatch.chdir(work)
-    tracking._client.cache_clear()
+    connection._client.cache_clear()
     before = contents(open_folder / "store")
     work.chmod(0o777)
     with without_writing(open_folder / "store"):

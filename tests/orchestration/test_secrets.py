@@ -21,6 +21,7 @@ from tiny_bundle import make_bundle
 from orchestration.cli import VERBS, main
 from orchestration.cluster import jobs
 from orchestration.cluster.relay import RelayStream
+from orchestration.tracking import connection
 from orchestration.tracking import store as tracking
 from orchestration.tracking.mlflow_reporter import MlflowReporter
 from pipeline import redact
@@ -184,8 +185,8 @@ def test_no_verb_lets_a_secret_out(store, tmp_path, capfd, caplog, monkeypatch):
         assert statuses[verb][0] == 0, (verb, statuses, capfd.readouterr().err)  # the addresses were really used
     assert not list((tmp_path / "tmp").rglob("*.safetensors"))  # nor is a bundle that was fetched left there
     assert_clean("a server that answers", "".join(capfd.readouterr()) + caplog.text)
-    tracking._client.cache_clear()
-    monkeypatch.setattr("orchestration.tracking.store.time.sleep", lambda _: None)
+    connection._client.cache_clear()
+    monkeypatch.setattr("orchestration.tracking.connection.time.sleep", lambda _: None)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://joe:{STORE}@127.0.0.1:1")
     for words in (words for lines in verbs.values() for words in lines[:1]):
         status(words)

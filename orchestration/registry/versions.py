@@ -8,54 +8,39 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from orchestration.registry import champion
 from orchestration.registry.champion import CHAMPION
-from orchestration.registry.logged_model import BUNDLE_PATH, REPORT_PATH, log_model
+from orchestration.registry.logged_model import log_model
 from orchestration.registry.model_card import model_card
 from orchestration.registry.promotion import Decision, Rule, decide
+from orchestration.registry.resolving import bundle_place as bundle_place
+from orchestration.registry.resolving import load as load
+from orchestration.registry.resolving import resolve as resolve
 from orchestration.registry.stored_bundle import bundle_digest as bundle_digest
-from orchestration.registry.stored_bundle import cached, copy_checked
+from orchestration.registry.stored_bundle import copy_checked
 from orchestration.registry.stored_bundle import verify_bundle as verify_bundle
+from orchestration.registry.stored_report import stored_report as stored_report
+from orchestration.registry.version import _TAG
+from orchestration.registry.version import CANDIDATE as CANDIDATE
+from orchestration.registry.version import Version as Version
+from orchestration.registry.version import check_name as check_name
+from orchestration.registry.version import get_version as get_version
+from orchestration.registry.version import parse_model_uri as parse_model_uri
+from orchestration.registry.version import require_version as require_version
 from orchestration.tracking import local_store
 from orchestration.tracking import store as tracking
 from pipeline import storage
-from pipeline.bundle import UNFINISHED, load_bundle, missing_parts, settled
+from pipeline.bundle import load_bundle, missing_parts, settled
 from pipeline.config import to_dict
-from pipeline.errors import Missing, UserError
-from pipeline.redact import url_without_secrets
+from pipeline.errors import UserError
 from pipeline.starter import starter_or
-
-if TYPE_CHECKING:
-    import torch
-
-    from pipeline.model import LatentZoom
-
-CANDIDATE = "candidate"
-_TAG = "latentzoom."
-
-
-@dataclass(frozen=True, kw_only=True)
-class Version:
-    """One registered version."""
-
-    name: str
-    version: str
-    model_id: str
-    run_id: str
-    tags: dict[str, str]
-
-    @property
-    def uri(self) -> str:
-        return f"models:/{self.name}/{self.version}"
 
 
 def register(
@@ -106,12 +91,6 @@ def _fresh_copy(bundle_url: str, scratch: Path) -> Path:
     return copy_checked(bundle_url, scratch / "bundle")
 
 
-def check_name(name: str) -> None:
-    """`UserError` where a model cannot have this name, or could not be addressed by it."""
-    if not name.strip() or name in (".", "..") or re.search(r"[/:@\x00-\x1f]", name):
-        raise UserError(f"name = {name!r} is not allowed for a model; use letters, digits, '-', '_' and '.'")
-
-
 @contextlib.contextmanager
 def _run_of(uri: str, name: str, run_id: str | None) -> Iterator[str]:
     """The run `run_id`, or one of its own that ends with the block."""
@@ -127,32 +106,6 @@ def _run_of(uri: str, name: str, run_id: str | None) -> Iterator[str]:
             tracking.end_run(uri, own, "FAILED")
         raise
     tracking.end_run(uri, own)
-
-
-def get_version(name: str, which: str, *, tracking_uri: str | None = None) -> Version | None:
-    """Version by number or alias; None when there is no such model, version or alias."""
-    from mlflow.exceptions import MlflowException
-
-    uri = tracking.tracking_uri(tracking_uri)
-    client = tracking.client(uri)
-    with tracking.user_errors(uri):
-        try:
-            found = (
-                client.get_model_version(name, which)
-                if which.isdigit()
-                else client.get_model_version_by_alias(name, which)
-            )
-        except MlflowException as error:
-            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-                return None
-            raise
-    return Version(
-        name=name,
-        version=str(found.version),
-        model_id=found.tags.get(_TAG + "model_id", ""),
-        run_id=str(found.run_id or ""),
-        tags=dict(found.tags),
-    )
 
 
 def registered_by(job: str, name: str, *, tracking_uri: str) -> Version | None:
@@ -246,117 +199,6 @@ def rollback(name: str, *, tracking_uri: str | None = None) -> Version:
         client.set_model_version_tag(name, current.version, _TAG + "rolled_back", now)
         champion.move_back(uri, name, target.version)
     return target
-
-
-def resolve(uri: str, *, tracking_uri: str | None = None) -> Path:
-    """A local, checked bundle folder for a path, an fsspec URL, `models:/NAME@alias`, `models:/NAME/3`, or the starter
-    that comes with the package, `starter:faithful` and `starter:sharp`.
-
-    Remote bundles are kept in the cache (LATENTZOOM_CACHE, default ~/.cache/latentzoom) under their digest.
-    """
-    uri = starter_or(uri)
-    if not uri.startswith("models:/"):
-        if storage.is_local(uri):
-            return settled(uri, lambda: _local(uri))
-        try:
-            digest = storage.sha256_bytes(storage.read_bytes(storage.join(uri, "config.json")))
-        except Missing as error:
-            raise UserError(f"no bundle at {uri}: it has no config.json") from error
-        return cached(digest, uri, None, "the bundle")
-    name, which = parse_model_uri(uri)
-    store = tracking.tracking_uri(tracking_uri)
-    version = require_version(name, which, store)
-    digest = version.tags.get(_TAG + "bundle_digest", "")
-    if not digest:
-        raise UserError(f"{version.uri} holds no bundle; it was not registered by `latentzoom register`")
-    return cached(digest, bundle_place(version, store), store, f"the bundle of {version.uri}")
-
-
-def _local(uri: str) -> Path:
-    """A bundle on a local disk where it lies, or a copy of one whose run goes on: a newer one may take its place while
-    it is being used."""
-    folder = Path(storage.filesystem(uri)[1])
-    if verify_bundle(folder).get("meta", {}).get(UNFINISHED) is None:
-        return folder
-    return cached(bundle_digest(folder), str(folder), None, "the bundle")
-
-
-def bundle_place(version: Version, store: str) -> str:
-    """Where the bundle of a version lies now. `UserError` naming the place where it should be and is not."""
-    with tracking.user_errors(store):
-        recorded = tracking.client(store).get_logged_model(version.model_id).artifact_location
-    place = f"{local_store.artifact_place(store, recorded).rstrip('/')}/{BUNDLE_PATH}"
-    local = local_store.local_path(place)
-    if local is not None and not (local / "config.json").is_file():
-        beside = local_store.database(store)
-        moved = f", nor beside {beside}" if beside is not None and not local.is_relative_to(beside.parent) else ""
-        todo = "bring its folder back, or restore it from a backup"
-        raise UserError(f"the bundle of {version.uri} is lost: there is nothing at {local}{moved}; {todo}")
-    return place
-
-
-def load(uri: str, device: torch.device | str = "cpu", *, tracking_uri: str | None = None) -> LatentZoom:
-    """Load a model from a path, an fsspec URL or a registry URI."""
-    from pipeline.model import LatentZoom
-
-    return LatentZoom.load(str(resolve(uri, tracking_uri=tracking_uri)), device=device)
-
-
-def parse_model_uri(uri: str) -> tuple[str, str]:
-    """`models:/NAME@alias` → (NAME, alias); `models:/NAME/3` → (NAME, "3")."""
-    rest = uri.removeprefix("models:/")
-    for separator in ("@", "/"):
-        name, found, which = rest.rpartition(separator)
-        if found and name and which and "/" not in name and (separator == "@" or which.isdigit()):
-            return name, which
-    raise UserError(f"{uri} is not a model URI; use models:/NAME@alias or models:/NAME/VERSION")
-
-
-def stored_report(version: Version, *, tracking_uri: str) -> dict[str, Any] | None:
-    """The evaluation report given at registration; None when none was. `UserError` when it is lost."""
-    if not version.tags.get(_TAG + "report"):
-        return None
-    reason = "its run and its model are no longer in the store"
-    for place in _report_places(version, tracking_uri):
-        local = local_store.local_path(place)
-        try:
-            if local is None or local.is_file():
-                return _downloaded_report(place, tracking_uri) if local is None else storage.read_json(str(local))
-            reason = f"there is nothing at {local}"
-        except UserError as error:
-            reason = str(error)
-    raise UserError(f"the evaluation report of {version.uri} is lost: {reason}; evaluate anew, with promote --data")
-
-
-def _report_places(version: Version, uri: str) -> list[str]:
-    """With the model, and with the run, where versions of before have it."""
-    client = tracking.client(uri)
-    places = []
-    for lookup, path in (
-        (lambda: client.get_logged_model(version.model_id).artifact_location, REPORT_PATH),
-        (lambda: client.get_run(version.run_id).info.artifact_uri, version.tags[_TAG + "report"]),
-    ):
-        with contextlib.suppress(UserError), tracking.user_errors(uri):
-            places.append(f"{local_store.artifact_place(uri, str(lookup())).rstrip('/')}/{path}")
-    return places
-
-
-def _downloaded_report(place: str, uri: str) -> dict[str, Any]:
-    import mlflow.artifacts
-
-    with tracking.user_errors(uri), tempfile.TemporaryDirectory() as folder:
-        local = mlflow.artifacts.download_artifacts(artifact_uri=place, dst_path=folder, tracking_uri=uri)
-        report: dict[str, Any] = storage.read_json(local)
-    return report
-
-
-def require_version(name: str, which: str, uri: str) -> Version:
-    """Version by number or alias; `UserError` when there is none."""
-    version = get_version(name, which, tracking_uri=uri)
-    if version is None:
-        kind, shown = "version" if which.isdigit() else "alias", url_without_secrets(uri)
-        raise UserError(f"no {kind} {which!r} of model {name!r} in {shown}; see `latentzoom register`")
-    return version
 
 
 def _require_usable(version: Version, uri: str) -> None:

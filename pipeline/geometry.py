@@ -9,6 +9,7 @@ precision: only the final quotient is rounded.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ __all__ = [
     "check_size",
     "check_window",
     "pixel_centres",
+    "target_size",
 ]
 
 
@@ -126,3 +128,17 @@ def pixel_centres(num_pixels: int, dtype: torch.dtype = torch.float32) -> Tensor
     """Coordinates in [-1, 1] of pixel centres: -1 + (2i+1)/n, shape (n,)."""
     index = torch.arange(num_pixels, dtype=torch.float64)
     return ((2 * index + 1 - num_pixels) / num_pixels).to(dtype)
+
+
+def target_size(size: Size, scale: float | None, target: Size | None) -> Size:
+    """Output (H, W) from either a scale factor or an explicit size; exactly one must be given (`UserError`)."""
+    if (scale is None) == (target is None):
+        raise UserError("give either a scale or a size, not both and not neither")
+    if target is not None:
+        return check_size(target)
+    assert scale is not None
+    if isinstance(scale, bool) or not isinstance(scale, Real):
+        raise UserError(f"scale = {scale!r} is not allowed; use a positive number")
+    if not (scale > 0.0 and max(size) * scale < float("inf")):
+        raise UserError(f"scale = {scale} is not allowed; use a positive number")
+    return check_size((max(1, round(size[0] * scale)), max(1, round(size[1] * scale))))

@@ -1,5 +1,7 @@
 """Local folders and object stores through one set of functions (fsspec URLs: /path, s3://bucket/key, memory://...).
 
+`retries` of a function: it is tried again when the store fails for a passing reason (`pipeline.retry`).
+
 Publishing is atomic: a name holds either the whole content or nothing. Locally that is a temporary file beside the
 target, fsync and rename; on object stores one completed upload (aborted, never committed, on an exception).
 """
@@ -29,6 +31,7 @@ from pipeline.errors import (
     without_secrets,
 )
 from pipeline.extras import install
+from pipeline.retry import ONCE, Retries
 
 _CHUNK = 8 << 20
 _WAIT_S = 20.0
@@ -111,13 +114,16 @@ def absolute(url: str) -> str:
         return str(Path(path).absolute())
 
 
-def exists(url: str) -> bool:
-    fs, path = filesystem(url)
-    with reaching(url):
-        is_there = bool(fs.exists(path))
-        if not is_there:
-            _raise_if_silent(fs, path)
-        return is_there
+def exists(url: str, *, retries: Retries = ONCE) -> bool:
+    def look() -> bool:
+        fs, path = filesystem(url)
+        with reaching(url):
+            is_there = bool(fs.exists(path))
+            if not is_there:
+                _raise_if_silent(fs, path)
+            return is_there
+
+    return retries(look, f"looking for {url}")
 
 
 def _raise_if_silent(fs: fsspec.AbstractFileSystem, path: str) -> None:
@@ -133,7 +139,11 @@ def _raise_if_silent(fs: fsspec.AbstractFileSystem, path: str) -> None:
             raise
 
 
-def read_bytes(url: str) -> bytes:
+def read_bytes(url: str, *, retries: Retries = ONCE) -> bytes:
+    return retries(lambda: _read_bytes(url), f"reading {url}")
+
+
+def _read_bytes(url: str) -> bytes:
     fs, path = filesystem(url)
     try:
         with reaching(url):
@@ -167,18 +177,22 @@ def read_head(url: str, num_bytes: int) -> bytes:
         return bytes(file.read(num_bytes))
 
 
-def read_json(url: str) -> Any:
+def read_json(url: str, *, retries: Retries = ONCE) -> Any:
     try:
-        return json.loads(read_bytes(url))
+        return json.loads(read_bytes(url, retries=retries))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{url} is not valid JSON ({first_line(error)}); it may be damaged") from error
 
 
-def write_bytes(url: str, data: bytes) -> None:
+def write_bytes(url: str, data: bytes, *, retries: Retries = ONCE) -> None:
     """Publish `data` under `url` atomically."""
-    with _temporary_file(url) as (file, name):
-        file.write(data)
-    publish_file(name, url)
+
+    def write() -> None:
+        with _temporary_file(url) as (file, name):
+            file.write(data)
+        publish_file(name, url)
+
+    retries(write, f"writing {url}")
 
 
 def write_json(url: str, value: Any) -> None:
@@ -275,14 +289,18 @@ def _beside(target: Path, kind: str) -> Path:
     return target.with_name(f".{target.name}.{os.getpid()}.{kind}")
 
 
-def list_files(url: str) -> list[str]:
+def list_files(url: str, *, retries: Retries = ONCE) -> list[str]:
     """Relative names of all files under `url`, sorted. Empty when the folder does not exist."""
-    fs, path = filesystem(url)
-    if not exists(url):
-        return []
-    root = fs._strip_protocol(path).rstrip("/")
-    with reaching(url):
-        return sorted(str(name)[len(root) + 1 :] for name in fs.find(path))
+
+    def look() -> list[str]:
+        fs, path = filesystem(url)
+        if not exists(url):
+            return []
+        root = fs._strip_protocol(path).rstrip("/")
+        with reaching(url):
+            return sorted(str(name)[len(root) + 1 :] for name in fs.find(path))
+
+    return retries(look, f"listing {url}")
 
 
 def list_folder(url: str) -> list[str]:
@@ -343,7 +361,11 @@ def sha256_bytes(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def sha256_file(url: str) -> str:
+def sha256_file(url: str, *, retries: Retries = ONCE) -> str:
+    return retries(lambda: _sha256_file(url), f"reading {url}")
+
+
+def _sha256_file(url: str) -> str:
     fs, path = filesystem(url)
     digest = hashlib.sha256()
     try:

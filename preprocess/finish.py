@@ -7,15 +7,15 @@ import json
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.storage import join, sha256_bytes
+from pipeline.storage import exists, join, read_bytes, sha256_bytes, write_bytes
 from preprocess.config import PreprocessConfig
 from preprocess.plan import Plan
+from preprocess.retry import PATIENT
 from preprocess.shards.canonical import canonical_json
 from preprocess.shards.latent_stats import merge
 from preprocess.shards.manifest import MANIFEST_NAME, Manifest, ShardEntry, parse_manifest
 from preprocess.shards.receipt import Receipt
 from preprocess.shards.sample import SCHEMA_VERSION, member_suffixes
-from preprocess.store import exists, read_bytes, write_bytes
 
 LEDGER_NAME = "rejects.jsonl"
 
@@ -96,7 +96,7 @@ def finish(
         raise UserError(
             f"{config.dest}: {plan.num_samples} samples planned, but {num_out} written and {num_rejected} rejected"
         )
-    write_bytes(join(config.dest, LEDGER_NAME), content)
+    write_bytes(join(config.dest, LEDGER_NAME), content, retries=PATIENT)
     manifest = build_manifest(config, plan, facts, ordered, sha256_bytes(content), num_rejected_images, num_rejected)
     for split, num_samples in manifest.splits.items():
         if not num_samples:
@@ -109,13 +109,13 @@ def finish(
     if earlier and dataclasses.replace(earlier, left_out=manifest.left_out, digest="") == manifest:
         return earlier  # only what lies beside the images changed: training that knows the set goes on with it
     data = manifest.to_bytes()
-    write_bytes(url, data)
+    write_bytes(url, data, retries=PATIENT)
     return parse_manifest(data, MANIFEST_NAME)
 
 
 def _whole_manifest(url: str) -> Manifest | None:
     """The manifest at `url`; None where there is none, or none that is whole."""
     try:
-        return parse_manifest(read_bytes(url), url) if exists(url) else None
+        return parse_manifest(read_bytes(url, retries=PATIENT), url) if exists(url, retries=PATIENT) else None
     except UserError:
         return None

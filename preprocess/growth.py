@@ -23,12 +23,13 @@ import numpy as np
 from pipeline.differences import differences
 from pipeline.errors import UserError
 from pipeline.progress import Progress
-from pipeline.storage import join, sha256_bytes
+from pipeline.storage import exists, join, read_bytes, sha256_bytes, write_bytes
 from preprocess.config import PreprocessConfig
 from preprocess.pictures.reading import read_image
 from preprocess.plan import Plan, PlannedImage, ShardPlan, plan_shards
 from preprocess.rejects import Reject
 from preprocess.resume import listed_sizes
+from preprocess.retry import PATIENT
 from preprocess.shards.cache import ShardCache
 from preprocess.shards.canonical import canonical_json
 from preprocess.shards.manifest import MANIFEST_NAME, Manifest, load_manifest
@@ -36,7 +37,6 @@ from preprocess.shards.reader import ShardReader
 from preprocess.shards.receipt import Receipt, finished_receipts, load_receipt, without_index
 from preprocess.shards.sample import Sample
 from preprocess.sources.base import Source
-from preprocess.store import counter, exists, read_bytes, write_bytes
 
 _BATCH = 64
 
@@ -68,7 +68,7 @@ class _Known:
 
 def base_manifest(dest: str) -> Manifest | None:
     """The manifest of the finished set in `dest`, if there is one."""
-    return load_manifest(dest) if exists(join(dest, MANIFEST_NAME)) else None
+    return load_manifest(dest) if exists(join(dest, MANIFEST_NAME), retries=PATIENT) else None
 
 
 def require_same_kind(config: PreprocessConfig, base: Manifest, facts: dict[str, Any] | None) -> None:
@@ -206,7 +206,7 @@ def _unchanged(
 
     def is_same(image: str) -> bool:
         try:
-            content = sha256_bytes(read_image(source, image, config.retries, counter))
+            content = sha256_bytes(read_image(source, image, config.retries, PATIENT.counter))
         except Reject:
             content = ""
         return content == known[image].sha256
@@ -272,5 +272,5 @@ class Carrier:
 def keep_manifest(dest: str, base: Manifest) -> None:
     """Put a copy of the present manifest beside it, under its digest, before another takes its place."""
     url = join(dest, f"manifest-{base.digest[:12]}.json")
-    if not exists(url):
-        write_bytes(url, read_bytes(join(dest, MANIFEST_NAME)))
+    if not exists(url, retries=PATIENT):
+        write_bytes(url, read_bytes(join(dest, MANIFEST_NAME), retries=PATIENT), retries=PATIENT)

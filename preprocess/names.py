@@ -16,15 +16,15 @@ import unicodedata
 from collections.abc import Callable, Iterable
 
 from pipeline.errors import UserError
-from pipeline.storage import is_local
-from preprocess.store import read_bytes
+from pipeline.storage import is_local, read_bytes
+from preprocess.retry import PATIENT
 
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def read_list(url: str) -> list[tuple[int, str]]:
     """(line number, text) of a split list, blank lines left out."""
-    data = read_bytes(url)
+    data = read_bytes(url, retries=PATIENT)
     try:
         text = data.decode("utf-16" if data.startswith(_UTF16) else "utf-8-sig")
     except UnicodeDecodeError as error:

@@ -24,10 +24,10 @@ from preprocess.pictures.crops import grid_boxes, unit_values
 from preprocess.pictures.images import oriented_size, use_own_size_limit
 from preprocess.pictures.reading import read_image
 from preprocess.rejects import Reject
+from preprocess.retry import PATIENT
 from preprocess.shards.canonical import canonical_json
 from preprocess.shards.sample import SCHEMA_VERSION
 from preprocess.sources.base import Source
-from preprocess.store import counter
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +177,7 @@ def count_crops(config: PreprocessConfig, source: Source, images: list[str]) -> 
 
 def _grid_count(config: PreprocessConfig, source: Source, image: str, side: int) -> int:
     try:
-        height, width = oriented_size(read_image(source, image, config.retries, counter), config.max_pixels)
+        height, width = oriented_size(read_image(source, image, config.retries, PATIENT.counter), config.max_pixels)
     except Reject:
         return 1  # rejected, and counted, when it is decoded
     return max(1, len(grid_boxes(height, width, side)))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from pipeline.storage import join, list_folder, sha256_bytes
+from pipeline.retry import Retries
+from pipeline.storage import join, list_folder, sha256_bytes, write_bytes
 from preprocess.config import PreprocessConfig
 from preprocess.pictures.reading import read_image
 from preprocess.rejects import Reject
 from preprocess.retry import RetryCounter, with_retries
 from preprocess.sources.base import Source
-from preprocess.store import write_bytes
 
 _FOLDER = "quarantine"
 _NAME_BYTES = 80
@@ -26,7 +26,7 @@ def quarantine_name(image: str) -> str:
 def quarantine(config: PreprocessConfig, image: str, data: bytes, counter: RetryCounter) -> None:
     """Copy a rejected image."""
     url = join(config.dest, _FOLDER, quarantine_name(image))
-    with_retries(lambda: write_bytes(url, data), url, config.retries, counter)
+    write_bytes(url, data, retries=Retries(config.retries, counter))
 
 
 def fill(config: PreprocessConfig, source: Source, images: Iterable[str], counter: RetryCounter) -> None:

@@ -1,82 +1,20 @@
-"""Trying again when a store fails for a passing reason: 429 and 5xx answers, time-outs, dropped connections."""
+"""Patience with the store of a data set, and a full disk in words that help."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import tempfile
-import threading
-from collections.abc import Callable, Iterator
-from typing import TypeVar
+from collections.abc import Iterator
 
-from pipeline.errors import NETWORK_MODULES, Unreachable, UserError
+from pipeline.errors import UserError
+from pipeline.retry import FULL as FULL
+from pipeline.retry import Retries
+from pipeline.retry import RetryCounter as RetryCounter
+from pipeline.retry import with_retries as with_retries
 from pipeline.storage import is_local
 
-T = TypeVar("T")
-MAX_WAIT = 30.0
-"""Longest pause between two attempts, in seconds."""
-FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
-"""Error numbers of a full disk and a used-up quota."""
-_LASTING = FULL | {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.EFBIG, errno.ELOOP, errno.EINVAL}
-_LASTING_TYPES = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
-
-
-class RetryCounter:
-    """Counts repeated attempts over all threads of a process."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._lock = threading.Lock()
-
-    def __reduce__(self) -> tuple[type[RetryCounter], tuple[()]]:
-        return RetryCounter, ()  # every process counts its own
-
-    def add(self) -> None:
-        with self._lock:
-            self.count += 1
-
-
-def is_passing(error: BaseException) -> bool:
-    """Whether a second attempt may succeed."""
-    if isinstance(error, Unreachable) and error.__cause__ is not None:
-        return is_passing(error.__cause__)
-    if isinstance(error, (*_LASTING_TYPES, UserError)):
-        return False
-    if isinstance(error, OSError):
-        return error.errno not in _LASTING
-    return isinstance(error, TimeoutError) or type(error).__module__.split(".")[0] in NETWORK_MODULES
-
-
-def with_retries(
-    action: Callable[[], T], what: str, attempts: int, counter: RetryCounter, first_wait: float = 0.2
-) -> T:
-    """Run `action` up to `attempts` times with growing, jittered pauses. Lasting errors are raised at once."""
-    import tenacity  # before it is needed: where it is missing, nothing begins
-
-    failed: list[Exception] = []
-    try:
-        return action()  # nearly always enough, and cheaper than what follows
-    except Exception as error:
-        failed.append(error)
-
-    def attempt() -> T:
-        if failed:
-            raise failed.pop()
-        return action()
-
-    retrying = tenacity.Retrying(
-        stop=tenacity.stop_after_attempt(attempts),
-        wait=tenacity.wait_random_exponential(multiplier=first_wait, max=MAX_WAIT),
-        retry=tenacity.retry_if_exception(is_passing),
-        before_sleep=lambda state: counter.add(),
-        reraise=True,
-    )
-    try:
-        return retrying(attempt)
-    except Exception as error:
-        if is_passing(error):
-            raise UserError(f"{what} failed {attempts} times, the last time with: {error}") from error
-        raise
+PATIENT = Retries(6, RetryCounter())
+"""Of the small reads and writes of a destination; the large ones have the run's own number."""
 
 
 def explain_full_disk(error: BaseException, dest: str) -> BaseException:

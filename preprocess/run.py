@@ -12,8 +12,7 @@ from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.progress import Progress
-from pipeline.storage import absolute, filesystem, is_local, join, reaching
-from preprocess import store
+from pipeline.storage import absolute, exists, filesystem, is_local, join, reaching, read_json, write_bytes
 from preprocess.build import Built, ShardBuilder
 from preprocess.config import PreprocessConfig
 from preprocess.encode import StoredEncoder, autoencoder_facts
@@ -23,12 +22,11 @@ from preprocess.plan import Plan, ShardPlan, make_plan
 from preprocess.plan_report import Expected, expected, probe, samples_per_shard
 from preprocess.quarantine import fill
 from preprocess.resume import accept_or_refuse, read_plan, write_plan
-from preprocess.retry import full_disk_explained, with_retries
+from preprocess.retry import PATIENT, full_disk_explained, with_retries
 from preprocess.shards.publish import remove_scratch, sole_run
 from preprocess.shards.receipt import Receipt, finished_receipts
 from preprocess.sources import open_source
 from preprocess.sources.base import Source
-from preprocess.store import exists, read_json
 from preprocess.summary import Summary, summary_of
 from preprocess.tally import Observer, Tally
 
@@ -69,7 +67,7 @@ def with_places(config: PreprocessConfig) -> PreprocessConfig:
 def _preprocess(
     config: PreprocessConfig, autoencoder: StoredEncoder | str | None, source: Source | None, observe: Observer
 ) -> Summary:
-    start, retries_before = time.monotonic(), store.counter.count
+    start, retries_before = time.monotonic(), PATIENT.counter.count
     encoder = load_encoder(autoencoder if autoencoder is not None else config.autoencoder)
     config, source = resolve(config, source, encoder)
     facts = autoencoder_facts(encoder, config.size) if encoder else None
@@ -94,7 +92,7 @@ def _preprocess(
             print(f"rebuilding: {trouble}", file=sys.stderr)
         todo = [shard for shard in plan.shards if shard.name not in done]
         if config.policy == "quarantine":
-            fill(config, source, [r["image"] for receipt in done.values() for r in receipt["rejects"]], store.counter)
+            fill(config, source, [r["image"] for receipt in done.values() for r in receipt["rejects"]], PATIENT.counter)
         carrier = Carrier(config.dest, growth.base) if growth else None
         builder = ShardBuilder(config, source, encoder, facts, plan.hash, carrier=carrier)
         tally = _build(config, plan, todo, dict(done), builder, observe)
@@ -115,7 +113,7 @@ def _preprocess(
         num_shards_kept=len(done),
         num_built=num_built,
         seconds=seconds,
-        retries=tally.seconds.retries + store.counter.count - retries_before,
+        retries=tally.seconds.retries + PATIENT.counter.count - retries_before,
         has_encoder=encoder is not None,
         left_out=plan.left_out,
     )
@@ -129,8 +127,10 @@ def load_encoder(autoencoder: StoredEncoder | str | None) -> StoredEncoder | Non
     from pipeline.importing.diffusers_folder import import_diffusers
 
     config_url = join(autoencoder, "config.json")
-    is_bundle = exists(config_url) and "format" in read_json(config_url)
-    is_diffusers = not is_bundle and (exists(config_url) or exists(join(autoencoder, "model_index.json")))
+    is_bundle = exists(config_url, retries=PATIENT) and "format" in read_json(config_url, retries=PATIENT)
+    is_diffusers = not is_bundle and (
+        exists(config_url, retries=PATIENT) or exists(join(autoencoder, "model_index.json"), retries=PATIENT)
+    )
     return (import_diffusers(autoencoder) if is_diffusers else load_bundle(autoencoder)).autoencoder
 
 
@@ -155,7 +155,7 @@ def resolve(
         if shards.get("shard_bytes") == config.shard_bytes:
             per_shard = shards["samples_per_shard"]
         else:
-            listed = with_retries(source.list_images, f"listing {config.source_url}", config.retries, store.counter)
+            listed = with_retries(source.list_images, f"listing {config.source_url}", config.retries, PATIENT.counter)
             images = sorted(image for image, _ in listed)
             per_shard = samples_per_shard(config, probe(config, source, encoder, images))
         config = config.replace(samples_per_shard=per_shard)
@@ -171,7 +171,7 @@ def plan_run(config: PreprocessConfig, source: Source, facts: dict[str, Any] | N
         with reaching(config.source_url):
             return make_plan(config, source, facts, versions)
 
-    return with_retries(planned, what, config.retries, store.counter)
+    return with_retries(planned, what, config.retries, PATIENT.counter)
 
 
 def planned(config: PreprocessConfig) -> Expected:
@@ -191,7 +191,9 @@ def check_rejects(config: PreprocessConfig, plan: Plan, tally: Tally) -> None:
     allowed = config.max_rejected(plan.num_images)
     if len(tally.rejects) > allowed:
         url = join(config.dest, LEDGER_NAME)
-        store.write_bytes(url, ledger([tally.receipts[s.name] for s in plan.shards if s.name in tally.receipts])[0])
+        write_bytes(
+            url, ledger([tally.receipts[s.name] for s in plan.shards if s.name in tally.receipts])[0], retries=PATIENT
+        )
         last = list(tally.rejects.values())[-1]
         raise UserError(
             f"{len(tally.rejects)} of {plan.num_images} images rejected, more than the {allowed} that --max-rejects "

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 from orchestration.tracking.store import StoreSilent
 from pipeline.errors import NETWORK_MODULES, Unreachable, UserError, first_line
 from pipeline.redact import clean
-from preprocess.retry import is_passing
+from pipeline.retry import is_passing
 
 if TYPE_CHECKING:
     import tenacity

@@ -9,10 +9,10 @@ from typing import Any
 
 from pipeline.config import from_dict
 from pipeline.errors import UserError
-from pipeline.storage import join, sha256_bytes
+from pipeline.storage import exists, join, read_bytes, sha256_bytes
+from preprocess.retry import PATIENT
 from preprocess.shards.canonical import canonical_json
 from preprocess.shards.sample import SCHEMA_VERSION, check_suffixes
-from preprocess.store import exists, read_bytes
 
 MANIFEST_NAME = "manifest.json"
 
@@ -126,9 +126,13 @@ def folder_of(url: str) -> str:
 def load_manifest(url: str) -> Manifest:
     """The manifest of the shard set in folder `url`; of an earlier state where `url` is `.../manifest-DIGEST.json`."""
     if url.endswith(".json"):
-        return parse_manifest(read_bytes(url), url)
+        return parse_manifest(read_bytes(url, retries=PATIENT), url)
     path = join(url, MANIFEST_NAME)
-    if not exists(path):
-        hint = "its preprocessing did not finish: run it again" if exists(join(url, "plan.json")) else "wrong folder?"
+    if not exists(path, retries=PATIENT):
+        hint = (
+            "its preprocessing did not finish: run it again"
+            if exists(join(url, "plan.json"), retries=PATIENT)
+            else "wrong folder?"
+        )
         raise UserError(f"{url} holds no {MANIFEST_NAME}; {hint}")
-    return parse_manifest(read_bytes(path), path)
+    return parse_manifest(read_bytes(path, retries=PATIENT), path)

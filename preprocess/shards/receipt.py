@@ -12,11 +12,10 @@ from typing import Any
 import fsspec
 
 from pipeline.errors import UserError
-from pipeline.storage import filesystem, join, sha256_bytes
-from preprocess.retry import with_retries
+from pipeline.storage import exists, filesystem, join, read_bytes, sha256_bytes, sha256_file
+from preprocess.retry import PATIENT
 from preprocess.shards.canonical import canonical_json
 from preprocess.shards.sample import SCHEMA_VERSION
-from preprocess.store import ATTEMPTS, counter, exists, read_bytes, sha256_file
 
 Receipt = dict[str, Any]
 _FIELDS = frozenset(
@@ -55,7 +54,7 @@ def without_index(receipt: Receipt) -> Receipt:
 
 def load_receipt(dest: str, name: str) -> Receipt:
     url = join(dest, name + ".json")
-    return parse_receipt(read_bytes(url), url)
+    return parse_receipt(read_bytes(url, retries=PATIENT), url)
 
 
 def shard_trouble(dest: str, name: str, receipt: Receipt, recheck: str) -> str | None:
@@ -64,12 +63,12 @@ def shard_trouble(dest: str, name: str, receipt: Receipt, recheck: str) -> str |
     fs, path = filesystem(url)
     fs.invalidate_cache()
     try:
-        size = int(with_retries(lambda: fs.size(path), f"looking at {url}", ATTEMPTS, counter) or 0)
+        size = int(PATIENT(lambda: fs.size(path), f"looking at {url}") or 0)
     except FileNotFoundError:
         return f"{url} is missing"
     if size != receipt["bytes"]:
         return f"{url} has {size} bytes instead of {receipt['bytes']}"
-    if recheck == "hash" and sha256_file(url) != receipt["sha256"]:
+    if recheck == "hash" and sha256_file(url, retries=PATIENT) != receipt["sha256"]:
         return f"{url} is damaged: its checksum does not match"
     return None
 
@@ -102,7 +101,7 @@ def _files(dest: str) -> set[str]:
     fs: fsspec.AbstractFileSystem
     fs, path = filesystem(dest)
     fs.invalidate_cache()
-    if not exists(dest):
+    if not exists(dest, retries=PATIENT):
         return set()
-    names = with_retries(lambda: fs.ls(path, detail=False), f"listing {dest}", ATTEMPTS, counter)
+    names = PATIENT(lambda: fs.ls(path, detail=False), f"listing {dest}")
     return {str(name).rsplit("/", 1)[-1] for name in names}

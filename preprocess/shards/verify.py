@@ -15,16 +15,15 @@ from pathlib import Path
 
 from pipeline.errors import UserError
 from pipeline.progress import Progress
-from pipeline.storage import filesystem, is_local, join, sha256_bytes
+from pipeline.storage import exists, filesystem, is_local, join, list_files, read_bytes, sha256_bytes, sha256_file
 from preprocess.finish import LEDGER_NAME
 from preprocess.resume import LISTING_NAME, PLAN_NAME, read_plan
-from preprocess.retry import with_retries
+from preprocess.retry import PATIENT
 from preprocess.shards.canonical import canonical_json
 from preprocess.shards.manifest import Manifest, ShardEntry, load_manifest
 from preprocess.shards.receipt import Receipt, parse_receipt
 from preprocess.shards.sample import key
 from preprocess.shards.ustar import read_index
-from preprocess.store import ATTEMPTS, counter, exists, list_files, read_bytes, sha256_file
 
 
 @dataclass
@@ -50,7 +49,7 @@ def verify(dest: str, num_threads: int = 4) -> Report:
             report.num_samples += num_samples
             progress.update()
     report.damage += _check_ledger(dest, manifest, report) + _check_plan(dest, manifest)
-    names = list_files(dest)
+    names = list_files(dest, retries=PATIENT)
     earlier = [load_manifest(join(dest, name)) for name in names if re.fullmatch(r"manifest-[0-9a-f]{12}\.json", name)]
     listed = {entry.name for known in (manifest, *earlier) for entry in known.shards}
     for name in names:
@@ -65,14 +64,14 @@ def _check_shard(dest: str, entry: ShardEntry, manifest: Manifest) -> tuple[list
     damage: list[str] = []
     receipt: Receipt | None = None
     try:
-        data = read_bytes(join(dest, entry.name + ".json"))
+        data = read_bytes(join(dest, entry.name + ".json"), retries=PATIENT)
         receipt = parse_receipt(data, entry.name + ".json")
         if sha256_bytes(data) != entry.receipt_sha256 or receipt["plan"] != (entry.plan or manifest.plan):
             damage.append(f"{entry.name}.json: is not the receipt that the manifest lists")
     except UserError as error:
         damage.append(f"{entry.name}.json: {error}")
     try:
-        found = sha256_file(join(dest, entry.name + ".tar"))
+        found = sha256_file(join(dest, entry.name + ".tar"), retries=PATIENT)
     except FileNotFoundError:
         return [*damage, f"{entry.name}.tar: is missing"], 0
     if found != entry.sha256:
@@ -115,7 +114,7 @@ def _local_copy(url: str) -> tuple[Path, bool]:
         return Path(path), False
     handle, name = tempfile.mkstemp(prefix="latentzoom-verify-")
     os.close(handle)
-    with_retries(lambda: fs.get_file(path, name), f"reading {url}", ATTEMPTS, counter)
+    PATIENT(lambda: fs.get_file(path, name), f"reading {url}")
     return Path(name), True
 
 
@@ -125,7 +124,7 @@ def _check_plan(dest: str, manifest: Manifest) -> list[str]:
     if facts is None or sha256_bytes(canonical_json(facts)) != manifest.plan:
         damage.append(f"{PLAN_NAME}: is missing, damaged or of another plan")
     try:
-        listing = sha256_bytes(gzip.decompress(read_bytes(join(dest, LISTING_NAME))))
+        listing = sha256_bytes(gzip.decompress(read_bytes(join(dest, LISTING_NAME), retries=PATIENT)))
     except (UserError, OSError, EOFError, zlib.error):
         listing = ""
     if listing != manifest.source["listing_sha256"]:
@@ -135,9 +134,9 @@ def _check_plan(dest: str, manifest: Manifest) -> list[str]:
 
 def _check_ledger(dest: str, manifest: Manifest, report: Report) -> list[str]:
     url = join(dest, LEDGER_NAME)
-    if not exists(url):
+    if not exists(url, retries=PATIENT):
         return [f"{LEDGER_NAME}: is missing"]
-    data = read_bytes(url)
+    data = read_bytes(url, retries=PATIENT)
     if sha256_bytes(data) != manifest.ledger_sha256:
         return [f"{LEDGER_NAME}: checksum differs"]
     rejected = sum(json.loads(line)["num_samples"] for line in data.decode().splitlines())

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pipeline.errors import UserError
 from pipeline.storage import reaching
 from preprocess.config import PreprocessConfig
-from preprocess.retry import with_retries
+from preprocess.retry import PATIENT, with_retries
 from preprocess.sources.base import Source
 from preprocess.sources.faces import open_celebahq, open_ffhq
 from preprocess.sources.folder import open_folder
@@ -15,7 +15,6 @@ from preprocess.sources.lsun import open_lsun
 from preprocess.sources.restoration import open_df2k, open_div2k, open_flickr2k
 from preprocess.sources.shards import open_shards
 from preprocess.sources.webdataset import open_webdataset
-from preprocess.store import counter
 
 SOURCES: dict[str, tuple[Callable[[PreprocessConfig], Source], str]] = {
     "folder": (open_folder, "any images in a folder (recursively) or a zip file"),
@@ -41,4 +40,4 @@ def open_source(config: PreprocessConfig) -> Source:
         with reaching(config.source_url):
             return opening(config)
 
-    return with_retries(open_it, f"opening {config.source_url}", config.retries, counter)
+    return with_retries(open_it, f"opening {config.source_url}", config.retries, PATIENT.counter)

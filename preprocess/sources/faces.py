@@ -11,12 +11,12 @@ from collections import Counter
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.storage import join
+from pipeline.storage import exists, join, read_bytes
 from preprocess.config import PreprocessConfig
 from preprocess.names import read_list
+from preprocess.retry import PATIENT
 from preprocess.sources.base import PlainSource, Source
 from preprocess.sources.folder import FolderSource, ZipSource, open_images
-from preprocess.store import exists, read_bytes
 
 FFHQ_JSON = "ffhq-dataset-v2.json"
 _NUM_FFHQ_TRAIN = 60000
@@ -122,7 +122,7 @@ def _ldm_lists(
     found: list[set[int]] = []
     for name in (train, val):
         url = join(folder, name)
-        if not exists(url):
+        if not exists(url, retries=PATIENT):
             raise UserError(f"--split ldm needs {url}; put the list there, or give --train-list and --val-list")
         found.append(set())
         for line, text in read_list(url):
@@ -139,7 +139,7 @@ def _add_ffhq_facts(source: FacesSource, config: PreprocessConfig) -> None:
     """Licence, author and MD5 from the data set's JSON, when it lies in or beside the source."""
     folder = posixpath.dirname(config.source_url.rstrip("/"))
     urls = [join(url, FFHQ_JSON) for url in (config.source_url.rstrip("/"), folder) if url and not url.endswith(".zip")]
-    url = next((url for url in urls if exists(url)), None)
+    url = next((url for url in urls if exists(url, retries=PATIENT)), None)
     if url is None:
         return
     records = _Records(url)
@@ -162,7 +162,7 @@ class _Records:
 
     def __init__(self, url: str) -> None:
         try:
-            records = json.loads(read_bytes(url))
+            records = json.loads(read_bytes(url, retries=PATIENT))
             self.by_path = {
                 record[name]["file_path"]: (record["metadata"], record[name]["file_md5"])
                 for record in records.values()

@@ -201,7 +201,7 @@ def test_a_command_ends_with_a_status_and_at_most_one_line(
             "1",
         ]
         verb = [{"zip": "folder"}.get(kind, kind), str(place)]
-        with mock.patch("preprocess.retry.MAX_WAIT", 0.001), _failing(failing):
+        with mock.patch("pipeline.retry.MAX_WAIT", 0.001), _failing(failing):
             status = _run([*verb, str(root / dest), *argv], root)
             _run(["check", *verb, "--processes", "1"], root)
             again = _run([*verb, str(root / dest), *argv, "--update"], root)

@@ -61,7 +61,7 @@ class FlakySource(FolderSource):
 
 
 def test_the_summary_counts_repeated_attempts(config, pictures, monkeypatch):
-    monkeypatch.setattr("preprocess.retry.MAX_WAIT", 0.01)
+    monkeypatch.setattr("pipeline.retry.MAX_WAIT", 0.01)
     assert preprocess(config, source=FlakySource(str(pictures))).retries == 11
     assert preprocess(config).retries == 0
 

@@ -76,7 +76,7 @@ def test_an_endpoint_that_fails_a_tenth_of_its_requests_gives_the_same_bytes(pro
 @pytest.fixture
 def no_other_retries(proxy, monkeypatch):
     """s3fs and botocore try once, so that only this program's own attempts count."""
-    monkeypatch.setattr("preprocess.retry.MAX_WAIT", 0.01)
+    monkeypatch.setattr("pipeline.retry.MAX_WAIT", 0.01)
     monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     s3fs.S3FileSystem.clear_instance_cache()

@@ -19,8 +19,8 @@ from typing import TextIO
 
 from ray.experimental import internal_kv
 
-from orchestration.redact import clean
 from pipeline.progress import LINE_START, log_format, shortened, terminal_columns
+from pipeline.redact import clean
 
 _NAMESPACE = b"latentzoom"
 _POLL_SECONDS = 0.25

@@ -28,8 +28,8 @@ from orchestration.local_store import (
     require_file,
     require_store,
 )
-from orchestration.redact import clean, plain_without_secrets, url_without_secrets
 from pipeline.errors import UserError, first_line, is_network_error, unreachable
+from pipeline.redact import clean, plain_without_secrets, url_without_secrets
 from training.commit import source_commit
 
 if TYPE_CHECKING:
@@ -172,7 +172,8 @@ def _greet(uri: str) -> None:
 
 @contextlib.contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
-    """Wait for other processes in the same block. The lock is the folder's own: no file, and a kill releases it."""
+    """Wait for other processes in the same block. The lock is the folder's own, which filelock has none of: no
+    file, and a kill releases it."""
     handle = -1
     try:
         with contextlib.suppress(OSError):  # not to be listed, or on a network file system without locks
@@ -241,7 +242,7 @@ def find_run(
     wanted = {"mlflow.parentRunId": parent} if parent is not None else {}
     if tag is not None:
         wanted[tag[0]] = tag[1]
-    conditions = [_equals("attributes.run_name", name), *(_equals(f"tags.`{k}`", v) for k, v in wanted.items())]
+    conditions = [equals("attributes.run_name", name), *(equals(f"tags.`{k}`", v) for k, v in wanted.items())]
     with user_errors(uri):
         experiment_key = experiment_id(uri, experiment)  # makes the store where there is none yet
         for run in client(uri).search_runs([experiment_key], " and ".join(conditions), max_results=100):
@@ -250,7 +251,7 @@ def find_run(
     return None
 
 
-def _equals(key: str, value: str) -> str:
+def equals(key: str, value: str) -> str:
     """A condition of MLflow's filters. They have no way to write an apostrophe in a text: there, any character will do,
     and whoever asks looks himself."""
     return f"{key} = '{value}'" if "'" not in value else "{} LIKE '{}'".format(key, value.replace("'", "_"))
@@ -318,7 +319,8 @@ def log_metrics(
 
 
 def log_dataset(uri: str, run_id: str, url: str, digest: str, *, name: str = "", context: str = "training") -> None:
-    """Link a run to the data set at `url`. MLflow shows the first 36 characters of a digest; the tag keeps all 64."""
+    """Link a run to the data set at `url`. MLflow shows the first 36 characters of a digest; the tag keeps all 64. The
+    entity is made here: `mlflow.data` would need a class for this kind of source, to make the same of it."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     dataset = Dataset(

@@ -1,4 +1,7 @@
-"""Progress of long operations: rate and ETA, a moving bar on a terminal and plain lines elsewhere."""
+"""Progress of long operations: rate and ETA, a moving line on a terminal and plain lines elsewhere.
+
+Not by rich's own progress: it says nothing in a log while it goes on, hides the cursor of a terminal that a kill then
+leaves so, and has no line for the log of a Ray worker (`orchestration.relay`)."""
 
 from __future__ import annotations
 
@@ -12,6 +15,8 @@ import time
 import unicodedata
 from types import TracebackType
 from typing import TextIO
+
+from pipeline.common_options import now
 
 LINE_START = "\r\x1b[K"
 """To the beginning of a terminal's line, which is cleared."""
@@ -75,7 +80,7 @@ class Notice:
 
     def _say(self) -> None:
         with contextlib.suppress(AttributeError, OSError, ValueError):  # standard error may be closed, or None
-            if self._stream.isatty():
+            if self._stream.isatty() and not now().quiet:
                 print(self._text, file=self._stream, flush=True)
 
     def over(self) -> None:
@@ -110,7 +115,7 @@ class Progress:
     ) -> None:
         self.label, self.total, self.unit = label, total, unit
         self.initial, self.done = initial, initial
-        self.stream = stream or sys.stderr or io.StringIO()
+        self.stream = stream or (None if now().quiet else sys.stderr) or io.StringIO()
         self.is_terminal = self.stream.isatty()
         self.interval = 0.2 if self.is_terminal else interval
         self.start = time.monotonic()

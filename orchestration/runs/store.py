@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from orchestration import tracking
 from orchestration.local_store import artifact_place
-from orchestration.redact import url_without_secrets
 from orchestration.runs.state import Curves, RunState, run_state
 from orchestration.stage_run import PLACE
 from pipeline.errors import UserError
+from pipeline.redact import url_without_secrets
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

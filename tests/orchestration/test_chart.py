@@ -14,8 +14,10 @@ import pytest
 import yaml
 from helm_chart import CHART, TRACKED, helm, render, template
 
+from orchestration import jobs
 from orchestration.elastic import worker_counts
 from orchestration.verbs import pipeline as pipeline_cli
+from pipeline.command_line import parse
 from training.config import override
 from training.presets import get_preset
 
@@ -143,14 +145,14 @@ def job_arguments(values):
     objects = render(values)
     words = shlex.split(objects["RayJob", "latentzoom-faces"]["spec"]["entrypoint"])
     assert words[:2] == ["latentzoom", "pipeline"]
-    return pipeline_cli.parser().parse_args(words[2:])
+    return parse(pipeline_cli.Arguments, words[2:], prog="latentzoom pipeline")
 
 
 def test_the_jobs_command_is_one_we_have_and_its_range_can_train():
     arguments = job_arguments(JOB)
     low, high = map(int, arguments.workers.split(":"))
     assert (low, high) == (2, 4)
-    preset = override(get_preset(arguments.preset), arguments.set)
+    preset = override(get_preset(arguments.preset), list(arguments.set))
     for stage in preset.stages:
         assert worker_counts(preset.stage(stage), low, high) == tuple(range(low, high + 1))
 
@@ -166,6 +168,11 @@ def test_every_gpu_of_a_node_is_a_worker(gpus, workers):
 
 def test_a_mistake_in_the_command_builds_no_second_cluster():
     assert render(JOB)["RayJob", "latentzoom-faces"]["spec"]["backoffLimit"] == 0
+
+
+def test_a_stopped_job_has_time_for_its_checkpoint():
+    environment = yaml.safe_load(render(JOB)["RayJob", "latentzoom-faces"]["spec"]["runtimeEnvYAML"])
+    assert environment == jobs.runtime_env("", {})  # as `submit` sends it, whose test stops a real stage on a real head
 
 
 def test_pods_are_drained_for_as_long_as_kubernetes_waits():

@@ -31,7 +31,7 @@ def moving(uri: str, name: str) -> Iterator[None]:
     """Hold the lock of `name`'s champion. Waits for another holder, and takes over what a killed one left."""
     from mlflow.exceptions import MlflowException
 
-    client, lock = tracking.client(uri), f"{name}_champion_lock"
+    client, lock = tracking.client(uri), _lock(name)
     owner = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     seen, since = "", 0.0
     while True:
@@ -43,6 +43,8 @@ def moving(uri: str, name: str) -> Iterator[None]:
                 raise
         with contextlib.suppress(MlflowException):  # it was given back just now
             holder = str(client.get_registered_model(lock).tags.get(_OWNER, ""))
+            if holder == owner:  # it was made, and the answer that said so was lost
+                break
             if holder != seen:
                 seen, since = holder, time.monotonic()
             elif time.monotonic() - since > LEFT_S:
@@ -53,6 +55,28 @@ def moving(uri: str, name: str) -> Iterator[None]:
     finally:
         with contextlib.suppress(MlflowException):
             client.delete_registered_model(lock)
+
+
+def finish(uri: str, name: str) -> None:
+    """Do what a process that was killed after it moved the champion did not come to: its note, and its lock."""
+    from mlflow.exceptions import MlflowException
+
+    client = tracking.client(uri)
+    champion = client.get_model_version_by_alias(name, CHAMPION)
+    try:
+        client.get_registered_model(_lock(name))
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        if _PENDING not in champion.tags:
+            return
+    with moving(uri, name):
+        champion = client.get_model_version_by_alias(name, CHAMPION)
+        settle(uri, name, str(champion.version), champion.tags)
+
+
+def _lock(name: str) -> str:
+    return f"{name}_champion_lock"
 
 
 def move(uri: str, name: str, old: str, new: str) -> None:

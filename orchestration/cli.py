@@ -11,10 +11,10 @@ from pathlib import Path
 
 from orchestration.command_log import crash, logged
 from orchestration.interruptible import interruptible
-from orchestration.redact import cleaned_output, remember_in
 from pipeline.common_options import COMMON, Common, answer, did_you_mean, in_force, split
 from pipeline.errors import UserError, exit_status
 from pipeline.old_spellings import modern
+from pipeline.redact import cleaned_output, remember_in
 
 VERBS: dict[str, tuple[str, str]] = {
     "demo": ("orchestration.verbs.demo", "enlarge photographs, then train, register and use a tiny model"),
@@ -38,6 +38,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "plan": ("orchestration.verbs.plan", "GPU hours, storage and cost of a data set, with the arithmetic"),
     "bench": ("orchestration.verbs.bench", "how fast every part is here, against the straightforward way"),
     "import": ("orchestration.verbs.import_weights", "existing weights → a bundle"),
+    "export": ("orchestration.verbs.export", "a bundle → a folder for the Hugging Face hub, diffusers or ONNX"),
 }
 
 

@@ -1,4 +1,5 @@
-"""A cluster that is just starting is not one that is too small: wait for its autoscaler as long as it is at work."""
+"""A cluster that is just starting, or has just lost a machine, is not one that is too small: wait for its autoscaler as
+long as it is at work, and for another machine in place of a lost one."""
 
 from __future__ import annotations
 
@@ -13,24 +14,27 @@ if TYPE_CHECKING:
 FIRST_WORD_S = 10.0
 """So long it may take until a cluster that is just up hears of its autoscaler for the first time."""
 PATIENCE_S = 120.0
-"""So long an autoscaler may say of nothing that it starts; it looks every few seconds."""
+"""So long an autoscaler may say of nothing that it starts, and so long a lost machine may be without another in its
+place; an autoscaler looks every few seconds."""
 
 
 def await_machines(each: dict[str, float], num: int) -> dict[str, float]:
     """Wait until the cluster has room for `num` times `each` → its resources then.
 
-    Returns at once where they are there already, or where no autoscaler could bring them. While one is at work the wait
-    has no end: machines of a cloud may be long in coming. It ends when the autoscaler has said of nothing for
-    `PATIENCE_S` seconds that it starts; then the resources are less than what was asked for.
+    Returns at once where they are there already, or where nobody could bring them: no autoscaler, and no machine lost
+    that may come back. While an autoscaler is at work the wait has no end: machines of a cloud may be long in coming.
+    It ends when the autoscaler has said of nothing for `PATIENCE_S` seconds that it starts, and no machine came; then
+    the resources are less than what was asked for.
     """
     import ray
     from ray.autoscaler.sdk import request_resources
 
     there = ray.cluster_resources()
-    if _fits(there, each, num) or not _comes(has_autoscaler, FIRST_WORD_S):
+    if _fits(there, each, num) or not _comes(lambda: has_autoscaler() or has_lost_machines(), FIRST_WORD_S):
         return there
     wanted = ", ".join(f"{num * amount:g} {name}" for name, amount in each.items() if amount)
-    print(f"waiting for the autoscaler: {wanted} needed, {_listing(there, each)} there", file=sys.stderr, flush=True)
+    whom = "the autoscaler" if has_autoscaler() else "a lost machine's successor"
+    print(f"waiting for {whom}: {wanted} needed, {_listing(there, each)} there", file=sys.stderr, flush=True)
     request_resources(bundles=[{name: amount for name, amount in each.items() if amount}] * num)
     try:
         return _poll(ray.cluster_resources, each, num)
@@ -58,6 +62,13 @@ def _poll(ask: Callable[[], dict[str, float]], each: dict[str, float], num: int)
 def has_autoscaler() -> bool:
     """Whether an autoscaler has ever told this cluster anything."""
     return (_status().stats.autoscaler_version or "0") != "0"
+
+
+def has_lost_machines() -> bool:
+    """Whether this cluster has had more machines than it has."""
+    import ray
+
+    return any(not node["Alive"] for node in ray.nodes())
 
 
 def is_scaling() -> bool:

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from orchestration.outages import Silent, patiently
-from orchestration.redact import carries_secret, clean, is_secret_name, redact, remember
 from orchestration.text_table import text_table
 from pipeline.errors import UserError
 from pipeline.progress import format_seconds
+from pipeline.redact import carries_secret, clean, is_secret_name, redact, remember
 
 if TYPE_CHECKING:
     from ray.dashboard.modules.job.pydantic_models import JobDetails

@@ -9,9 +9,9 @@ from typing import Any
 from orchestration import champion, registry, tracking
 from orchestration.local_store import artifact_place, local_path
 from orchestration.model_card import stage_line
-from orchestration.redact import url_without_secrets
 from orchestration.registry import Version
 from pipeline.errors import UserError
+from pipeline.redact import url_without_secrets
 
 _TAG = "latentzoom."
 LOST = "LOST"

@@ -27,7 +27,7 @@ import numpy as np
 from PIL import Image
 
 from orchestration import tracking
-from orchestration.redact import clean, plain_without_secrets, url_without_secrets
+from pipeline.redact import clean, plain_without_secrets, url_without_secrets
 
 _log = logging.getLogger(__name__)
 _RETRY_S = 15.0

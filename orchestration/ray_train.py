@@ -20,10 +20,10 @@ import torch
 from orchestration.cluster_size import await_machines
 from orchestration.elastic import scaling_among, worker_counts
 from orchestration.outages import Silent, is_outage
-from orchestration.redact import clean
 from orchestration.relay import Relay, RelayStream
 from pipeline import storage
 from pipeline.errors import Stopped, UserError
+from pipeline.redact import clean
 from preprocess.local_ray import loopback_only
 from training.config import Preset, override, preset_from_dict, preset_to_dict
 from training.reporter import Reporter
@@ -110,9 +110,11 @@ def launch(
     SIGTERM and Ctrl-C lead to a checkpoint and `Stopped`. Raises `UserError` for what the training code refuses.
     """
     import ray
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
     from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
     from ray.train.v2.api.exceptions import TrainingFailedError
+
+    from orchestration.rendezvous import RayNetwork
 
     least, most = (num_workers, num_workers) if isinstance(num_workers, int) else num_workers
     counts = worker_counts(preset.stage(stage), least, most)
@@ -152,7 +154,7 @@ def launch(
     make_trainer: Any = TorchTrainer  # its annotations are those of the older Ray Train
     trainer = make_trainer(
         lambda: _worker(arguments),  # not as a config, which the dashboard shows: the tracking URI may hold a password
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        torch_config=RayNetwork("nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=least if least == most else (least, most),
             elastic_resize_monitor_interval_s=resize_interval_s,
@@ -170,19 +172,17 @@ def launch(
         with relay, scaling_among(counts):
             result = _fit(trainer, relay, still_ours)
     except TrainingFailedError as error:
-        if message := _read_error(run_dir):
-            raise UserError(message) from error
+        if found := _read_error(run_dir):
+            raise _raised(found) from error
         raise UserError(
             f"training {stage} failed on its workers {max_failures + 1} times: {_last_line(error)}"
         ) from error
     finally:
         if started:
             ray.shutdown()
-    value = result.return_value or {"error": _read_error(run_dir) or "the workers returned nothing"}
-    if "error" in value and value.get("is_outage"):
-        raise Silent(value["error"])
+    value = result.return_value or _read_error(run_dir) or {"error": "the workers returned nothing"}
     if "error" in value:
-        raise UserError(value["error"])
+        raise _raised(value)
     if "stopped" in value:
         raise Stopped(value["stopped"])
     return TrainResult(**value)
@@ -190,8 +190,8 @@ def launch(
 
 def _worker(arguments: dict[str, Any]) -> dict[str, Any]:
     """What every Ray worker runs. An error that a user can mend is returned, so that Ray does not try again."""
-    if message := _read_error(arguments["run_dir"]):  # of an attempt before, whose other workers had to be ended
-        return {"error": message}
+    if found := _read_error(arguments["run_dir"]):  # of an attempt before, whose other workers had to be ended
+        return found
     import ray.train
     import torch.distributed as dist
 
@@ -223,15 +223,18 @@ def _worker(arguments: dict[str, Any]) -> dict[str, Any]:
     except Stopped as notice:
         return {"stopped": str(notice)}
     except UserError as error:
-        if not (message := _read_error(arguments["run_dir"])):
-            message = clean(str(error))
-            storage.write_json(_error_url(arguments["run_dir"]), {"error": message})
+        found = {"error": clean(str(error)), "is_outage": is_outage(error)}
+        with contextlib.suppress(UserError, OSError):  # it may be the store itself that does not answer
+            if first := _read_error(arguments["run_dir"]):
+                found = first
+            else:
+                storage.write_json(_error_url(arguments["run_dir"]), found)
         with contextlib.suppress(Exception):
             dist.destroy_process_group()  # wakes workers that wait for this one
-        return {"error": message, "is_outage": is_outage(error)}
+        return found
     except Exception:
-        if message := _read_error(arguments["run_dir"]):
-            return {"error": message}
+        if found := _read_error(arguments["run_dir"]):
+            return found
         raise
     return dataclasses.asdict(result)
 
@@ -309,9 +312,15 @@ def _error_url(run_dir: str) -> str:
     return storage.join(run_dir, "error.json")
 
 
-def _read_error(run_dir: str) -> str:
+def _read_error(run_dir: str) -> dict[str, Any]:
+    """What the first worker said that met an error: `error`, one line, and `is_outage`. Empty where none did."""
     url = _error_url(run_dir)
-    return str(storage.read_json(url)["error"]) if storage.exists(url) else ""
+    return dict(storage.read_json(url)) if storage.exists(url) else {}
+
+
+def _raised(found: Mapping[str, Any]) -> UserError:
+    """An error of the workers as one of this process; an outage passes, on whichever worker it was met."""
+    return (Silent if found.get("is_outage") else UserError)(found["error"])
 
 
 def _remove_error(run_dir: str) -> None:

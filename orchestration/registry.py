@@ -22,7 +22,6 @@ from orchestration.champion import CHAMPION
 from orchestration.logged_model import BUNDLE_PATH, REPORT_PATH, log_model
 from orchestration.model_card import model_card
 from orchestration.promotion import Decision, Rule, decide
-from orchestration.redact import url_without_secrets
 from orchestration.stored_bundle import bundle_digest as bundle_digest
 from orchestration.stored_bundle import cached, copy_checked
 from orchestration.stored_bundle import verify_bundle as verify_bundle
@@ -30,6 +29,7 @@ from pipeline import storage
 from pipeline.bundle import UNFINISHED, load_bundle, missing_parts, settled
 from pipeline.config import to_dict
 from pipeline.errors import Missing, UserError
+from pipeline.redact import url_without_secrets
 from pipeline.starter import starter_or
 
 if TYPE_CHECKING:
@@ -93,9 +93,9 @@ def register(
                 version = _create_version(uri, name, model_id, own_run, all_tags, card)
             except BaseException:
                 with contextlib.suppress(Exception):  # the first error is the one to show
-                    tracking.client(uri).delete_logged_model(model_id)
+                    if not _tagged(uri, name, "model_id", model_id):  # the version may be there all the same
+                        tracking.client(uri).delete_logged_model(model_id)
                 raise
-            tracking.client(uri).set_registered_model_alias(name, CANDIDATE, version)
     return Version(name=name, version=version, model_id=model_id, run_id=own_run, tags=all_tags)
 
 
@@ -153,6 +153,26 @@ def get_version(name: str, which: str, *, tracking_uri: str | None = None) -> Ve
     )
 
 
+def registered_by(job: str, name: str, *, tracking_uri: str) -> Version | None:
+    """The version that an interrupted job of this key has registered already, now with alias `candidate`; None when it
+    did not come so far."""
+    for number in _tagged(tracking_uri, name, "pipeline", job):
+        found = require_version(name, number, tracking_uri)
+        with tracking.user_errors(tracking_uri):
+            _made_candidate(tracking_uri, name, found.model_id, number)
+        return found
+    return None
+
+
+def _tagged(uri: str, name: str, tag: str, value: str) -> list[str]:
+    """Numbers of the versions with this tag, the first one first."""
+    conditions = f"{tracking.equals('name', name)} and {tracking.equals(f'tags.`{_TAG}{tag}`', value)}"
+    with tracking.user_errors(uri):
+        found = tracking.client(uri).search_model_versions(conditions, max_results=1000)
+    same = [v for v in found if v.name == name and v.tags.get(_TAG + tag) == value]
+    return sorted((str(v.version) for v in same), key=int)
+
+
 def promote(
     name: str,
     *,
@@ -172,6 +192,8 @@ def promote(
     new = require_version(name, candidate, uri)
     old = get_version(name, CHAMPION, tracking_uri=uri)
     if old is not None and old.version == new.version:
+        with tracking.user_errors(uri):
+            champion.finish(uri, name)
         return Decision(promote=False, rule="", reasons=(f"version {new.version} is the champion already",))
     new_report = candidate_report or stored_report(new, tracking_uri=uri)
     old_report = None
@@ -410,6 +432,16 @@ def _create_version(uri: str, name: str, model_id: str, run_id: str, tags: Mappi
         version = client.create_model_version(
             name, f"models:/{model_id}", run_id, tags=dict(tags), description=description, model_id=model_id
         )
-    link = json.dumps([{"name": name, "version": str(version.version)}])
-    client.set_logged_model_tags(model_id, {"mlflow.modelVersions": link})
-    return str(version.version)
+    return _made_candidate(uri, name, model_id, str(version.version))
+
+
+def _made_candidate(uri: str, name: str, model_id: str, version: str) -> str:
+    """Give the version of a logged model its alias and its link → its number. There may be several: MLflow's client
+    asks again when an answer is lost, and each time that it was heard there is one more. The first one stays."""
+    client = tracking.client(uri)
+    first, *again = _tagged(uri, name, "model_id", model_id) or [version]
+    for twin in again:
+        client.delete_model_version(name, twin)
+    client.set_logged_model_tags(model_id, {"mlflow.modelVersions": json.dumps([{"name": name, "version": first}])})
+    client.set_registered_model_alias(name, CANDIDATE, first)
+    return first

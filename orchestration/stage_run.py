@@ -8,9 +8,9 @@ from typing import Any
 
 from orchestration import tracking
 from orchestration.folder_figures import send_folder
-from orchestration.redact import url_without_secrets
 from pipeline import storage
 from pipeline.errors import Stopped, UserError
+from pipeline.redact import url_without_secrets
 from preprocess.manifest import load_manifest
 from training.config import Preset
 

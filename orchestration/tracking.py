@@ -28,8 +28,8 @@ from orchestration.local_store import (
     require_file,
     require_store,
 )
-from orchestration.redact import clean, plain_without_secrets, url_without_secrets
 from pipeline.errors import UserError, first_line, is_network_error, unreachable
+from pipeline.redact import clean, plain_without_secrets, url_without_secrets
 from training.commit import source_commit
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ _USUAL = "sqlite:///path/mlflow.db or http://host:port"
 _PARAM_LIMIT = 6000
 _UI = {"mlflow.experimentKind": "custom_model_development"}
 """Shows the experiment in MLflow's view for trained models, not the one for language-model applications."""
+STEPS = "latentzoom.steps"
 _COMPARED = ("steps", "global_batch", "lr", "precision")
 _LOCKS = ("requirements.lock", "requirements.txt", "uv.lock")
 
@@ -241,7 +242,7 @@ def find_run(
     wanted = {"mlflow.parentRunId": parent} if parent is not None else {}
     if tag is not None:
         wanted[tag[0]] = tag[1]
-    conditions = [_equals("attributes.run_name", name), *(_equals(f"tags.`{k}`", v) for k, v in wanted.items())]
+    conditions = [equals("attributes.run_name", name), *(equals(f"tags.`{k}`", v) for k, v in wanted.items())]
     with user_errors(uri):
         experiment_key = experiment_id(uri, experiment)  # makes the store where there is none yet
         for run in client(uri).search_runs([experiment_key], " and ".join(conditions), max_results=100):
@@ -250,7 +251,7 @@ def find_run(
     return None
 
 
-def _equals(key: str, value: str) -> str:
+def equals(key: str, value: str) -> str:
     """A condition of MLflow's filters. They have no way to write an apostrophe in a text: there, any character will do,
     and whoever asks looks himself."""
     return f"{key} = '{value}'" if "'" not in value else "{} LIKE '{}'".format(key, value.replace("'", "_"))
@@ -282,9 +283,12 @@ def log_params(uri: str, run_id: str, params: Mapping[str, Any]) -> None:
 
 def log_settings(uri: str, run_id: str, values: Mapping[str, Any]) -> None:
     """All settings of a stage as the artifact settings.json, the few that people compare runs by as parameters. MLflow
-    writes every parameter above each picture, and a hundred would push the picture out of sight."""
+    writes every parameter above each picture, and a hundred would push the picture out of sight. A parameter stays what
+    it was at first: the number of steps, which may be raised, is a tag (`STEPS`) too."""
     flat = flatten(values)
     client(uri).log_dict(run_id, flat, "settings.json")
+    if "steps" in flat:
+        client(uri).set_tag(run_id, STEPS, str(flat["steps"]))
     log_params(uri, run_id, {name: flat[name] for name in _COMPARED if name in flat})
 
 

@@ -102,6 +102,10 @@ def _described(hint: Any, field: dataclasses.Field[Any]) -> Any:
     plain, notes = (hint.__origin__, hint.__metadata__) if typing.get_origin(hint) is Annotated else (hint, ())
     if any(note is tyro.conf.Suppress for note in notes):
         return hint
+    # Defaults of these two kinds tyro checks with a package that takes a tenth of a second to import: of the older
+    # spelling of `float | None` it does it itself.
+    if isinstance(plain, types.UnionType):
+        plain = typing.Union[typing.get_args(plain)]  # noqa: UP007
     given = next((note for note in notes if hasattr(note, "help_behavior_hint")), None)
     has_default = field.default is not dataclasses.MISSING
     takes_several = any(note in (tyro.conf.Positional, tyro.conf.UseAppendAction) for note in notes)
@@ -114,10 +118,21 @@ def _described(hint: Any, field: dataclasses.Field[Any]) -> Any:
         aliases=getattr(given, "aliases", None),
     )
     kept = [note for note in notes if note is not given and not isinstance(note, _SPEC)]
+    if plain == tuple[str, ...] and tyro.conf.Positional in kept:
+        return Annotated[(tuple, *kept, _WORDS, described)]
     return Annotated[(plain, *kept, *parser, described)]
 
 
 _SPEC = tyro.constructors.PrimitiveConstructorSpec
+
+
+_WORDS = tyro.constructors.PrimitiveConstructorSpec(
+    nargs="*",
+    metavar="[TEXT ...]",
+    instance_from_str=lambda words: tuple(words),
+    is_instance=lambda value: isinstance(value, tuple) and all(isinstance(word, str) for word in value),
+    str_from_instance=lambda value: list(value),
+)
 
 
 def _parser(plain: Any) -> list[Any]:

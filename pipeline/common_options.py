@@ -141,8 +141,11 @@ def console_log(level: int = logging.INFO) -> None:
     level = logging.WARNING if _now.quiet else level
     root = logging.getLogger()
     if _console is None:
-        _console = logging.StreamHandler(getattr(sys.stderr, "console", sys.stderr))
-        _console.setFormatter(logging.Formatter("%(message)s"))
+        from pipeline.progress import log_format
+
+        stream = getattr(sys.stderr, "console", sys.stderr)
+        _console = logging.StreamHandler(stream)
+        _console.setFormatter(logging.Formatter(log_format(stream)))
         root.addHandler(_console)
         _console.setLevel(level)
     _console.setLevel(min(level, _console.level))

@@ -10,6 +10,8 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+from pipeline.extras import missing
+
 STOPPED = 75
 """Exit status of `Stopped` (EX_TEMPFAIL)."""
 
@@ -114,7 +116,7 @@ def plain_without_secrets(value: Any) -> Any:
 def exit_status(command: Callable[[], int]) -> int:
     """Run a command → its exit status. A `UserError` is one line and 2, `Stopped` one line and 75, Ctrl-C 130 (a
     `KeyboardInterrupt` with a text says what comes next). One line is also what the client of a store raises where
-    nobody else worded it: a network is no defect of ours."""
+    nobody else worded it: a network is no defect of ours; and a package of an extra that is not installed."""
     try:
         return _told(command)
     except UserError as error:
@@ -125,6 +127,11 @@ def exit_status(command: Callable[[], int]) -> int:
         return STOPPED
     except BrokenPipeError:
         raise
+    except ModuleNotFoundError as error:
+        if (said := missing(error)) is None:
+            raise
+        print(f"latentzoom: error: {said}", file=sys.stderr)
+        return 2
     except Exception as error:
         if isinstance(error, OSError) and error.filename is not None and not is_network_error(error):
             print(f"latentzoom: error: {error.filename}: {error.strerror}", file=sys.stderr)

@@ -18,6 +18,9 @@ from typing import TextIO
 
 from pipeline.common_options import now
 
+LINE_START = "\r\x1b[K"
+"""To the beginning of a terminal's line, which is cleared."""
+
 
 def format_seconds(seconds: float) -> str:
     """12.3 → "12s", 75 → "1m15s", 7325 → "2h02m"."""
@@ -32,7 +35,10 @@ def format_seconds(seconds: float) -> str:
 
 
 def terminal_columns(stream: TextIO) -> int:
-    """Width of the terminal behind a stream as it is now; of this process's own where the stream does not know."""
+    """Width of the terminal behind a stream as it is now, or what the stream itself says (`columns`); of this process's
+    own where it does not know."""
+    if known := getattr(stream, "columns", 0):
+        return int(known)
     try:
         return os.get_terminal_size(stream.fileno()).columns or 80
     except (OSError, ValueError, AttributeError):
@@ -49,6 +55,12 @@ def shortened(text: str, columns: int) -> str:
         taken += _columns(text[end])
         end += 1
     return (text[:end].rstrip() + "…")[: max(0, columns)]
+
+
+def log_format(stream: TextIO | None) -> str:
+    """Of log lines on the stream where a `Progress` shows itself: on a terminal they take the place of its line, which
+    comes back below them."""
+    return f"{LINE_START}%(message)s" if stream is not None and stream.isatty() else "%(message)s"
 
 
 def _columns(character: str) -> int:
@@ -157,7 +169,7 @@ class Progress:
         line, self._shown = " ".join(self.line().splitlines()), (self.done, self.note)
         with self._lock, contextlib.suppress(ValueError, OSError):  # closed meanwhile, or a full disk
             if self.is_terminal:
-                line = f"\r\x1b[K{shortened(line, terminal_columns(self.stream) - 1)}"
+                line = f"{LINE_START}{shortened(line, terminal_columns(self.stream) - 1)}"
             self.stream.write(line if self.is_terminal else f"{line}\n")
             self.stream.flush()
 

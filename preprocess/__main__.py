@@ -2,6 +2,9 @@
 
 import sys
 
+from pipeline.redact import cleaned_output
 from preprocess.cli import main
 
-sys.exit(main(sys.argv[1:]))
+with cleaned_output(sys.argv[1:]):
+    status = main(sys.argv[1:])
+sys.exit(status)

@@ -14,6 +14,7 @@ from pipeline.common_options import answer, console_log, did_you_mean, taken
 from pipeline.config import to_dict
 from pipeline.errors import UserError, exit_status
 from pipeline.progress import format_seconds
+from pipeline.redact import cleaned_output
 from training.config import STAGES, Preset, override
 from training.presets import PRESETS, get_preset
 from training.stopping import stop_on_signals
@@ -174,4 +175,6 @@ def parse_workers(text: str) -> tuple[int, int]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with cleaned_output(sys.argv[1:]):
+        status = main()
+    sys.exit(status)

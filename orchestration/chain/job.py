@@ -23,12 +23,12 @@ from orchestration.chain.steps import Result, Step, step_keys
 from orchestration.evaluation.report import PROTOCOL_VERSION
 from orchestration.evaluation.spec import EvaluationSpec, spec_to_dict
 from orchestration.ray_metrics import PreprocessingMetrics
-from orchestration.redact import plain_without_secrets
 from orchestration.stage_run import stage_run
 from orchestration.starts import place, places
 from pipeline import storage
 from pipeline.config import to_dict
 from pipeline.errors import UserError
+from pipeline.redact import plain_without_secrets
 from pipeline.starter import starter_or
 from preprocess.config import PreprocessConfig
 from preprocess.manifest import load_manifest
@@ -335,8 +335,8 @@ def _register(chain: Chain, done: dict[str, Result], last: str, data: str) -> Re
     job, bundle = chain.job, done[last]["bundle"]
     report = load_report(done["evaluate"]["report"])
     key = chain.keys["register"]
-    found = registry.get_version(job.model_name, registry.CANDIDATE, tracking_uri=job.tracking_uri)
-    if found is None or found.tags.get("latentzoom.pipeline") != key:  # else: killed after it was registered
+    found = registry.registered_by(key, job.model_name, tracking_uri=job.tracking_uri)  # and was killed then
+    if found is None:
         found = registry.register(
             bundle,
             job.model_name,

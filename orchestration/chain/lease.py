@@ -94,7 +94,10 @@ class _Lease:
                     f"cannot write to {self.folder.removesuffix('/lease')}: {first_line(error)}; check the address and "
                     "the credentials, or choose another place"
                 ) from error
-            raise UserError(f"another job took {self.folder.removesuffix('/lease')} just now; wait for it") from error
+            if storage.read_json(self._url(newest + 1))["owner"] != self.owner:  # else: only the answer was lost
+                raise UserError(
+                    f"another job took {self.folder.removesuffix('/lease')} just now; wait for it"
+                ) from error
         self.number = newest + 1
         for number in numbers[:-1]:  # the newest stays until it is succeeded for certain
             with contextlib.suppress(FileNotFoundError):

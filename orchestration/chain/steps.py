@@ -128,7 +128,7 @@ def run_steps(
 def _attempts(work: str, step: Step, key: str, results: dict[str, Result], retries: int) -> Result:
     for attempt in range(retries + 1):
         start = time.monotonic()
-        before = _spent(work, step.name, key)
+        before = patiently(partial(_spent, work, step.name, key), step.name)
         try:
             result = patiently(lambda: step.run(results), step.name)
             return {**result, "seconds": round(before + time.monotonic() - start, 1)}

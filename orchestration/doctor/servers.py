@@ -9,8 +9,8 @@ from typing import Any
 
 from orchestration.doctor import machine
 from orchestration.doctor.machine import Finding
-from orchestration.redact import redact, url_without_secrets
 from pipeline.errors import UserError, first_line
+from pipeline.redact import redact, url_without_secrets
 
 _MAX_SKEW_S = 30.0
 _TIMEOUT_S = 15.0

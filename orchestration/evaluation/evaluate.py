@@ -18,7 +18,6 @@ from orchestration.evaluation.report import Figure, Report, rounded
 from orchestration.evaluation.spec import EvaluationSpec, ModelReference, distilled_steps, spec_to_dict
 from orchestration.evaluation.store import ChunkStore
 from orchestration.outages import patiently
-from orchestration.redact import clean, plain_without_secrets
 from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.metrics.bootstrap import mean_resamples, percentile_interval, spread_interval
@@ -26,6 +25,7 @@ from pipeline.metrics.gaussian import FeatureStatistics, frechet_distance, frech
 from pipeline.metrics.kid import kid, kid_resamples
 from pipeline.metrics.manifold import manifold_samples
 from pipeline.progress import Progress
+from pipeline.redact import clean, plain_without_secrets
 from training.starts import address
 
 PSNR_TEXT = {

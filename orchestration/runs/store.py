@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from orchestration import tracking
 from orchestration.local_store import artifact_place
-from orchestration.redact import url_without_secrets
 from orchestration.runs.state import Curves, RunState, run_state
 from orchestration.stage_run import PLACE
 from pipeline.errors import UserError
+from pipeline.redact import url_without_secrets
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -68,7 +68,7 @@ def _state(uri: str, client: MlflowClient, run: Run) -> RunState:
         place=run_id,
         stage=str(run.info.run_name),
         state=_STATES.get(run.info.status, run.info.status.lower()),
-        steps=int(params.get("steps", 0)),
+        steps=int(run.data.tags.get(tracking.STEPS, params.get("steps", 0))),
         global_batch=int(params.get("global_batch", 0)),
         silent_s=max(0.0, time.time() - reported),
         grid=_newest_grid(uri, client, run),

@@ -9,12 +9,12 @@ import tyro
 
 from orchestration.evaluation.report import Report
 from orchestration.evaluation.spec import EvaluationSpec, SrMode
-from orchestration.redact import clean, plain_without_secrets
 from orchestration.text_table import text_table
 from pipeline import storage
 from pipeline.command_line import Device, Flag, parse, plain_help
 from pipeline.common_options import answer
 from pipeline.errors import UserError
+from pipeline.redact import clean, plain_without_secrets
 
 
 @plain_help

@@ -1,4 +1,4 @@
-"""`latentzoom import {released,ldm,diffusers}`: weights that exist elsewhere become a bundle."""
+"""`latentzoom import {released,ldm,diffusers,hub-folder,onnx}`: weights that exist elsewhere become a bundle."""
 
 from __future__ import annotations
 
@@ -57,7 +57,8 @@ class Ldm:
 @plain_help
 @dataclass(frozen=True)
 class Diffusers:
-    """A diffusers folder: AutoencoderKL or VQModel, alone or in a pipeline with a UNet2DModel."""
+    """A diffusers folder: AutoencoderKL or VQModel, alone or in a pipeline with a UNet2DModel; or the pipeline folder
+    of `latentzoom export --to diffusers`."""
 
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
     """A local folder, a weight file beside its config.json, or a hub id such as owner/name (needs the network unless it
@@ -74,10 +75,45 @@ class Diffusers:
     """The model's name; without it the folder's."""
 
 
-KINDS: dict[str, type[Released] | type[Ldm] | type[Diffusers]] = {
+@plain_help
+@dataclass(frozen=True)
+class HubFolder:
+    """A bundle from the Hugging Face hub, or the folder of `latentzoom export --to hub-folder`."""
+
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
+    """A local folder, or a hub id such as owner/name (needs the network unless it is cached)."""
+    out: Annotated[str, tyro.conf.arg(metavar="FOLDER")]
+    """Where the bundle goes (path or URL)."""
+    revision: str = ""
+    """Branch, tag or commit on the hub."""
+    overwrite: Flag = False
+    """Replace another bundle in that folder."""
+    name: str = ""
+    """The model's name; without it its own."""
+
+
+@plain_help
+@dataclass(frozen=True)
+class Onnx:
+    """The folder of `latentzoom export --to onnx`: encoder and implicit decoder (needs the extra export)."""
+
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
+    """The folder of the .onnx files."""
+    out: Annotated[str, tyro.conf.arg(metavar="FOLDER")]
+    """Where the bundle goes (path or URL). It has no denoiser."""
+    overwrite: Flag = False
+    """Replace another bundle in that folder."""
+    name: str = ""
+    """The model's name; without it its own."""
+
+
+Wanted = Released | Ldm | Diffusers | HubFolder | Onnx
+KINDS: dict[str, type[Wanted]] = {
     "released": Released,
     "ldm": Ldm,
     "diffusers": Diffusers,
+    "hub-folder": HubFolder,
+    "onnx": Onnx,
 }
 
 
@@ -89,7 +125,7 @@ def main(argv: list[str]) -> int:
     return _run(parsed(argv))
 
 
-def parsed(argv: list[str]) -> Released | Ldm | Diffusers:
+def parsed(argv: list[str]) -> Wanted:
     """What a command line asks for."""
     kind, words = kind_of(argv, list(KINDS), "latentzoom import")
     return parse(KINDS[kind], words, prog=f"latentzoom import {kind}")
@@ -101,13 +137,13 @@ def _help() -> str:
     return "\n".join([*lines, "", "latentzoom import KIND --help lists the options."])
 
 
-def _run(wanted: Released | Ldm | Diffusers) -> int:
+def _run(wanted: Wanted) -> int:
     from pipeline.bundle import PARTS, check_vacant, save_bundle
 
     if not wanted.overwrite:  # before the work, as far as it can be known: a folder of other things, or a file
         check_vacant(wanted.out)
     bundle = _imported(wanted)
-    if left_out := bundle.meta["imported_from"].get("left_out"):
+    if left_out := bundle.meta.get("imported_from", {}).get("left_out"):
         print(f"note: its denoiser ({left_out}) takes text or other conditions; only its autoencoder is imported")
     save_bundle(wanted.out, bundle, overwrite=wanted.overwrite)
     parts = [name for name in PARTS if getattr(bundle, name) is not None]
@@ -117,11 +153,17 @@ def _run(wanted: Released | Ldm | Diffusers) -> int:
     return 0
 
 
-def _imported(wanted: Released | Ldm | Diffusers) -> Bundle:
+def _imported(wanted: Wanted) -> Bundle:
     from pipeline.importing.diffusers_folder import import_diffusers
+    from pipeline.importing.hub_folder import import_hub_folder
     from pipeline.importing.latent_diffusion import import_checkpoint
+    from pipeline.importing.onnx_files import import_onnx
 
     name = wanted.name or None
+    if isinstance(wanted, HubFolder):
+        return import_hub_folder(wanted.source, revision=wanted.revision or None, name=name)
+    if isinstance(wanted, Onnx):
+        return import_onnx(wanted.source, name=name)
     if isinstance(wanted, Diffusers):
         return import_diffusers(wanted.source, unet=wanted.unet or None, revision=wanted.revision or None, name=name)
     weights: Literal["ema", "raw"] = "raw" if wanted.raw else "ema"

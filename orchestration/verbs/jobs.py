@@ -7,9 +7,9 @@ from typing import Annotated
 
 import tyro
 
-from orchestration.redact import redact
 from pipeline.command_line import Flag, parse, plain_help
 from pipeline.common_options import answer
+from pipeline.redact import redact
 
 
 @plain_help

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from orchestration.redact import url_without_secrets
 from orchestration.text_table import text_table
 from pipeline import storage
 from pipeline.command_line import Device, Flag, Repeated, parse, plain_help
 from pipeline.common_options import answer, did_you_mean
 from pipeline.errors import Stopped, UserError
 from pipeline.progress import format_seconds
+from pipeline.redact import url_without_secrets
 
 if TYPE_CHECKING:
     from orchestration.chain.job import Chain, Job
@@ -97,6 +97,7 @@ def main(argv: list[str]) -> int:
     from orchestration.chain.lease import sole_job
     from orchestration.chain.redo import Redo
     from orchestration.chain.steps import statuses
+    from orchestration.outages import patiently
 
     job = begun(make_job(arguments), list(arguments.init), local=arguments.local or arguments.dry_run)
     redo = Redo.load(job.work)
@@ -120,7 +121,7 @@ def main(argv: list[str]) -> int:
     with sole_job(job.work) as chain.still_ours:
         asked.save(job.work)
         results = _run(chain, arguments, steps)
-        asked.close().save(job.work)
+        patiently(lambda: asked.close().save(job.work), "pipeline")
     answer(f"{results_table(results)}\n{_after(chain, results)}", {"workdir": job.work, "steps": results})
     return 0
 

@@ -169,7 +169,7 @@ def local_paths(command: list[str]) -> list[str]:
 def _environment(assignments: Sequence[str]) -> dict[str, str]:
     """`--env`, and this shell's tracking server where the cluster can mean the same by its address."""
     from orchestration import jobs
-    from orchestration.redact import url_without_secrets
+    from pipeline.redact import url_without_secrets
 
     values = jobs.environment(assignments)
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")

@@ -14,6 +14,7 @@ import pytest
 import yaml
 from helm_chart import CHART, TRACKED, helm, render, template
 
+from orchestration import jobs
 from orchestration.elastic import worker_counts
 from orchestration.verbs import pipeline as pipeline_cli
 from pipeline.command_line import parse
@@ -167,6 +168,11 @@ def test_every_gpu_of_a_node_is_a_worker(gpus, workers):
 
 def test_a_mistake_in_the_command_builds_no_second_cluster():
     assert render(JOB)["RayJob", "latentzoom-faces"]["spec"]["backoffLimit"] == 0
+
+
+def test_a_stopped_job_has_time_for_its_checkpoint():
+    environment = yaml.safe_load(render(JOB)["RayJob", "latentzoom-faces"]["spec"]["runtimeEnvYAML"])
+    assert environment == jobs.runtime_env("", {})  # as `submit` sends it, whose test stops a real stage on a real head
 
 
 def test_pods_are_drained_for_as_long_as_kubernetes_waits():

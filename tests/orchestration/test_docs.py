@@ -22,7 +22,7 @@ PAGES = sorted(DOCS.rglob("*.md"))
 RUN_ORDER = [
     "verbs/preprocess", "verbs/train", "verbs/runs", "verbs/average", "verbs/evaluate", "verbs/register",
     "verbs/promote", "verbs/lineage", "verbs/rollback",
-    "verbs/generate", "verbs/upscale", "verbs/import", "verbs/pipeline", "verbs/doctor", "verbs/plan",
+    "verbs/generate", "verbs/upscale", "verbs/import", "verbs/export", "verbs/pipeline", "verbs/doctor", "verbs/plan",
     "recipes", "command-line",
 ]  # fmt: skip
 ONLY_ON_CLUSTERS = {"submit", "jobs", "stop", "demo", "bench", "serve"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import inspect
 import json
 import re
 import shutil
@@ -91,6 +92,18 @@ def test_the_ray_up_file_follows_rays_published_schema():
     commands = " ".join(config["head_start_ray_commands"])
     assert "--dashboard-host=127.0.0.1" in commands and "RAY_AUTH_MODE=token" in commands
     assert not any("shm-size" in option for option in config["docker"]["run_options"])  # Ray sizes it
+
+
+def test_what_ray_up_starts_can_be_waited_for():
+    """Ray's second autoscaler says what it is starting (see test_growing_cluster), its first one does not. `ray up`
+    hands the choice to the head's start commands."""
+    from ray.autoscaler._private import commands
+
+    source = inspect.getsource(commands.get_or_create_head_node)
+    assert 'os.getenv("RAY_UP_enable_autoscaler_v2", "1") == "1"' in source
+    assert '"RAY_enable_autoscaler_v2": "1"' in source
+    for command in load("ray-up.yaml")["head_start_ray_commands"]:
+        assert "autoscaler_v2" not in command
 
 
 def test_what_ray_up_mounts_lies_in_the_images_home_and_belongs_to_its_user():

@@ -7,19 +7,22 @@ import http.server
 import logging
 import os
 import shutil
+import subprocess
 import sys
 import threading
 from functools import partial
+from pathlib import Path
 
 import pytest
 from servers import answers, free_port, mlflow, process, wait_until
 from small_pictures import make_pictures
 from tiny_bundle import make_bundle
 
-from orchestration import jobs, redact, tracking
+from orchestration import jobs, tracking
 from orchestration.cli import VERBS, main
 from orchestration.mlflow_reporter import MlflowReporter
 from orchestration.relay import RelayStream
+from pipeline import redact
 from pipeline.errors import UserError
 
 STORE, KEY, WORD, SIGNATURE = "hushStore81x", "hushKey72y", "hushWord63z", "hushSign54w"
@@ -75,6 +78,20 @@ def test_what_workers_and_loggers_say_is_clean(monkeypatch, capsys, tmp_path, ca
         reporter.metrics(1, {"loss": 0.5})
     output = "".join(capsys.readouterr()) + caplog.text + (tmp_path / "spill.jsonl").read_text()
     assert "and bare: ***" in output and "refused" in output and WORD not in output
+
+
+@pytest.mark.parametrize("module", [["preprocess", "folder"], ["training.cli", "denoiser", "--preset", "debug"]])
+def test_the_modules_that_are_run_without_the_command_let_none_out_either(tmp_path, module):
+    """torchrun starts `training.cli` itself."""
+    source = f"https://joe:{WORD}@127.0.0.1:1/{KEY}/{WORD}"
+    rest = [source, "shards"] if module[0] == "preprocess" else ["--local", "--data", source, "--run-dir", "run"]
+    root = Path(__file__).resolve().parents[2]
+    environment = os.environ | {"AWS_SECRET_ACCESS_KEY": KEY, "PYTHONPATH": str(root)}
+    command = [sys.executable, "-m", *module, *rest]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
+    output = done.stdout + done.stderr
+    assert done.returncode != 0 and "***" in output
+    assert_clean(module[0], output + "".join(str(path) for path in tmp_path.rglob("*")))
 
 
 @pytest.fixture

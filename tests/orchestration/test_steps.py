@@ -18,9 +18,9 @@ from orchestration.chain.lease import sole_job
 from orchestration.chain.redo import Redo
 from orchestration.chain.steps import Step, run_steps, statuses
 from orchestration.outages import is_outage, patiently
-from orchestration.redact import plain_without_secrets, redact
 from pipeline import storage
 from pipeline.errors import UserError, unreachable
+from pipeline.redact import plain_without_secrets, redact
 
 
 class Work:
@@ -132,6 +132,20 @@ def test_a_result_is_written_when_the_store_answers_again(tmp_path, monkeypatch,
     assert work.ran == ["a", "b"] and [s[1] for s in states(str(tmp_path), work.steps)] == ["done", "done"]
 
 
+def test_what_an_interrupted_attempt_took_is_read_when_the_store_answers_again(tmp_path, monkeypatch, no_pauses):
+    exists, failures = storage.exists, [silence()]
+
+    def flaky(url):
+        if failures and url.endswith("b.attempt.json"):
+            raise failures.pop()
+        return exists(url)
+
+    monkeypatch.setattr(storage, "exists", flaky)
+    work = Work()
+    run_steps(str(tmp_path), work.steps)
+    assert work.ran == ["a", "b"] and not failures
+
+
 class Blip(Exception):
     """As botocore's errors, which are no OSError."""
 
@@ -232,6 +246,21 @@ def test_of_two_jobs_that_start_at_once_one_gets_the_lease(remote):
         second.acquire()
     first.check()
     first.release()
+
+
+def test_a_lease_whose_answer_was_lost_is_ours(remote, monkeypatch):
+    """The store's client asked again, and the store found what it had written before."""
+    memory = type(fsspec.filesystem("memory"))
+    pipe = memory.pipe_file
+
+    def twice(self, path, value, mode="overwrite", **kwargs):
+        pipe(self, path, value, mode=mode, **kwargs)
+        if mode == "create":
+            raise FileExistsError(path)
+
+    monkeypatch.setattr(memory, "pipe_file", twice)
+    with sole_job(remote) as check:
+        check()
 
 
 def test_a_store_that_takes_no_writes_is_one_line(remote, monkeypatch):

@@ -1,0 +1,64 @@
+"""A pipeline of all steps on a network as it is: head, workers, S3 endpoint (moto's simulator) and MLflow at addresses
+of their own, packets that get lost, links that are cut, machines that die. It ends as an undisturbed one does."""
+
+from __future__ import annotations
+
+import random
+
+import network
+import pytest
+from random_kills import FAULTS, Fault, content, differences, draw, faulty, play, prepared
+
+
+@pytest.fixture
+def networks():
+    if reason := network.why_not():
+        pytest.skip(f"no networks of our own: {reason}")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_pipeline_ends_the_same_where_packets_are_lost_links_are_cut_and_machines_die(networks, tmp_path):
+    with prepared(tmp_path) as cluster:
+        assert len(set(cluster.nodes())) == 3
+        quiet = play(cluster, "quiet", [], {}, 1500)
+        for machine in cluster.net.machines.values():
+            machine.lose(0.1)
+        faults = [
+            Fault("pixels", 0.5, "cut", "store", 5.0),
+            Fault("decoder", 0.6, "kill", "worker-1", 5.0),
+            Fault("denoiser", 0.3, "cut", "worker-2", 20.0),
+            Fault("evaluate", 0.5, "kill", "tracker", 5.0),
+        ]
+        rough = play(cluster, "rough", faults, quiet.seconds, 1800)
+        lost = {name: machine.num_lost() for name, machine in cluster.net.machines.items()}
+        for machine in cluster.net.machines.values():
+            machine.lose(0)
+        assert min(lost.values()) > 20, lost
+        assert not differences(content(cluster, "quiet"), content(cluster, "rough"))
+        assert rough.submissions == 1  # of these faults none ends the job
+
+
+@pytest.mark.slow
+def test_a_machine_that_is_cut_off_says_nothing_and_comes_back(networks):
+    with network.network() as net:
+        machine = net.add("one")
+        machine.start("python3", "-m", "http.server", "8000", "--bind", machine.address)
+        network.wait_until(lambda: machine.listens(8000), "a web server on its own address")
+        with faulty(machine, "cut"):
+            assert not machine.listens(8000)
+        network.wait_until(lambda: machine.listens(8000), "the web server after its cable is back")
+        machine.lose(1.0)
+        assert not machine.listens(8000) and machine.num_lost() > 0
+        machine.lose(0)
+        with faulty(machine, "kill"):
+            assert not machine.listens(8000)
+        network.wait_until(lambda: machine.listens(8000), "the web server of the new machine")
+
+
+def test_faults_are_drawn_by_their_seed():
+    steps = ["a", "b", "c"]
+    found = draw(random.Random(3), steps, 200)
+    assert found == draw(random.Random(3), steps, 200) != draw(random.Random(4), steps, 200)
+    assert {(fault.what, fault.machine) for fault in found} == set(FAULTS)
+    assert [fault.step for fault in found] == sorted(fault.step for fault in found)

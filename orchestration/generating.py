@@ -16,6 +16,7 @@ from orchestration.output import Previews, load_model, origin, slow_dtype, withi
 from orchestration.verbs.generate import Arguments
 from pipeline.beside import hidden
 from pipeline.canvas import Facts
+from pipeline.common_options import answer
 from pipeline.errors import UserError
 from pipeline.formats import format_of
 from pipeline.kept import KeptPieces, drop, keep_pixels
@@ -45,17 +46,17 @@ def run(arguments: Arguments, notice: Notice) -> int:
         for seed in seeds_asked
     ]
     todo = [seeds_asked[index] for index in made_before.todo(wanted, overwrite=arguments.overwrite)]
-    num_before, is_shown = arguments.num - len(todo), arguments.num <= arguments.batch
+    num_before, is_shown = arguments.num - len(todo), arguments.num <= arguments.batch_size
     with (
         Progress("generate", arguments.num, "images", initial=num_before, is_ticking=not is_shown) as progress,
         _saying_what_is_kept(progress, size),
     ):
-        for start in range(0, len(todo), arguments.batch):
-            seeds = todo[start : start + arguments.batch]
+        for start in range(0, len(todo), arguments.batch_size):
+            seeds = todo[start : start + arguments.batch_size]
             which = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds[0]} to {seeds[-1]}"
-            with within_memory(which, "give a smaller --batch, --dtype bfloat16 or a smaller --latent-size"):
+            with within_memory(which, "give a smaller --batch-size, --dtype bfloat16 or a smaller --latent-size"):
                 _batch(arguments, model, name, size, seeds, progress)
-    print(arguments.out)
+    answer(str(arguments.out), {"out": arguments.out, "files": [target for target, _ in wanted], "made": len(todo)})
     return 0
 
 
@@ -97,7 +98,7 @@ def _batch(
     """Sample the latents of `seeds` together, then draw and write one picture after the other, in bounded memory."""
     targets = [_target(arguments, size, seed) for seed in seeds]
     format_of(str(targets[0]), size)
-    is_shown = arguments.num <= arguments.batch
+    is_shown = arguments.num <= arguments.batch_size
     texts = [_text(arguments, name, size, seed) for seed in seeds]
     pieces = [_pieces(model, target, size, text) for target, text in zip(targets, texts)]
     sampled: dict[int, Tensor] = {}

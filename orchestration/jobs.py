@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from orchestration.outages import Silent, patiently
+from orchestration.text_table import text_table
 from pipeline.errors import UserError
 from pipeline.progress import format_seconds
 from pipeline.redact import carries_secret, clean, is_secret_name, redact, remember
@@ -247,15 +248,32 @@ def exit_status(details: JobDetails) -> int:
 def table(jobs: Sequence[JobDetails]) -> str:
     """One line a job, newest first."""
     rows = [("job", "state", "exit", "started", "took", "command")]
-    for job in sorted(jobs, key=lambda j: -(j.start_time or 0)):
+    for job in newest_first(jobs):
         start, end = (job.start_time or 0) / 1000, (job.end_time or 0) / 1000
         code = "" if job.driver_exit_code is None else str(job.driver_exit_code)
         began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(start)) if start else ""
         took = format_seconds((end or time.time()) - start) if start else ""
         name = job.submission_id or job.job_id or ""
         rows.append((name, job.status.value, code, began, took, redact(job.entrypoint)))
-    widths = [max(len(row[i]) for row in rows) for i in range(5)]
-    return "\n".join("  ".join([*(row[i].ljust(widths[i]) for i in range(5)), row[5]]).rstrip() for row in rows)
+    return text_table(rows)
+
+
+def newest_first(jobs: Sequence[JobDetails]) -> list[JobDetails]:
+    """By the time that they started."""
+    return sorted(jobs, key=lambda job: -(job.start_time or 0))
+
+
+def facts(job: JobDetails) -> dict[str, Any]:
+    """A job for programs: times are seconds since 1970, or null."""
+    return {
+        "job": job.submission_id or job.job_id or "",
+        "state": job.status.value,
+        "exit_status": job.driver_exit_code,
+        "started": job.start_time / 1000 if job.start_time else None,
+        "ended": job.end_time / 1000 if job.end_time else None,
+        "command": redact(job.entrypoint),
+        "message": redact(job.message or ""),
+    }
 
 
 def _first_line(error: BaseException) -> str:

@@ -32,7 +32,10 @@ def log_model(
     params: Mapping[str, Any],
     report: Mapping[str, Any] | None = None,
 ) -> str:
-    """Log the bundle in `folder` as one LoggedModel of run `run_id`; returns the model id. READY only when complete."""
+    """Log the bundle in `folder` as one LoggedModel of run `run_id`; returns the model id. READY only when complete.
+
+    Not by `mlflow.pyfunc.log_model`: that writes to the process's global store and active run, and the model would be
+    READY before its report lies beside it."""
     from mlflow.entities import LoggedModelOutput
 
     client = tracking.client(uri)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import TypeVar
-
-import tenacity
+from typing import TYPE_CHECKING, TypeVar
 
 from orchestration.tracking import StoreSilent
 from pipeline.errors import NETWORK_MODULES, Unreachable, UserError, first_line
 from pipeline.redact import clean
 from preprocess.retry import is_passing
+
+if TYPE_CHECKING:
+    import tenacity
 
 T = TypeVar("T")
 ATTEMPTS = 35
@@ -39,6 +40,8 @@ def patiently(action: Callable[[], T], what: str) -> T:
     """`action()`, again and again while it ends in an outage: for a quarter of an hour, with growing pauses. It must
     continue where it was. what: its name in the lines that say so. Every other error is raised at once; an outage that
     does not end becomes a `UserError`."""
+
+    import tenacity
 
     def say(state: tenacity.RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from orchestration.text_table import text_table
 from pipeline.config import ModelConfig
 from pipeline.errors import UserError
 from training.config import Preset
@@ -201,9 +202,7 @@ def _rate(speed: float) -> str:
 
 def table(rows: list[Row]) -> str:
     """Columns: what, value with unit, how."""
-    cells = [(row.what, _value(row), row.formula) for row in rows]
-    widths = [max(len(cell[i]) for cell in cells) for i in range(2)]
-    return "\n".join(f"{what:{widths[0]}}  {value:>{widths[1]}}  = {how}" for what, value, how in cells)
+    return text_table([(row.what, _value(row), f"= {row.formula}") for row in rows], right=(1,))
 
 
 def _value(row: Row) -> str:

@@ -19,6 +19,7 @@ from typing import TextIO
 
 from ray.experimental import internal_kv
 
+from pipeline.progress import LINE_START, log_format, shortened, terminal_columns
 from pipeline.redact import clean
 
 _NAMESPACE = b"latentzoom"
@@ -27,6 +28,9 @@ _POLL_SECONDS = 0.25
 
 class RelayStream(io.TextIOBase):
     """The worker's side: a text stream whose flushes arrive at the other side, which is a terminal or not."""
+
+    columns = 1 << 16
+    """A progress line is cut where it is shown, to the width that the terminal has there."""
 
     def __init__(self, channel: str, is_terminal: bool) -> None:
         self.channel, self.is_terminal = channel, is_terminal
@@ -52,7 +56,7 @@ class RelayStream(io.TextIOBase):
     def logging_handler(self) -> logging.Handler:
         """A handler that sends log records here."""
         handler = logging.StreamHandler(self)
-        handler.setFormatter(logging.Formatter("%(message)s"))
+        handler.setFormatter(logging.Formatter(log_format(self)))
         return handler
 
     def was_asked_to_stop(self) -> bool:
@@ -104,8 +108,15 @@ class Relay:
                 text = internal_kv._internal_kv_get(key, namespace=_NAMESPACE)
                 internal_kv._internal_kv_del(key, namespace=_NAMESPACE)
                 if text:
-                    self.stream.write(text.decode())
+                    self.stream.write(self._fitted(text.decode()))
                     self.stream.flush()
+
+    def _fitted(self, text: str) -> str:
+        """A progress line, which has no end, as wide as the terminal is now; other text as it is."""
+        before, start, line = text.rpartition(LINE_START)
+        if not start or "\n" in line:
+            return text
+        return f"{before}{start}{shortened(line, terminal_columns(self.stream) - 1)}"
 
 
 def _stop_key(channel: str) -> bytes:

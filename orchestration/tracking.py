@@ -42,6 +42,7 @@ _USUAL = "sqlite:///path/mlflow.db or http://host:port"
 _PARAM_LIMIT = 6000
 _UI = {"mlflow.experimentKind": "custom_model_development"}
 """Shows the experiment in MLflow's view for trained models, not the one for language-model applications."""
+STEPS = "latentzoom.steps"
 _COMPARED = ("steps", "global_batch", "lr", "precision")
 _LOCKS = ("requirements.lock", "requirements.txt", "uv.lock")
 
@@ -171,7 +172,8 @@ def _greet(uri: str) -> None:
 
 @contextlib.contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
-    """Wait for other processes in the same block. The lock is the folder's own: no file, and a kill releases it."""
+    """Wait for other processes in the same block. The lock is the folder's own, which filelock has none of: no
+    file, and a kill releases it."""
     handle = -1
     try:
         with contextlib.suppress(OSError):  # not to be listed, or on a network file system without locks
@@ -281,9 +283,12 @@ def log_params(uri: str, run_id: str, params: Mapping[str, Any]) -> None:
 
 def log_settings(uri: str, run_id: str, values: Mapping[str, Any]) -> None:
     """All settings of a stage as the artifact settings.json, the few that people compare runs by as parameters. MLflow
-    writes every parameter above each picture, and a hundred would push the picture out of sight."""
+    writes every parameter above each picture, and a hundred would push the picture out of sight. A parameter stays what
+    it was at first: the number of steps, which may be raised, is a tag (`STEPS`) too."""
     flat = flatten(values)
     client(uri).log_dict(run_id, flat, "settings.json")
+    if "steps" in flat:
+        client(uri).set_tag(run_id, STEPS, str(flat["steps"]))
     log_params(uri, run_id, {name: flat[name] for name in _COMPARED if name in flat})
 
 
@@ -314,7 +319,8 @@ def log_metrics(
 
 
 def log_dataset(uri: str, run_id: str, url: str, digest: str, *, name: str = "", context: str = "training") -> None:
-    """Link a run to the data set at `url`. MLflow shows the first 36 characters of a digest; the tag keeps all 64."""
+    """Link a run to the data set at `url`. MLflow shows the first 36 characters of a digest; the tag keeps all 64. The
+    entity is made here: `mlflow.data` would need a class for this kind of source, to make the same of it."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     dataset = Dataset(

@@ -22,6 +22,7 @@ from orchestration.verbs.upscale import Arguments
 from pipeline import storage
 from pipeline.beside import hidden
 from pipeline.canvas import Facts, read_text, write_png
+from pipeline.common_options import answer, now, out
 from pipeline.drawing import Drawing
 from pipeline.errors import UserError
 from pipeline.formats import JPEG, format_of
@@ -104,8 +105,13 @@ def run(arguments: Arguments, found: Places, notice: Notice) -> int:
     for task in missing or [task for task in found.tasks if task.target == PIPE]:
         _enlarge(upscaler, task, is_shown=True)
     if found.output != PIPE:
-        print(found.output if missing else f"{found.output} is there already, made by this very command")
+        text = found.output if missing else f"{found.output} is there already, made by this very command"
+        answer(text, _outcome(found, len(missing), 0))
     return 0
+
+
+def _outcome(found: Places, made: int, failed: int) -> dict[str, object]:
+    return {"out": found.output, "files": [task.target for task in found.tasks], "made": made, "failed": failed}
 
 
 def _check_meant(task: Task) -> None:
@@ -132,7 +138,7 @@ def _several(upscaler: Upscaler, found: Places, missing: list[Task]) -> int:
                 failed += 1
                 print(f"latentzoom: {error}", file=sys.stderr)
             progress.update(1)
-    print(found.output)
+    answer(found.output, _outcome(found, len(missing) - failed, failed))
     if failed:
         print(f"latentzoom: {failed} of {num} pictures could not be upscaled", file=sys.stderr)
     return 1 if failed else 0
@@ -254,13 +260,15 @@ def _write(
 def _write_to_pipe(drawing: Drawing, facts: Facts, on_pixels: Callable[[int], object] | None) -> None:
     if sys.stdout is None:
         raise UserError("standard output is closed; write to a file")
-    stream = sys.stdout.buffer
+    if now().json:
+        raise UserError("--json and a picture on standard output contradict; write to a file, or leave --json out")
+    stream = out().buffer
     try:
         write_png(stream, drawing.size, drawing.pixels, channels=drawing.channels, facts=facts, on_pixels=on_pixels)
         stream.flush()
     except OSError as error:
         with contextlib.suppress(OSError, ValueError):  # or Python tries, and complains, once more as it ends
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            os.dup2(os.open(os.devnull, os.O_WRONLY), out().fileno())
         raise UserError(f"cannot write to standard output: {error.strerror or error}") from error
 
 

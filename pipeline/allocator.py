@@ -29,3 +29,11 @@ def keep_freed_memory() -> Iterator[bool]:
         for which, value in _DEFAULTS.items():
             library.mallopt(which, value)
         library.malloc_trim(0)
+
+
+def give_back_freed_memory() -> None:
+    """Return to the system what was freed and lies between what is in use (glibc), in every arena: threads that make
+    and drop large tensors for hours would else hold their largest moment, each in an arena of its own. See
+    malloc_trim(3)."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)

@@ -1,17 +1,90 @@
-"""Help that speaks of files and numbers, not of Python: metavars and defaults of a dataclass of options."""
+"""One way to write and read command lines: a dataclass of options, parsed by tyro, with help that speaks of files and
+numbers, not of Python. A list is one word with commas; an option that may stand several times is `Repeated`; settings
+of a file hold before those of the line; an unknown name suggests a known one."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import inspect
+import io
+import os
+import re
+import sys
 import types
 import typing
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import tyro
 
+from pipeline.common_options import COMMON, did_you_mean, now
+from pipeline.errors import UserError
+from pipeline.options import options_of, spelled
+
 Options = TypeVar("Options")
 _METAVARS: dict[Any, str] = {int: "NUMBER", float: "NUMBER", str: "TEXT", Path: "PATH"}
+
+Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+"""A switch that is off unless its option is given."""
+Repeated = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
+"""An option that may be given several times, for values that may hold commas."""
+Device = Annotated[str, tyro.conf.arg(metavar="DEVICE")]
+"""The field `device`: see `parse`."""
+
+
+def parse(
+    kind: type[Options], words: Sequence[str], *, prog: str, description: str = "", common: bool = True
+) -> Options:
+    """What the words of a command line ask for, over the settings of --config. Raises `UserError` for unknown names and
+    for what `kind` does not allow; `SystemExit` where the rest is wrong (2), and for --help and --show-config (0).
+    common: whether the common options belong to this command."""
+    from pipeline import settings_file
+
+    options = options_of(kind)
+    asked = with_settings(kind, words, prog) if common else spelled(options, words, prog)
+    text = inspect.cleandoc(description or str(kind.__doc__ or ""))
+    if common:
+        text += f"\n\nOptions of every verb: {', '.join(COMMON)} (latentzoom --help says more)."
+    arguments = _tyro(kind, asked, prog, text)
+    device = getattr(arguments, "device", None)
+    if isinstance(device, str) and device and not re.fullmatch(r"(cpu|cuda|mps|xpu)(:\d+)?", device):
+        raise UserError(f"--device {device} is not allowed; use cpu, cuda or cuda:1")
+    if common and now().show_config:
+        print(settings_file.shown(options, arguments, prog), end="", file=sys.stdout)
+        raise SystemExit(0)
+    return arguments
+
+
+def with_settings(kind: type, words: Sequence[str], prog: str) -> list[str]:
+    """The words in today's spelling, after those that the settings of --config amount to."""
+    from pipeline import settings_file
+
+    options = options_of(kind)
+    asked = spelled(options, words, prog)
+    return settings_file.before(options, now().config, asked, prog) if now().config else asked
+
+
+def _tyro(kind: type[Options], words: Sequence[str], prog: str, description: str) -> Options:
+    tyro._experimental_options["ansi_codes"] = not os.environ.get("NO_COLOR")
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(kind, prog=prog, args=words, description=description)
+    except SystemExit as end:
+        if isinstance(end.__context__, UserError):  # a value that parses but is not allowed: one line is enough
+            raise end.__context__ from None
+        sys.stderr.write(said.getvalue())
+        raise
+
+
+def kind_of(words: Sequence[str], kinds: Sequence[str], prog: str) -> tuple[str, list[str]]:
+    """The first word, which names one of `kinds`, and the others."""
+    if not words or words[0] not in kinds:
+        said = f"unknown kind {words[0]!r}{did_you_mean(words[0], kinds)}" if words else "which kind?"
+        raise UserError(f"{said} Use `{prog} KIND ...` with one of {', '.join(kinds)}")
+    return words[0], list(words[1:])
 
 
 def plain_help(options: type[Options]) -> type[Options]:
@@ -29,8 +102,14 @@ def _described(hint: Any, field: dataclasses.Field[Any]) -> Any:
     plain, notes = (hint.__origin__, hint.__metadata__) if typing.get_origin(hint) is Annotated else (hint, ())
     if any(note is tyro.conf.Suppress for note in notes):
         return hint
+    # Defaults of these two kinds tyro checks with a package that takes a tenth of a second to import: of the older
+    # spelling of `float | None` it does it itself.
+    if isinstance(plain, types.UnionType):
+        plain = typing.Union[typing.get_args(plain)]  # noqa: UP007
     given = next((note for note in notes if hasattr(note, "help_behavior_hint")), None)
     has_default = field.default is not dataclasses.MISSING
+    takes_several = any(note in (tyro.conf.Positional, tyro.conf.UseAppendAction) for note in notes)
+    parser = [] if takes_several and typing.get_origin(plain) is tuple else _parser(plain)
     described: Any = tyro.conf.arg(
         metavar=getattr(given, "metavar", None) or _metavar(plain),
         help=getattr(given, "help", None),
@@ -38,37 +117,72 @@ def _described(hint: Any, field: dataclasses.Field[Any]) -> Any:
         name=getattr(given, "name", None),
         aliases=getattr(given, "aliases", None),
     )
-    kept = [note for note in notes if note is not given]
-    return Annotated[(plain, *kept, *_parser(plain), described)]
+    kept = [note for note in notes if note is not given and not isinstance(note, _SPEC)]
+    if plain == tuple[str, ...] and tyro.conf.Positional in kept:
+        return Annotated[(tuple, *kept, _WORDS, described)]
+    return Annotated[(plain, *kept, *parser, described)]
+
+
+_SPEC = tyro.constructors.PrimitiveConstructorSpec
+_WORDS = _SPEC(
+    nargs="*",
+    metavar="[TEXT ...]",
+    instance_from_str=lambda words: tuple(words),
+    is_instance=lambda value: isinstance(value, tuple) and all(isinstance(word, str) for word in value),
+    str_from_instance=lambda value: list(value),
+)
 
 
 def _parser(plain: Any) -> list[Any]:
-    """For numbers, for one of several words, and for what may be left out: how one word becomes a value, and what is
-    said where it is none."""
+    """For numbers, for one of several words, for lists, and for what may be left out: how one word becomes a value, and
+    what is said where it is none."""
     kinds = [kind for kind in typing.get_args(plain) if kind is not type(None)] if _is_union(plain) else [plain]
     kind, choices = kinds[0], typing.get_args(kinds[0]) if typing.get_origin(kinds[0]) is typing.Literal else ()
     is_words = bool(choices) and all(isinstance(choice, str) for choice in choices)
-    if len(kinds) != 1 or not (_is_union(plain) or is_words or plain in (int, float)):
+    is_list = typing.get_origin(kind) is tuple
+    if len(kinds) != 1 or not (_is_union(plain) or is_words or is_list or plain in (int, float)):
         return []
-
-    def parsed(words: list[str]) -> Any:
-        if is_words and words[0] not in choices:
-            raise ValueError(f"{words[0]!r} is none of {', '.join(choice for choice in choices if choice)}")
-        try:
-            return words[0] if choices else kind(words[0])
-        except ValueError:
-            raise ValueError(f"{words[0]!r} is not a {'whole ' if kind is int else ''}number") from None
-
+    convert = _list_of(kind) if is_list else _one_of(kind, choices, is_words)
     return [
-        tyro.constructors.PrimitiveConstructorSpec(
+        _SPEC(
             nargs=1,
             metavar=_metavar(plain) or "VALUE",
-            instance_from_str=parsed,
+            instance_from_str=lambda words: convert(words[0]),
             is_instance=lambda value: True,
-            str_from_instance=lambda value: [str(value)],
-            choices=None if is_words else choices or None,
+            str_from_instance=lambda value: [_word(value)],
+            choices=None if is_words or is_list else choices or None,
         )
     ]
+
+
+def _one_of(kind: Any, choices: tuple[Any, ...], is_words: bool) -> Callable[[str], Any]:
+    def parsed(word: str) -> Any:
+        if is_words and word not in choices:
+            near = did_you_mean(word, [choice for choice in choices if choice])
+            raise ValueError(f"{word!r} is none of {', '.join(choice for choice in choices if choice)}{near}")
+        try:
+            return word if choices else kind(word)
+        except ValueError:
+            raise ValueError(f"{word!r} is not a {'whole ' if kind is int else ''}number") from None
+
+    return parsed
+
+
+def _list_of(kind: Any) -> Callable[[str], tuple[Any, ...]]:
+    inner = typing.get_args(kind)
+    one = _one_of(inner[0], (), False)
+
+    def parsed(word: str) -> tuple[Any, ...]:
+        values = tuple(one(part.strip()) for part in word.split(",") if part.strip())
+        if Ellipsis not in inner and len(values) != len(inner):
+            raise ValueError(f"{word!r} has {len(values)} values; give {len(inner)} with commas between them")
+        return values
+
+    return parsed
+
+
+def _word(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _is_union(plain: Any) -> bool:
@@ -85,7 +199,7 @@ def _metavar(plain: Any) -> str | None:
     if typing.get_origin(plain) is tuple:
         inner = [kind for kind in typing.get_args(plain) if kind is not Ellipsis]
         words = [_metavar(kind) or "VALUE" for kind in inner]
-        return f"[{words[0]} ...]" if Ellipsis in typing.get_args(plain) else " ".join(words)
+        return f"{words[0]},..." if Ellipsis in typing.get_args(plain) else ",".join(words)
     return _METAVARS.get(plain)
 
 
@@ -93,5 +207,5 @@ def _default(value: Any) -> str:
     if value is None or isinstance(value, bool) or value in ("", ()):
         return "" if not value else "(on by default)"
     if isinstance(value, tuple):
-        value = " ".join(map(str, value))
+        value = ",".join(map(str, value))
     return f"(default: {value:g})" if isinstance(value, float) else f"(default: {value})"

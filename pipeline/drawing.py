@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pipeline.canvas import DEFAULT_QUALITY, Draw, Facts, Pixels, draw_whole, write_canvas
 from pipeline.decoder import ImplicitDecoder
+from pipeline.feature_cache import num_bytes
 from pipeline.geometry import Size, Window, check_size
 from pipeline.images import finite, to_uint8
 from pipeline.tiling import FEATURE_BYTES, TiledDecoder, Tiling
@@ -49,9 +50,27 @@ class Drawing:
         return other
 
     @property
+    def cells(self) -> Size:
+        """(h, w) of the latent."""
+        return self._decoder.cells
+
+    @property
+    def feature_bytes(self) -> int:
+        """Memory of the features that are kept."""
+        return self._decoder.feature_bytes
+
+    @property
     def num_bytes(self) -> int:
         """Memory of the latent and of the features that are kept, at most `cache_bytes` of them."""
-        return self._decoder.num_bytes
+        return self._decoder.num_bytes + (0 if self.alpha is None else num_bytes(self.alpha))
+
+    def missing(self, window: Window | None = None) -> list[Window]:
+        """The tiles of features that a window (the whole without) needs and that are not kept: see `make`."""
+        return self._decoder.missing(window)
+
+    def make(self, tile: Window) -> None:
+        """Make one of `missing`, so that drawing does not. Several threads may, each another one."""
+        self._decoder.make(tile)
 
     def pixels(self, window: Window) -> Pixels:
         """uint8 (y1-y0, x1-x0, channels): grey or RGB, then alpha."""

@@ -10,6 +10,8 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+from pipeline.extras import missing
+
 STOPPED = 75
 """Exit status of `Stopped` (EX_TEMPFAIL)."""
 
@@ -114,9 +116,9 @@ def plain_without_secrets(value: Any) -> Any:
 def exit_status(command: Callable[[], int]) -> int:
     """Run a command → its exit status. A `UserError` is one line and 2, `Stopped` one line and 75, Ctrl-C 130 (a
     `KeyboardInterrupt` with a text says what comes next). One line is also what the client of a store raises where
-    nobody else worded it: a network is no defect of ours."""
+    nobody else worded it: a network is no defect of ours; and a package of an extra that is not installed."""
     try:
-        return command()
+        return _told(command)
     except UserError as error:
         print(f"latentzoom: error: {error}", file=sys.stderr)
         return 2
@@ -125,6 +127,11 @@ def exit_status(command: Callable[[], int]) -> int:
         return STOPPED
     except BrokenPipeError:
         raise
+    except ModuleNotFoundError as error:
+        if (said := missing(error)) is None:
+            raise
+        print(f"latentzoom: error: {said}", file=sys.stderr)
+        return 2
     except Exception as error:
         if isinstance(error, OSError) and error.filename is not None and not is_network_error(error):
             print(f"latentzoom: error: {error.filename}: {error.strerror}", file=sys.stderr)
@@ -140,6 +147,18 @@ def exit_status(command: Callable[[], int]) -> int:
         what_next = str(error) or "run the same command again to continue"
         print(f"\nlatentzoom: interrupted; {what_next}", file=sys.stderr)
         return 130
+
+
+def _told(command: Callable[[], int]) -> int:
+    """Run a command; with --verbose the traceback of what ends it is shown before its line."""
+    try:
+        return command()
+    except Exception:
+        from pipeline.common_options import now
+
+        if now().verbose:
+            traceback.print_exc()
+        raise
 
 
 def _place_of(error: BaseException) -> str:

@@ -31,6 +31,7 @@ from pipeline.device import checked_device
 from pipeline.diffusion import Schedule, noisy_condition
 from pipeline.drawing import Drawing
 from pipeline.errors import UserError
+from pipeline.extras import missing
 from pipeline.geometry import Size, Window, check_size, check_window
 from pipeline.images import finite, to_pictures
 from pipeline.kept import Keep, keep_nothing
@@ -378,7 +379,11 @@ class LatentZoom:
         found = importlib.metadata.entry_points(group="latentzoom.viewers")
         if not found:
             raise UserError("this installation has no viewer; install latentzoom whole (pip install -e .)")
-        return next(iter(found)).load()(self, image, height)
+        try:
+            viewer = next(iter(found)).load()
+        except ModuleNotFoundError as error:
+            raise UserError(missing(error) or str(error)) from error
+        return viewer(self, image, height)
 
     def latent_of(
         self,

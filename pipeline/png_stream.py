@@ -17,7 +17,7 @@ _COLOUR = {1: 0, 2: 4, 3: 2, 4: 6}  # channels → PNG colour type: grey, grey w
 class PngStream:
     """8-bit PNG of (height, width, channels 1 to 4) to a binary stream that need not seek.
 
-    text: keyword → value, icc: colour profile, exif: an EXIF block. Every row is stored as
+    text: keyword → value, icc: colour profile, exif: an EXIF block. level, strategy: zlib's. Every row is stored as
     its difference to the row above, which suits pictures and costs one subtraction.
     """
 
@@ -31,11 +31,12 @@ class PngStream:
         icc: bytes | None = None,
         exif: bytes | None = None,
         level: int = 3,
+        strategy: int = zlib.Z_DEFAULT_STRATEGY,
     ) -> None:
         self.stream, self.size, self.channels = stream, size, channels
         self.num_written = 0
         self._above: NDArray[np.uint8] = np.zeros((1, size[1] * channels), np.uint8)
-        self._compressor = zlib.compressobj(level)
+        self._compressor = zlib.compressobj(level, strategy=strategy)
         self._waiting = bytearray()
         stream.write(b"\x89PNG\r\n\x1a\n")
         self._chunk(b"IHDR", struct.pack(">IIBBBBB", size[1], size[0], 8, _COLOUR[channels], 0, 0, 0))

@@ -1,4 +1,7 @@
-"""Progress of long operations: rate and ETA, a moving bar on a terminal and plain lines elsewhere."""
+"""Progress of long operations: rate and ETA, a moving line on a terminal and plain lines elsewhere.
+
+Not by rich's own progress: it says nothing in a log while it goes on, hides the cursor of a terminal that a kill then
+leaves so, and has no line for the log of a Ray worker (`orchestration.relay`)."""
 
 from __future__ import annotations
 
@@ -12,6 +15,11 @@ import time
 import unicodedata
 from types import TracebackType
 from typing import TextIO
+
+from pipeline.common_options import now
+
+LINE_START = "\r\x1b[K"
+"""To the beginning of a terminal's line, which is cleared."""
 
 
 def format_seconds(seconds: float) -> str:
@@ -27,7 +35,10 @@ def format_seconds(seconds: float) -> str:
 
 
 def terminal_columns(stream: TextIO) -> int:
-    """Width of the terminal behind a stream as it is now; of this process's own where the stream does not know."""
+    """Width of the terminal behind a stream as it is now, or what the stream itself says (`columns`); of this process's
+    own where it does not know."""
+    if known := getattr(stream, "columns", 0):
+        return int(known)
     try:
         return os.get_terminal_size(stream.fileno()).columns or 80
     except (OSError, ValueError, AttributeError):
@@ -44,6 +55,12 @@ def shortened(text: str, columns: int) -> str:
         taken += _columns(text[end])
         end += 1
     return (text[:end].rstrip() + "…")[: max(0, columns)]
+
+
+def log_format(stream: TextIO | None) -> str:
+    """Of log lines on the stream where a `Progress` shows itself: on a terminal they take the place of its line, which
+    comes back below them."""
+    return f"{LINE_START}%(message)s" if stream is not None and stream.isatty() else "%(message)s"
 
 
 def _columns(character: str) -> int:
@@ -63,7 +80,7 @@ class Notice:
 
     def _say(self) -> None:
         with contextlib.suppress(AttributeError, OSError, ValueError):  # standard error may be closed, or None
-            if self._stream.isatty():
+            if self._stream.isatty() and not now().quiet:
                 print(self._text, file=self._stream, flush=True)
 
     def over(self) -> None:
@@ -98,7 +115,7 @@ class Progress:
     ) -> None:
         self.label, self.total, self.unit = label, total, unit
         self.initial, self.done = initial, initial
-        self.stream = stream or sys.stderr or io.StringIO()
+        self.stream = stream or (None if now().quiet else sys.stderr) or io.StringIO()
         self.is_terminal = self.stream.isatty()
         self.interval = 0.2 if self.is_terminal else interval
         self.start = time.monotonic()
@@ -152,7 +169,7 @@ class Progress:
         line, self._shown = " ".join(self.line().splitlines()), (self.done, self.note)
         with self._lock, contextlib.suppress(ValueError, OSError):  # closed meanwhile, or a full disk
             if self.is_terminal:
-                line = f"\r\x1b[K{shortened(line, terminal_columns(self.stream) - 1)}"
+                line = f"{LINE_START}{shortened(line, terminal_columns(self.stream) - 1)}"
             self.stream.write(line if self.is_terminal else f"{line}\n")
             self.stream.flush()
 

@@ -65,6 +65,11 @@ def remember(secret: str) -> None:
     _seen.add(secret)
 
 
+def remember_in(text: str) -> None:
+    """The secrets in the URLs of a text, such as a file of settings."""
+    _seen.update(_passwords(text))
+
+
 def clean(text: str) -> str:
     """`text` without secret values; of a URL what stands before its @ goes altogether, so that it can still be used."""
     text = url_without_secrets(text)

@@ -19,7 +19,16 @@ from typing import Any, BinaryIO
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from pipeline.errors import Missing, Unreachable, UserError, first_line, is_network_error, unreachable
+from pipeline.errors import (
+    Missing,
+    Unreachable,
+    UserError,
+    first_line,
+    is_network_error,
+    unreachable,
+    without_secrets,
+)
+from pipeline.extras import install
 
 _CHUNK = 8 << 20
 _WAIT_S = 20.0
@@ -29,7 +38,11 @@ def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The file system of `url` and the path in it. Unknown schemes raise `UserError`."""
     try:
         fs, path = fsspec.core.url_to_fs(str(url), **_options(str(url)))
-    except (ValueError, ImportError) as error:
+    except ImportError as error:  # fsspec's own words for a client that is not there name neither it nor its module
+        is_ours = str(url).startswith(("http://", "https://", "s3://", "s3a://"))
+        todo = f"install the extra remote: {install('remote')}" if is_ours else str(error)
+        raise UserError(f"cannot use {without_secrets(str(url))}: {todo}") from error
+    except ValueError as error:
         raise UserError(f"cannot use {url}: {error}") from error
     except Exception as error:  # some connect here already
         if not is_network_error(error):

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -18,6 +16,7 @@ from torch import Tensor
 
 from pipeline.decoder import ImplicitDecoder
 from pipeline.errors import UserError
+from pipeline.feature_cache import FeatureCache, num_bytes
 from pipeline.geometry import Size, Window
 from pipeline.images import finite
 from pipeline.kept import Keep, keep_nothing
@@ -142,9 +141,7 @@ class TiledDecoder:
         self.tiling = tiling if self.halo is None else Tiling(tiling.tile, 0, tiling.multiple)
         self.cells: Size = (latent.shape[2], latent.shape[3])
         self.drawn = drawn_size(size, self.cells)
-        self.cache_bytes = cache_bytes
-        self._features: OrderedDict[Window, Tensor] = OrderedDict()
-        self._making, self._comes_in_rows = threading.RLock(), True
+        self._kept, self._comes_in_rows = FeatureCache(cache_bytes), True
         self._table: tuple[Window, Tensor] | None = None
 
     def resized(self, size: Size) -> TiledDecoder:
@@ -153,9 +150,6 @@ class TiledDecoder:
         other = copy.copy(self)
         other.size, other.drawn = size, drawn_size(size, self.cells)
         other._comes_in_rows = False
-        if self._is_whole:
-            with self._making:  # it is the same at every size
-                other._table = self._table = self._table or self._prepared((0, 0, *self.cells))
         return other
 
     @property
@@ -164,11 +158,34 @@ class TiledDecoder:
         return len(self.tiling.windows(self.cells)) == 1
 
     @property
+    def feature_bytes(self) -> int:
+        """Memory of the features that are kept."""
+        return self._kept.num_bytes
+
+    @property
     def num_bytes(self) -> int:
         """Memory of the latent and of the features that are kept."""
-        with self._making:
-            table = [] if self._table is None else [self._table[1]]
-            return sum(map(_num_bytes, [self.latent, *table, *self._features.values()]))
+        return num_bytes(self.latent) + self.feature_bytes
+
+    def missing(self, window: Window | None = None) -> list[Window]:
+        """The tiles, in cells, that a window of the output (the whole without) reads and that are not kept (any more):
+        `make` makes one, before it is drawn."""
+        tiles = self.tiling.windows(self.cells)
+        if window is not None and not self._is_whole:
+            (y0, y1), (x0, x1) = (_cells(window[i], window[i + 2], self.size[i], self.cells[i]) for i in (0, 1))
+            if self.halo is None:
+                tiles = [tile for tile, _ in _overlapping(tiles, (y0, x0, y1, x1))]
+            else:
+                tiles = [tile for tile, _ in self._pieces((y0, x0, y1, x1))]
+        return [tile for tile in tiles if tile not in self._kept]
+
+    @torch.no_grad()
+    def make(self, tile: Window) -> None:
+        """Have one of `missing` kept."""
+        if self._is_whole:
+            self._whole()
+        else:
+            self._tile(tile)
 
     @torch.no_grad()
     def window(self, window: Window) -> Tensor:
@@ -177,19 +194,24 @@ class TiledDecoder:
 
     def _drawn_window(self, window: Window) -> Tensor:
         region = self._region(window)
+        if self._is_whole:  # its table is the same at every size
+            table = self._whole()
+            return self.decoder.render_table(table, self.drawn, window, cells=self.cells)
         if self._table is None or self._table[0] != region:
             self._table = self._prepared(region)
         return self.decoder.render_table(
             self._table[1], self.drawn, window, cells=self.cells, origin=(region[0], region[1])
         )
 
+    def _whole(self) -> Tensor:
+        """The table of a latent of one tile, which is kept instead of its features."""
+        return self._kept.get((0, 0, *self.cells), lambda: self._prepared((0, 0, *self.cells))[1])
+
     def _prepared(self, region: Window) -> tuple[Window, Tensor]:
         return region, finite(self.decoder.prepare(self._blended(region)), "the decoder's table")
 
     def _region(self, window: Window) -> Window:
-        """Cells that the window's pixels touch; all of them when the latent is one tile."""
-        if self._is_whole:
-            return 0, 0, *self.cells
+        """Cells that the window's pixels touch."""
         (y0, y1), (x0, x1) = (
             _cells(window[axis], window[axis + 2], self.drawn[axis], self.cells[axis]) for axis in (0, 1)
         )
@@ -199,7 +221,7 @@ class TiledDecoder:
         """Features (B,ch,·,·) of a region of cells."""
         tiles = self.tiling.windows(self.cells)
         if len(tiles) == 1:
-            return self._tile(tiles[0])
+            return self._made_tile(tiles[0])
         if self.halo is not None:
             return self._exact(region)
         total: Tensor | None = None
@@ -219,17 +241,19 @@ class TiledDecoder:
 
     def _exact(self, region: Window) -> Tensor:
         """As `_blended`, of tiles that agree: where one holds the region, a view into it."""
-        rows = self._cover(region[0], region[2], self.cells[0])
+        strips: dict[int, list[Tensor]] = {}
+        for tile, (y0, x0, y1, x1) in self._pieces(region):
+            top, left, _, _ = self._reach(tile)
+            strips.setdefault(y0, []).append(self._tile(tile)[:, :, y0 - top : y1 - top, x0 - left : x1 - left])
+        rows = [parts[0] if len(parts) == 1 else torch.cat(parts, dim=3) for parts in strips.values()]
+        return rows[0] if len(rows) == 1 else torch.cat(rows, dim=2)
+
+    def _pieces(self, region: Window) -> Iterator[tuple[Window, Window]]:
+        """A region in as few pieces as tiles that agree allow: each a tile, and what it gives of the region."""
         columns = self._cover(region[1], region[3], self.cells[1])
-        strips = []
-        for y0, y1, tile_y in rows:
-            parts = []
+        for y0, y1, tile_y in self._cover(region[0], region[2], self.cells[0]):
             for x0, x1, tile_x in columns:
-                tile = tile_y[0], tile_x[0], tile_y[1], tile_x[1]
-                top, left, _, _ = self._reach(tile)
-                parts.append(self._tile(tile)[:, :, y0 - top : y1 - top, x0 - left : x1 - left])
-            strips.append(parts[0] if len(parts) == 1 else torch.cat(parts, dim=3))
-        return strips[0] if len(strips) == 1 else torch.cat(strips, dim=2)
+                yield (tile_y[0], tile_x[0], tile_y[1], tile_x[1]), (y0, x0, y1, x1)
 
     def _cover(self, start: int, stop: int, length: int) -> list[tuple[int, int, tuple[int, int]]]:
         """[start, stop) of an axis in as few pieces as tiles allow: first and last cell + 1 of each, and its tile."""
@@ -255,30 +279,16 @@ class TiledDecoder:
         )
 
     def _tile(self, tile: Window) -> Tensor:
-        with self._making:  # each tile once, whoever asks
-            return self._made_tile(tile)
+        return self._kept.get(tile, lambda: self._made_tile(tile), comes_in_rows=self._comes_in_rows)
 
     def _made_tile(self, tile: Window) -> Tensor:
-        if tile in self._features:
-            self._features.move_to_end(tile)
-            return self._features[tile]
         y0, x0, y1, x1 = self._reach(tile)
         halo = self.halo or 0
         top, left = max(0, y0 - halo), max(0, x0 - halo)
         features = self.decoder.features(self.latent[:, :, top : y1 + halo, left : x1 + halo])
         if features.shape[2:] != (y1 - y0, x1 - x0):
             features = features[:, :, y0 - top : y1 - top, x0 - left : x1 - left].clone()
-        while self._features and sum(map(_num_bytes, [features, *self._features.values()])) > self.cache_bytes:
-            # Where windows come row by row, what lies before this tile is not asked for again. Else the one that was
-            # used longest ago goes.
-            first, oldest = min(self._features), next(iter(self._features))
-            del self._features[first if self._comes_in_rows and first < tile else oldest]
-        self._features[tile] = features
         return features
-
-
-def _num_bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
 
 
 def _cells(start: int, stop: int, num_pixels: int, num_cells: int) -> tuple[int, int]:

@@ -13,14 +13,11 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Annotated, Literal
-
-import tyro
 
 from pipeline.errors import UserError
 from pipeline.progress import Progress
 from pipeline.storage import absolute
-from preprocess.config import PreprocessConfig
+from preprocess.config import CheckConfig
 from preprocess.crops import choose_box
 from preprocess.images import decode, use_own_size_limit
 from preprocess.plan import PlannedImage
@@ -34,17 +31,6 @@ from preprocess.sources.listing import said
 
 _FEW = 64
 _CHUNK = 16
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckConfig(PreprocessConfig):
-    """A source and how it is to be cut: the options of a run decide what fits."""
-
-    dest: Annotated[str, tyro.conf.Suppress] = ""
-    policy: Annotated[Literal["fail", "skip", "quarantine"], tyro.conf.Suppress] = "skip"
-    plan: Annotated[bool, tyro.conf.Suppress] = False
-    processes: int = 0
-    """Processes that read and decode; 0: the number of cores."""
 
 
 @dataclass(frozen=True)

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import io
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any
 
-import tyro
-
+from pipeline import command_line
+from pipeline.common_options import answer, did_you_mean, taken
 from pipeline.errors import Stopped, UserError, exit_status
-from preprocess.config import PreprocessConfig
+from preprocess.config import CheckConfig, PreprocessConfig, VerifyConfig
+from preprocess.reencode import ReencodeConfig
 from preprocess.sources import SOURCES
 
 if TYPE_CHECKING:
-    from preprocess.check import CheckConfig
-    from preprocess.reencode import ReencodeConfig
     from preprocess.tally import Observer
 
 _PROG = "latentzoom preprocess"
@@ -31,8 +28,8 @@ def main(argv: list[str], observe: Observer | None = None, bundle_of: Callable[[
     bundle that --autoencoder names."""
 
     def command() -> int:
-        with _sigterm_stops():
-            return _dispatch(argv, observe, bundle_of)
+        with _sigterm_stops(), taken("preprocess", argv) as words:
+            return _dispatch(words, observe, bundle_of)
 
     return exit_status(command)
 
@@ -65,46 +62,35 @@ def _dispatch(argv: list[str], observe: Observer | None, bundle_of: Callable[[st
     if argv[0] == "check":
         return _check(argv[1:])
     if argv[0] not in SOURCES:
-        raise UserError(f"unknown source {argv[0]!r}; use one of {', '.join(SOURCES)}, or check, reencode, verify")
+        near = did_you_mean(argv[0], KINDS)
+        raise UserError(f"unknown source {argv[0]!r}{near}; use one of {', '.join(SOURCES)}, or {', '.join(OTHER)}")
     return _preprocess(parse(argv), observe, bundle_of)
+
+
+OTHER: dict[str, type] = {"check": CheckConfig, "reencode": ReencodeConfig, "verify": VerifyConfig}
+KINDS: dict[str, type] = {**dict.fromkeys(SOURCES, PreprocessConfig), **OTHER}
+"""First word of the command line → its options."""
 
 
 def parse(argv: list[str]) -> PreprocessConfig:
     """The configuration that a command line asks for."""
     kind, *rest = argv
-    return _parsed(PreprocessConfig, f"{_PROG} {kind}", rest, SOURCES[kind][1]).replace(source=kind)
-
-
-_Config = TypeVar("_Config")
-
-
-def _parsed(kind: type[_Config], prog: str, argv: list[str], description: str) -> _Config:
-    printed = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(printed):
-            return tyro.cli(kind, prog=prog, args=argv, description=description)
-    except SystemExit as exit:
-        if isinstance(exit.__context__, UserError):  # a value that parses but is not allowed: one line is enough
-            raise exit.__context__ from None
-        sys.stderr.write(printed.getvalue())
-        raise
+    made = command_line.parse(PreprocessConfig, rest, prog=f"{_PROG} {kind}", description=SOURCES[kind][1])
+    return made.replace(source=kind)
 
 
 def parse_check(argv: list[str]) -> CheckConfig:
     """The configuration of `check [KIND] SOURCE ...`."""
-    from preprocess.check import CheckConfig
-
     kind, rest = (argv[0], argv[1:]) if argv and argv[0] in SOURCES else ("folder", argv)
-    config = _parsed(CheckConfig, f"{_PROG} check {kind}", rest, "Decode every image once and list all that are bad.")
+    text = "Decode every image once and list all that are bad."
+    config = command_line.parse(CheckConfig, rest, prog=f"{_PROG} check {kind}", description=text)
     return dataclasses.replace(config, source=kind)
 
 
 def parse_reencode(argv: list[str]) -> ReencodeConfig:
     """The configuration of `reencode SET DEST ...`."""
-    from preprocess.reencode import ReencodeConfig
-
     text = "Make a set with the pixels, ids and splits of another and the latents of another encoder."
-    return _parsed(ReencodeConfig, f"{_PROG} reencode", argv, text)
+    return command_line.parse(ReencodeConfig, argv, prog=f"{_PROG} reencode", description=text)
 
 
 def _check(argv: list[str]) -> int:
@@ -113,38 +99,43 @@ def _check(argv: list[str]) -> int:
 
     config = parse_check(argv)
     report = check(config)
-    print(report.to_json() if config.json else report.to_text())
+    answer(report.to_text(), report)
     return 1 if report.bad else 0
 
 
 def _preprocess(config: PreprocessConfig, observe: Observer | None, bundle_of: Callable[[str], str]) -> int:
-    from preprocess.run import plan_text, preprocess
+    from preprocess.run import planned, preprocess
 
     if config.autoencoder:
         config = config.replace(autoencoder=bundle_of(config.autoencoder))
     if config.plan:
-        print("\n\n".join(plan_text(one) for one in config.each_size()))
+        plans = [planned(one) for one in config.each_size()]
+        answer("\n\n".join(plan.text for plan in plans), _each(config, [plan.facts for plan in plans]))
         return 0
     summaries = [preprocess(one, observe=observe) for one in config.each_size()]
-    if config.json:
-        print(summaries[0].to_json() if not config.sizes else f"[{','.join(s.to_json() for s in summaries)}]")
-    else:
-        print("\n\n".join(summary.to_text() for summary in summaries))
+    answer("\n\n".join(summary.to_text() for summary in summaries), _each(config, summaries))
     return 0
+
+
+def _each(config: PreprocessConfig, found: list[Any]) -> Any:
+    """For several sizes a list, else the only one."""
+    return found if config.sizes else found[0]
 
 
 def _verify(argv: list[str]) -> int:
     """Exit code 0: everything is whole; 1: the files named are damaged."""
     from preprocess.verify import verify
 
-    report = tyro.cli(verify, prog=f"{_PROG} verify", args=argv)
-    for line in report.damage:
-        print(f"damaged: {line}")
+    config = command_line.parse(VerifyConfig, argv, prog=f"{_PROG} verify")
+    report = verify(config.dest, config.threads)
+    lines = [f"damaged: {line}" for line in report.damage]
     if report.damage:
-        print(f"{len(report.damaged_files)} files damaged; run the same preprocess command again to rebuild them")
-        return 1
-    print(f"{report.num_shards} shards, {report.num_samples} samples: all whole")
-    return 0
+        num = len(report.damaged_files)
+        lines.append(f"{num} files damaged; run the same preprocess command again to rebuild them")
+    else:
+        lines.append(f"{report.num_shards} shards, {report.num_samples} samples: all whole")
+    answer("\n".join(lines), report)
+    return 1 if report.damage else 0
 
 
 def _help() -> str:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 import tyro
 
-from pipeline.command_line import plain_help
+from pipeline.command_line import Flag, plain_help
 from pipeline.errors import UserError
 
 FULL_RESOLUTION_SOURCES = ("div2k", "flickr2k", "df2k")
@@ -77,7 +77,7 @@ class PreprocessConfig:
     """Text file (URL) of ids or file names for "train"; ids in neither list are left out."""
     val_list: str = ""
     """Text file (URL) of ids or file names for "val"."""
-    members: tuple[str, ...] = ()
+    members: Annotated[tuple[str, ...], tyro.conf.arg(metavar="EXTENSION,...")] = ()
     """Take only images with these extensions (jpg, or input.png); empty: all but masks that lie beside their image."""
     limit: int = 0
     """Use only the first images of the shuffled list; 0: all."""
@@ -121,10 +121,10 @@ class PreprocessConfig:
     rest."""
     sizes: tuple[int, ...] = ()
     """Several sizes in one run, instead of --size: a set of its own for each, in DEST/SIZE."""
-    plan: bool = False
-    """Print what would be done and write nothing."""
-    json: bool = False
-    """Print the summary as JSON."""
+    plan: Annotated[Flag, tyro.conf.arg(name="dry-run")] = False
+    """Print samples, bytes, time and the bottleneck, from a short probe, and write nothing."""
+    json: Annotated[bool, tyro.conf.Suppress] = False
+    """Without effect: an option of every verb."""
 
     def __post_init__(self) -> None:
         low, high = self.crop_fraction
@@ -199,6 +199,29 @@ class PreprocessConfig:
 
     def replace(self, **changes: Any) -> Self:
         return dataclasses.replace(self, **changes)
+
+
+@plain_help
+@dataclass(frozen=True, kw_only=True)
+class CheckConfig(PreprocessConfig):
+    """A source and how it is to be cut: the options of a run decide what fits."""
+
+    dest: Annotated[str, tyro.conf.Suppress] = ""
+    policy: Annotated[Literal["fail", "skip", "quarantine"], tyro.conf.Suppress] = "skip"
+    plan: Annotated[bool, tyro.conf.Suppress] = False
+    processes: int = 0
+    """Processes that read and decode; 0: the number of cores."""
+
+
+@plain_help
+@dataclass(frozen=True, kw_only=True)
+class VerifyConfig:
+    """Recount and rehash a finished set. Exit status 1: something is damaged."""
+
+    dest: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DEST")]
+    """Folder of the shards (any fsspec URL)."""
+    threads: int = 4
+    """Shards that are looked at at once."""
 
 
 _TRANSFORM_FIELDS = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -69,8 +70,16 @@ def samples_per_shard(config: PreprocessConfig, found: Probe) -> int:
     return max(config.batch_size, whole // config.batch_size * config.batch_size)
 
 
-def report(config: PreprocessConfig, plan: Plan, found: Probe) -> str:
-    """The text that `--plan` prints."""
+@dataclass(frozen=True)
+class Expected:
+    """What `--dry-run` says: text to people, facts to programs (bytes, seconds)."""
+
+    text: str
+    facts: dict[str, Any]
+
+
+def expected(config: PreprocessConfig, plan: Plan, found: Probe) -> Expected:
+    """What a run would do."""
     workers = max(1, config.workers)
     per_sample = max(found.decode_seconds / max(1, config.decode_threads), found.encode_seconds) / workers
     limit = "encoder" if found.encode_seconds * config.decode_threads >= found.decode_seconds else "decoding"
@@ -87,7 +96,24 @@ def report(config: PreprocessConfig, plan: Plan, found: Probe) -> str:
         f"worker{'s' if workers > 1 else ''} (limited by: {limit})",
         f"plan       {plan.hash}",
     ]
-    return "\n".join(lines)
+    facts = {
+        "source": config.source,
+        "source_url": config.source_url,
+        "dest": config.dest,
+        "num_images": plan.num_images,
+        "source_bytes": plan.source_bytes,
+        "left_out": plan.left_out,
+        "num_samples": plan.num_samples,
+        "size": config.size,
+        "splits": plan.facts["splits"],
+        "num_shards": len(plan.shards),
+        "latent_shape": encoder["latent_shape"] if encoder else None,
+        "bytes": round(found.bytes * plan.num_samples),
+        "seconds": per_sample * plan.num_samples,
+        "limited_by": limit,
+        "plan": plan.hash,
+    }
+    return Expected("\n".join(lines), facts)
 
 
 def _bytes(number: float) -> str:

@@ -204,7 +204,8 @@ def scratch_dir(dest: str) -> str | None:
 
 @contextlib.contextmanager
 def sole_run(dest: str) -> Iterator[None]:
-    """Keep a second run out of a local destination. The lock is the folder's own: no file, and a kill releases it."""
+    """Keep a second run out of a local destination. The lock is the folder's own, which filelock has none of: no file,
+    and a kill releases it."""
     folder = scratch_dir(dest)
     if folder is None:
         yield

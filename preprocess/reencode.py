@@ -7,10 +7,12 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from pipeline.command_line import plain_help
 from preprocess.config import PreprocessConfig
 from preprocess.manifest import load_manifest
 
 
+@plain_help
 @dataclass(frozen=True, kw_only=True)
 class ReencodeConfig:
     """What to move where. Everything that is not asked for here is as the set has it."""
@@ -37,8 +39,6 @@ class ReencodeConfig:
     """Ray actors that build shards; 0: this process."""
     gpus_per_worker: float = 0.0
     """GPUs of one actor."""
-    json: bool = False
-    """Print the summary as JSON."""
 
     def as_run(self) -> PreprocessConfig:
         """The preprocessing run that does it."""
@@ -51,5 +51,5 @@ class ReencodeConfig:
             condition_resize=transform.get("condition_resize", "bicubic"),
             condition_cells=transform.get("condition_cells", "image"), batch_size=self.batch_size,
             samples_per_shard=self.samples_per_shard, device=self.device, workers=self.workers,
-            gpus_per_worker=self.gpus_per_worker, json=self.json,
+            gpus_per_worker=self.gpus_per_worker,
         )  # fmt: skip

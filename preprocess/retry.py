@@ -9,8 +9,6 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-import tenacity
-
 from pipeline.errors import NETWORK_MODULES, Unreachable, UserError
 from pipeline.storage import is_local
 
@@ -53,6 +51,8 @@ def with_retries(
     action: Callable[[], T], what: str, attempts: int, counter: RetryCounter, first_wait: float = 0.2
 ) -> T:
     """Run `action` up to `attempts` times with growing, jittered pauses. Lasting errors are raised at once."""
+    import tenacity  # before it is needed: where it is missing, nothing begins
+
     failed: list[Exception] = []
     try:
         return action()  # nearly always enough, and cheaper than what follows

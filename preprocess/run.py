@@ -20,7 +20,7 @@ from preprocess.encode import StoredEncoder, autoencoder_facts
 from preprocess.finish import LEDGER_NAME, finish, ledger
 from preprocess.growth import Carrier, base_manifest, grown, keep_manifest, require_same_kind
 from preprocess.plan import Plan, ShardPlan, make_plan
-from preprocess.plan_report import probe, report, samples_per_shard
+from preprocess.plan_report import Expected, expected, probe, samples_per_shard
 from preprocess.publish import remove_scratch, sole_run
 from preprocess.quarantine import fill
 from preprocess.receipt import Receipt, finished_receipts
@@ -174,7 +174,7 @@ def plan_run(config: PreprocessConfig, source: Source, facts: dict[str, Any] | N
     return with_retries(planned, what, config.retries, store.counter)
 
 
-def plan_text(config: PreprocessConfig) -> str:
+def planned(config: PreprocessConfig) -> Expected:
     """What a run would do, from the plan and a short probe. Writes nothing."""
     config = with_places(config)
     encoder = load_encoder(config.autoencoder)
@@ -182,7 +182,7 @@ def plan_text(config: PreprocessConfig) -> str:
     facts = autoencoder_facts(encoder, config.size) if encoder else None
     plan = plan_run(config, source, facts)
     images = sorted({planned.image for shard in plan.shards for planned in shard.images})
-    return report(config, plan, probe(config, source, encoder, images))
+    return expected(config, plan, probe(config, source, encoder, images))
 
 
 def check_rejects(config: PreprocessConfig, plan: Plan, tally: Tally) -> None:

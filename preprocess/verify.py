@@ -13,8 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import tyro
-
 from pipeline.errors import UserError
 from pipeline.progress import Progress
 from pipeline.storage import filesystem, is_local, join, sha256_bytes
@@ -42,7 +40,7 @@ class Report:
         return sorted({line.split(":", 1)[0] for line in self.damage})
 
 
-def verify(dest: tyro.conf.Positional[str], num_threads: int = 4) -> Report:
+def verify(dest: str, num_threads: int = 4) -> Report:
     """Check every file of the shard set in `dest`. A missing or damaged manifest raises `UserError`."""
     manifest = load_manifest(dest)
     report = Report(num_shards=len(manifest.shards))

@@ -28,11 +28,12 @@ class BackgroundWriting:
                 except Exception as error:
                     _log.warning("%s could not be written, training goes on: %s", url, error)
 
-        self._thread = threading.Thread(target=work, name=name, daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=work, name=name, daemon=True)
+        thread.start()
+        self._thread = thread
 
     def close(self) -> None:
-        """Wait for what is being written."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        """Wait for what is being written. In any thread."""
+        thread = self._thread
+        if thread is not None:
+            thread.join()

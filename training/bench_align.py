@@ -110,7 +110,7 @@ class AlignStep:
         z_t = self.schedule.add_noise(z0, torch.randn_like(z0), t)
         z0_pred = self.schedule.to_x0(z_t, self.engine(z_t, t, None, None), t)  # as training calls it
         weight = diffusion_weight(self.schedule.snr(t), config.loss, config.weight_clip)
-        images = self._render(z0_pred, target), target.cut(self.pixels)
+        images = self._render(z0_pred, target), target.truth(self.pixels)
         loss, _, _ = alignment_loss((z0_pred, z0), images, weight, config.loss, config.lambda_dm, config.lambda_recon)
         self.engine.backward(loss)
         self.engine.step(number + 2, config.lr)

@@ -26,7 +26,7 @@ import torch
 from safetensors.torch import save_file
 
 from pipeline import storage
-from pipeline.errors import UserError
+from pipeline.errors import Unreachable, UserError
 from training.world import World
 
 FORMAT = "latentzoom-checkpoint/1"
@@ -107,6 +107,8 @@ class CheckpointStore:
         for step, complete in sorted(self._steps().items(), reverse=True):
             name = step_name(step)
             problem = "it has no manifest.json (writing it was interrupted)"
+            # A network file system may list a folder as it was before: what is deleted was asked for by name.
+            complete = complete or storage.exists(storage.join(self.url, name, "manifest.json"))
             if complete:
                 manifest, problem = self._verified(step)
                 if manifest is not None:
@@ -119,6 +121,11 @@ class CheckpointStore:
             else:
                 storage.remove_tree(url)
             _log.warning("checkpoint %s is skipped: %s; it is %s", url, problem, done)
+        if aside := [name for name in storage.list_folder(self.url) if name.startswith("unverified-")]:
+            raise UserError(
+                f"no checkpoint under {self.url} can be verified ({aside[-1]} was the last), and the run is not begun "
+                "anew over them; check the file system and rename one back to step-..., or choose another run folder"
+            )
         return None
 
     def _steps(self) -> dict[int, bool]:
@@ -129,8 +136,12 @@ class CheckpointStore:
         """The manifest when every file is as it says, else what is wrong."""
         try:
             manifest = storage.read_json(storage.join(self.url, step_name(step), "manifest.json"))
+        except Unreachable:  # that says nothing of it
+            raise
         except UserError as error:
             return None, str(error)
+        except OSError as error:
+            return None, f"manifest.json cannot be read ({error.strerror})"
         if manifest.get("format") != FORMAT:
             return None, f"manifest.json has format {manifest.get('format')!r}, expected {FORMAT!r}"
         problem = self._problem(manifest)
@@ -231,14 +242,16 @@ def step_name(step: int) -> str:
 
 
 def newest_state(url: str) -> dict[str, Any] | None:
-    """What the newest complete checkpoint under `url` stored beside the engine's files, though those be damaged."""
-    steps = [step for step, is_complete in _steps_in(url).items() if is_complete]
-    if not steps:
-        return None
-    try:
-        return dict(storage.read_json(storage.join(url, step_name(max(steps)), "manifest.json"))["state"])
-    except (UserError, KeyError, TypeError):  # whoever continues from it says what is wrong
-        return None
+    """What the newest complete checkpoint under `url` stored beside the engine's files, though those be damaged; older
+    ones are asked where its own manifest cannot be read."""
+    for step in sorted((step for step, is_complete in _steps_in(url).items() if is_complete), reverse=True):
+        try:
+            return dict(storage.read_json(storage.join(url, step_name(step), "manifest.json"))["state"])
+        except Unreachable:
+            raise
+        except (UserError, OSError, KeyError, TypeError):  # whoever continues from it says what is wrong
+            continue
+    return None
 
 
 def _steps_in(url: str) -> dict[int, bool]:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
+from pipeline.common_options import did_you_mean
 from pipeline.config import ModelConfig, from_dict, to_dict
 from pipeline.errors import UserError, require
 
@@ -406,7 +408,7 @@ def preset_from_dict(data: dict[str, Any]) -> Preset:
     return from_dict(Preset, data, "preset")
 
 
-def override(config: D, assignments: list[str]) -> D:
+def override(config: D, assignments: Sequence[str]) -> D:
     """`config` with dotted fields replaced: ["align.lr=1e-6", "model.decoder.mlp_width=64"].
 
     Values are JSON, or plain text where JSON does not parse. Unknown names are a `UserError`.
@@ -420,7 +422,8 @@ def override(config: D, assignments: list[str]) -> D:
         for depth, name in enumerate(names):
             if not isinstance(target, dict) or name not in target:
                 known = ", ".join(sorted(target)) if isinstance(target, dict) else "nothing below it"
-                raise UserError(f"no setting {'.'.join(names[: depth + 1])!r}; known there: {known}")
+                near = did_you_mean(name, target) if isinstance(target, dict) else ""
+                raise UserError(f"no setting {'.'.join(names[: depth + 1])!r}{near}; known there: {known}")
             if depth < len(names) - 1:
                 target = target[name]
         target[names[-1]] = _parse(text.strip())

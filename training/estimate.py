@@ -302,8 +302,24 @@ def check_memory(stage: str, config: StageConfig, model: ModelConfig, num_worker
         )
 
 
+@dataclass(frozen=True)
+class Need:
+    """What a stage needs: rows for people, facts for programs (bytes, seconds, floating-point operations)."""
+
+    rows: tuple[tuple[str, str], ...]
+    facts: dict[str, Any]
+
+    def text(self) -> str:
+        return "\n".join(f"{name:20} {value}" for name, value in self.rows)
+
+
 def dry_run(stage: str, preset: Preset, num_workers: int, device: str | None = None) -> str:
     """A table for people."""
+    return needed(stage, preset, num_workers, device).text()
+
+
+def needed(stage: str, preset: Preset, num_workers: int, device: str | None = None) -> Need:
+    """Size up one stage on such a device, "" or None for CUDA where there is one."""
     config = preset.stage(stage)
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     result = estimate(stage, config, preset.model, num_workers, place)
@@ -325,7 +341,18 @@ def dry_run(stage: str, preset: Preset, num_workers: int, device: str | None = N
         ("work of a step", f"{result.flops_per_step / 1e9:,.1f} GFLOP"),
         ("time", f"about {format_seconds(seconds)} at {speed / 1e9:,.0f} GFLOP/s a worker"),
     ]
-    return "\n".join(f"{name:20} {value}" for name, value in rows)
+    facts = {
+        "stage": stage,
+        "preset": preset.name,
+        "workers": num_workers,
+        "device": place.type,
+        "steps": config.steps,
+        "global_batch": config.global_batch,
+        **dataclasses.asdict(result),
+        "total_bytes": result.total_bytes,
+        "seconds": seconds,
+    }
+    return Need(tuple(rows), facts)
 
 
 def _measured_speed(device: torch.device, precision: str) -> float:

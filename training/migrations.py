@@ -15,7 +15,7 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.config import ModelConfig, from_dict, to_dict
-from pipeline.migrations import CONFIG_VERSION, MODEL_MIGRATIONS, Migration, differences, migrated
+from pipeline.migrations import MODEL_MIGRATIONS, Migration, differences, migrated
 from training.checkpoint import newest_state
 from training.config import StageConfig, older_first_stage
 
@@ -35,7 +35,8 @@ class ChangedDefault:
 
 
 CHANGED_DEFAULTS: tuple[ChangedDefault, ...] = ()
-"""Defaults of dataclasses and of presets, by version."""
+"""Defaults of dataclasses and of presets, by version. One may change again: a run of before the first change keeps what
+it had."""
 
 
 def stage_migrations(stage: str, model: ModelConfig) -> list[Migration]:
@@ -75,19 +76,21 @@ def as_begun(
         return config, model, {}
     asked = {"settings": to_dict(config), "model": to_dict(model)}
     defaults = {"settings": to_dict(type(config)()), "model": to_dict(type(model)())}
-    kept: Kept = {n: k for n, k in state.get("as_begun", {}).items() if _at(asked, n) == k["asked"]}
     version = int(run.get("config_version", 1))
-    if version < CONFIG_VERSION:
-        stored = {"settings": run["settings"], "model": run["model"]}
-        today = migrated(stored, version, stage_migrations(stage, model), run_dir, log=False)
-        for name, old, used in differences(stored, today):
-            is_same = _at(asked, name) == (_at(defaults, name) if old is None else old)
-            if is_same and _at(asked, name) != used:
-                kept[name] = {"asked": _at(asked, name), "used": used}
-        for change in CHANGED_DEFAULTS:
-            is_ours = version < change.version and change.stage in ("", stage)
-            if is_ours and _at(asked, change.name) == change.now and _at(stored, change.name) == change.before:
-                kept[change.name] = {"asked": change.now, "used": _at(today, change.name)}
+    stored = {"settings": run["settings"], "model": run["model"]}
+    today = migrated(stored, version, stage_migrations(stage, model), run_dir, log=False)
+    begun = state.get("as_begun", {})
+    kept: Kept = {name: {"asked": values["asked"], "used": _at(today, name)} for name, values in begun.items()}
+    for name, old, used in differences(stored, today):
+        is_same = _at(asked, name) == (_at(defaults, name) if old is None else old)
+        if is_same and _at(asked, name) != used:
+            kept[name] = {"asked": _at(asked, name), "used": used}
+    for change in sorted(CHANGED_DEFAULTS, key=lambda change: change.version):
+        if version < change.version and change.stage in ("", stage):
+            before = kept.get(change.name, {"asked": _at(stored, change.name), "used": _at(today, change.name)})
+            if before["asked"] == change.before:
+                kept[change.name] = {**before, "asked": change.now}
+    kept = {name: values for name, values in kept.items() if _at(asked, name) == values["asked"] != values["used"]}
     for name, values in kept.items():
         _put(asked, name, values["used"])
         if log:

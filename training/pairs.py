@@ -48,7 +48,7 @@ def latent_pairs(config: DecoderStage, model: ModelConfig, step: int) -> MakePai
         if noise_scale:
             noise = micro.draws(config.seed, "latent", step).normal(tuple(latent.shape[1:]))
             latent = latent + noise_scale * noise.to(latent)
-        return Pair(latent, (target.size, target.window), target.cut(micro.pixels))
+        return Pair(latent, (target.size, target.window), target.truth(micro.pixels))
 
     return make
 
@@ -61,7 +61,7 @@ def cached_pairs(config: DecoderStage, model: ModelConfig, step: int) -> MakePai
         assert micro.pixels is not None and micro.condition is not None
         latent = _latent(micro, micro.condition, config, model, step)
         target = draw_target(config, model, step, smallest=latent.shape[-1])
-        return Pair(latent, (target.size, target.window), target.cut(micro.pixels))
+        return Pair(latent, (target.size, target.window), target.truth(micro.pixels))
 
     return make
 

@@ -19,6 +19,7 @@ from training.context import Context
 from training.engine import Engine
 
 FOLDER = "averages"
+_SCRATCH = "latentzoom-averages-"
 _NAME = re.compile(r"step-(\d{8})\.safetensors")
 _log = logging.getLogger("latentzoom")
 
@@ -45,6 +46,7 @@ class PowerSnapshots:
                     self.context.stage,
                 )
         if self.context.world.is_main:
+            _remove_unfinished(self.context.run_dir)
             for later in [found for found in snapshot_steps(self.context.run_dir) if found > step]:
                 storage.remove_tree(snapshot_url(self.context.run_dir, later))
 
@@ -62,8 +64,16 @@ class PowerSnapshots:
         self._writing.close()
 
 
+def _remove_unfinished(run_dir: str) -> None:
+    """Delete what a writer that was killed left behind: it is as large as a snapshot."""
+    if storage.is_local(run_dir):
+        folder = Path(storage.absolute(run_dir), FOLDER)
+        for left in [*folder.glob(f"{_SCRATCH}*"), *folder.glob(".step-*.tmp")]:
+            storage.remove_tree(str(left))
+
+
 def _publish(tensors: dict[str, Tensor], url: str) -> None:
-    with tempfile.TemporaryDirectory(prefix="latentzoom-averages-", dir=_beside(url)) as scratch:
+    with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=_beside(url)) as scratch:
         path = Path(scratch, "averages.safetensors")
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
         storage.publish_file(path, url)
@@ -91,7 +101,7 @@ def snapshot_steps(run_dir: str) -> list[int]:
 def read_snapshot(run_dir: str, step: int) -> dict[float, dict[str, Tensor]]:
     """Length → average by name of the stage's network."""
     url = snapshot_url(run_dir, step)
-    with tempfile.TemporaryDirectory(prefix="latentzoom-averages-") as scratch:
+    with tempfile.TemporaryDirectory(prefix=_SCRATCH) as scratch:
         path = Path(storage.absolute(url)) if storage.is_local(url) else Path(scratch, "averages.safetensors")
         if not storage.is_local(url):
             storage.fetch_file(url, path)

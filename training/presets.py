@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from pipeline.common_options import did_you_mean
 from pipeline.config import AutoencoderConfig, DecoderConfig, DenoiserConfig, ModelConfig, ScheduleConfig
 from pipeline.errors import UserError
 from training import paper_presets as paper
@@ -245,5 +246,5 @@ PRESETS: dict[str, Callable[[], Preset]] = {
 def get_preset(name: str) -> Preset:
     """A preset by name; `UserError` listing the names when there is none."""
     if name not in PRESETS:
-        raise UserError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
+        raise UserError(f"no preset {name!r}{did_you_mean(name, PRESETS)}; there are {', '.join(PRESETS)}")
     return PRESETS[name]()

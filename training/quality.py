@@ -23,10 +23,11 @@ Arrays = dict[str, np.ndarray]
 class Quality(Protocol):
     """An evaluation of a model in memory. Sample i is the same, with the same noise, whoever computes it.
 
-    num: samples; chunk: how many are computed together."""
+    num: samples; chunk: how many are computed together. names: figures that there may be."""
 
     num: int
     chunk: int
+    names: tuple[str, ...]
 
     def measure(self, bundle: Bundle, start: int, stop: int) -> Arrays:
         """Arrays of samples start..stop-1, whose first axis counts samples."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import logging
 import os
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, TextIO
@@ -47,12 +48,14 @@ from training.reporter import Reporter
 from training.request import TrainRequest
 from training.result import Trained, TrainResult, result_url, stored_result
 from training.shared_folder import require_shared_folder
-from training.starts import with_starts
+from training.starts import ignored, with_starts
 from training.stopping import Stop
 from training.targets import size_range, window_side
 from training.tuning import tune
 from training.world import World, current_world
 from training.zoom import smallest_zoom
+
+_log = logging.getLogger("latentzoom")
 
 
 def train(
@@ -121,6 +124,8 @@ def make_context(request: TrainRequest, world: World) -> Context:
     given = load_bundle(request.bundle) if request.bundle else None
     bundle, origins = with_starts(stage, config, asked, given, request.places)
     model = resolve_model(stage, asked, manifest, bundle, origins)
+    for line in ignored(stage, config, asked, model, is_bundle_given=given is not None) if world.is_main else ():
+        _log.warning("%s", line)
     if stage == "distill":
         model = student_model(model)
     context = Context(

@@ -213,7 +213,13 @@ class Session:
         attached = (
             {f"{name}.pt": part.state_dict() for name, part in self._attached.items()} if self.world.is_main else {}
         )
-        self.store.save(self.step, self.engine.name, lambda: {**snapshot.files(), **attached}, state)
+
+        def files() -> dict[str, Any]:
+            copied = {**snapshot.files(), **attached}
+            self._close_watch()  # bundles and averages that this checkpoint knows of come before it, or are made anew
+            return copied
+
+        self.store.save(self.step, self.engine.name, files, state)
         self._stall += time.perf_counter() - started
 
     def finish(self, weights: dict[str, Tensor] | None) -> Trained:

@@ -252,7 +252,7 @@ def align_figures(context: Context) -> StageFigures:
         with frozen_precision(config, context.world.device):
             rendered = render_target(decoder, z0_pred / model.scale_factor, target, config.context_cells).float()
         errors = config.lambda_dm * per_sample(z0_pred, z0, config.loss)
-        errors = errors + config.lambda_recon * per_sample(rendered, target.cut(micro.pixels), config.loss)
+        errors = errors + config.lambda_recon * per_sample(rendered, target.truth(micro.pixels), config.loss)
         return errors * diffusion_weight(schedule.snr(t), config.loss, config.weight_clip)
 
     return _by_level(context, loss_at, pixels=True)
@@ -338,7 +338,7 @@ def distill_figures(context: Context) -> StageFigures:
         values = {
             "loss_latent": per_sample(z0_pred, z_0, config.loss),
             "loss_image": per_sample(window, taught_window, config.loss),
-            "loss_truth": per_sample(window, target.cut(micro.pixels), config.loss),
+            "loss_truth": per_sample(window, target.truth(micro.pixels), config.loss),
         }
         weights = (config.lambda_latent, config.lambda_image, config.lambda_truth)
         loss = torch.stack([weight * value for weight, value in zip(weights, values.values())]).sum(dim=0)

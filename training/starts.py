@@ -53,6 +53,22 @@ def sources(stage: str, config: StageConfig) -> tuple[str, ...]:
     return tuple(dict.fromkeys("autoencoder" if start == "autoencoder" else part for part, start in given.items()))
 
 
+def ignored(
+    stage: str, config: StageConfig, asked: ModelConfig, model: ModelConfig, *, is_bundle_given: bool
+) -> list[str]:
+    """A line on each thing that was asked for and that the stage has no use for. asked: the model that the command
+    says; model: the one that is trained."""
+    lines = []
+    if stage == "autoencoder" and is_bundle_given and not {"bundle", "autoencoder"} & {*starts(stage, config).values()}:
+        lines.append("autoencoder: nothing of --bundle is used; its autoencoder goes on with --init bundle")
+    is_used = stage != "autoencoder" and asked.task != "direct" and asked.scale_factor == model.scale_factor
+    if asked.scale_factor != ModelConfig.scale_factor and not is_used:
+        has_none = stage == "autoencoder" or asked.task == "direct"
+        told = "the data decides it" if has_none else f"data and bundle have {model.scale_factor:g}"
+        lines.append(f"{stage}: model.scale_factor = {asked.scale_factor:g} is not used; {told}")
+    return lines
+
+
 def with_init(preset: Preset, stage: str, inits: Sequence[str] = ()) -> Preset:
     """The preset with `--init START` or `--init PART=START` as settings of the stage, addresses made absolute.
     `UserError` for a part that the stage does not train, and for what is no start."""

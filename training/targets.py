@@ -28,8 +28,8 @@ class Target:
     size: tuple[int, int]
     window: tuple[int, int, int, int]
 
-    def cut(self, image: Tensor) -> Tensor:
-        """The truth: image (B,3,H,W) resized with anti-aliasing, then the window → (B,3,y1-y0,x1-x0)."""
+    def truth(self, image: Tensor) -> Tensor:
+        """What is compared with: image (B,3,H,W) resized with anti-aliasing, then the window → (B,3,y1-y0,x1-x0)."""
         y0, x0, y1, x1 = self.window
         return resize(image, self.size)[:, :, y0:y1, x0:x1]
 

@@ -66,11 +66,16 @@ class Watch:
             )
         elif config.quality_every and self._quality is None:
             words = "no early figures of quality: no evaluation fits what there is at this stage"
+            if context.make_quality is None:
+                words = "no early figures of quality: they come with `latentzoom train`, with or without --local"
+            if self.best_by.startswith(QUALITY):
+                raise UserError(f"{context.stage}.best_by = {self.best_by!r}: {words}; choose one of `val/...`")
         if words and context.world.is_main:
             _log.info("%s: %s", context.stage, words)
-        wanted = self.best_by.startswith(VALIDATION) and self._held_out.num
-        if wanted and self.best_by.removeprefix(VALIDATION) not in self.figures.names:
-            self._no_such_figure([VALIDATION + name for name in self.figures.names])
+        names = [VALIDATION + name for name in self.figures.names] if self._held_out.num else []
+        names += [QUALITY + name for name in self._quality.names] if self._quality is not None else []
+        if names and self.best_by not in names:
+            self._no_such_figure(names)
 
     def _no_such_figure(self, names: list[str]) -> None:
         raise UserError(
@@ -106,7 +111,6 @@ class Watch:
                 assert self._quality is not None
                 values |= measure_quality(self._quality, self.figures.whole(network), self.context.world)
             self._newest = values
-            self.seconds += time.perf_counter() - started
         is_better = self._judge(step, values)
         if is_better or self._saves(step):
             weights = self.engine.averaged()  # collective
@@ -115,6 +119,7 @@ class Watch:
                 self._bundles.write(own, step, newest=self._saves(step), best=self.best if is_better else None)
         if self._snapshots.due(step):
             self._snapshots.write(self.engine, step)
+        self.seconds += time.perf_counter() - started
         return {name: value for name, value in values.items() if math.isfinite(value)}
 
     def _averaged_network(self) -> nn.Module:
@@ -187,6 +192,11 @@ class Watch:
         if state and all(state.get(name) == value for name, value in self._identity().items()):
             self.best, self._stale = state["best"], int(state["stale"])
             self.over = 0 < self.config.early_stop_patience <= self._stale
+            if self.over and self.context.world.is_main and step < self.config.steps:
+                _log.info(
+                    "%s ended early at step %d and does not go on: early_stop_patience = %d; raise it, or set it to 0",
+                    self.context.stage, step, self.config.early_stop_patience,
+                )  # fmt: skip
         self._snapshots.go_on(self.engine, step)
 
     def close(self) -> None:

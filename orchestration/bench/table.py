@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 import torch
 
+from orchestration.text_table import text_table
 from pipeline.beside import replacing
 from pipeline.errors import UserError
 
@@ -80,12 +81,10 @@ class Results:
             )
             for row in self.rows
         ]
-        widths = [max(len(line[i]) for line in [head, *lines]) for i in range(len(head))]
-        texts = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in [head, *lines]]
         notes = [f"{row.part} {row.name}: {row.note}" for row in self.rows if row.note]
         if peak := self.machine.get("matrix_gmacs"):
             notes.insert(0, f"of peak: of {_short(peak)} GMAC/s, the rate of large matrix products, measured first")
-        return "\n".join([*texts, *notes])
+        return "\n".join([text_table([head, *lines]), *notes])
 
     def save(self, file: Path) -> None:
         """Write JSON beside `file` and rename. Raises `UserError` when the folder cannot be written."""

@@ -55,7 +55,7 @@ def bench_stage1(options: Options, peak: float) -> list[Row]:
         return image[:, :, y0:y1, x0:x1]
 
     def ours() -> Tensor:
-        return learn(part(), target.cut(pixels))
+        return learn(part(), target.truth(pixels))
 
     with torch.no_grad():
         exact = training.bench.render_plainly(decoder, cached, (side, side))[:, :, y0:y1, x0:x1]

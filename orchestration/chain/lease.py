@@ -8,7 +8,6 @@ was cut off and finds a higher number stops before it writes anything more.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import socket
@@ -17,7 +16,9 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
+
+from filelock import FileLock, Timeout
 
 from pipeline import storage
 from pipeline.errors import UserError, first_line
@@ -49,20 +50,18 @@ def sole_job(work: str, kind: str = "job", option: str = "--workdir") -> Iterato
 @contextlib.contextmanager
 def _file_lock(work: str, kind: str, option: str) -> Iterator[None]:
     folder = Path(storage.filesystem(work)[1])
+    lock = FileLock(folder / ".lock")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file: IO[str] = open(folder / ".lock", "w")  # noqa: SIM115
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise UserError(f"another {kind} is running in {work}; wait for it, or use another {option}") from error
     except OSError as error:
         raise UserError(f"cannot write to {work}: {error.strerror}; choose another {option}") from error
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        file.close()
-        raise UserError(f"another {kind} is running in {work}; wait for it, or use another {option}") from error
-    try:
         yield
     finally:
-        file.close()
+        lock.release()
 
 
 class _Lease:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -68,13 +69,15 @@ def open_demo(work: Path, minutes: float) -> Demo:
     """Check the folder (writable, enough space). Raises `UserError` otherwise."""
     if minutes < 5:
         raise UserError(f"--minutes {minutes:g} is too few; use at least 5")
+    if re.match(r"[a-z][a-z0-9+.-]+:/", str(work)):
+        raise UserError("--workdir of the demo is a folder of this machine; leave the address out")
     try:
         work.mkdir(parents=True, exist_ok=True)
         probe = work / ".writable"
         probe.write_text("")
         probe.unlink()
     except OSError as error:
-        raise UserError(f"cannot write to {work}: {error.strerror}; choose another folder with --work") from error
+        raise UserError(f"cannot write to {work}: {error.strerror}; choose another folder with --workdir") from error
     free = shutil.disk_usage(work).free
     if free < FREE_BYTES:
         raise UserError(f"{work} has {free >> 20} MB free and the demo needs {FREE_BYTES >> 20} MB; free some")

@@ -22,6 +22,7 @@ from orchestration.doctor import torch_builds
 from orchestration.stored_bundle import cache_folder
 from pipeline import storage
 from pipeline.errors import UserError, first_line
+from pipeline.extras import extra_of, install
 from pipeline.redact import redact, url_without_secrets
 
 Level = Literal["ok", "warning", "trouble"]
@@ -64,7 +65,9 @@ def versions() -> list[Finding]:
         try:
             there[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            found.append(Finding("trouble", "versions", f"{name} is not installed", "make setup, or use the image"))
+            extra = extra_of(name)
+            todo = f"{install(extra)}, make setup, or use the image" if extra else "make setup, or use the image"
+            found.append(Finding("trouble", "versions", f"{name} is not installed", todo))
     for name, version in there.items():
         if name in locked and locked[name] != version:
             todo = f"pip install --no-deps {name}=={locked[name]}, or run `make lock` to accept it"

@@ -71,6 +71,7 @@ class ShardPictures:
             shuffle=False,
             num_epochs=1,
             num_threads=1,
+            shards_ahead=0,  # it would be given up again with this loader
         )
         with loader:
             loader.load_state_dict({**loader.state_dict(), "position": start})

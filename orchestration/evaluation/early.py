@@ -17,7 +17,8 @@ import torch
 from orchestration.evaluation.chunk import ChunkWorker
 from orchestration.evaluation.data import open_pictures
 from orchestration.evaluation.networks import with_found_lpips
-from orchestration.evaluation.spec import EvaluationSpec
+from orchestration.evaluation.spec import EvaluationSpec, scale_name
+from pipeline import storage
 from pipeline.bundle import Bundle
 from pipeline.config import ModelConfig
 from pipeline.errors import UserError
@@ -32,9 +33,14 @@ _SAMPLER_STEPS = 20
 
 def make_quality(context: Context) -> Quality | None:
     """Of the stages that make a model whose pictures can be judged as a whole; None for the others, whose validation
-    says it all, and before there is an implicit decoder."""
+    says it all, before there is an implicit decoder, and of a single sample, which has no distribution. `UserError`
+    for weights that are not there."""
     config = context.config
     spec = quality_spec(context.stage, context.model, config.quality_samples, config.quality_inception)
+    if spec is not None and spec.inception and not storage.exists(spec.inception):
+        raise UserError(f"{context.stage}.quality_inception: no such file: {spec.inception}")
+    if spec is not None and spec.task == "generation" and context.manifest.splits.get(spec.split, 0) < 2:
+        return None
     has_decoder = context.stage == "decoder" or (context.bundle is not None and context.bundle.decoder is not None)
     return EarlyQuality(context, spec) if spec is not None and has_decoder else None
 
@@ -64,6 +70,7 @@ class EarlyQuality:
         self.pictures = open_pictures(context.data, spec.split)
         self.num, self.chunk = min(spec.num, self.pictures.num), spec.chunk_size
         self.spec = dataclasses.replace(spec, num=self.num)
+        self.names = _names(self.spec)
         self.device = context.world.device
         self._worker: ChunkWorker | None = None
 
@@ -90,6 +97,15 @@ class EarlyQuality:
                     distance = frechet_distance(FeatureStatistics.of(array), FeatureStatistics.of(fake))
                     figures[f"fid{stand_in}_x{side}"] = distance
         return figures
+
+
+def _names(spec: EvaluationSpec) -> tuple[str, ...]:
+    """Of `EarlyQuality.figures`, those for which pictures or samples may prove too small included."""
+    if spec.task == "generation":
+        stand_in = "" if spec.inception else "_random_vgg"
+        return tuple(f"{kind}{stand_in}_x{side}" for side in spec.sizes for kind in ("kid", "fid"))
+    kinds = ("psnr", "ssim", "lpips" if spec.lpips else "lpips_random_vgg")
+    return tuple(f"{kind}_{scale_name(scale)}" for scale in spec.scales for kind in kinds)
 
 
 def _is_baseline(key: str) -> bool:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import html
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 from orchestration.evaluation import published
 from orchestration.evaluation.report import Figure, Report
@@ -44,35 +44,25 @@ def markdown(report: Report, pictures: Sequence[str] = ()) -> str:
 
 
 def page(report: Report, pictures: Sequence[str] = ()) -> str:
-    """The report as one HTML file without scripts or outside resources."""
-    e = html.escape
-    parts = [f"<h1>{e(report.model_name or report.model)}: {e(report.task)}</h1><p>{e(_summary(report))}</p>"]
-    for title, (header, rows) in tables(report):
-        body = "".join(
-            f"<tr class='{'ours' if row[0].startswith('**') else ''}'>"
-            + "".join(f"<td>{e(cell.strip('*'))}</td>" for cell in row)
-            + "</tr>"
-            for row in rows
-        )
-        head = "".join(f"<th>{e(h)}</th>" for h in header)
-        parts.append(f"<h2>{e(title)}</h2><table><tr>{head}</tr>{body}</table>")
-    parts += [f"<p class='small'>{e(caption)}</p>" for caption in _captions(report)]
-    parts += [f"<p class='note'>{e(note)}</p>" for note in report.notes]
-    parts += [f"<figure><img src='{e(name)}' alt='{e(name)}'></figure>" for name in pictures]
-    parts.append("<h2>Protocols</h2><dl>")
-    parts += [f"<dt><code>{e(name)}</code></dt><dd>{e(text)}</dd>" for name, text in _protocols(report)]
-    parts.append("</dl><h2>Provenance</h2><dl>")
-    parts += [f"<dt>{e(key)}</dt><dd><code>{e(value)}</code></dd>" for key, value in _provenance(report)]
-    style = (
-        "body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#1b1b1b}"
-        "table{border-collapse:collapse;margin:1rem 0}th,td{padding:.3rem .8rem;border-bottom:1px solid #ddd;"
-        "text-align:right;font-variant-numeric:tabular-nums}th:first-child,td:first-child{text-align:left}"
-        ".ours td{font-weight:600;background:#eef5ff}.note{background:#fff6df;padding:.5rem .8rem}"
-        ".small{color:#666}img{max-width:100%}code{overflow-wrap:anywhere}"
+    """The report as one HTML file without scripts or outside resources: `report_page.html`, filled in by Jinja."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    templates = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
-    return (
-        "<!doctype html><html lang='en'><meta charset='utf-8'><meta name='viewport' content='width=device-width'>"
-        f"<title>{e(report.model_name)} {e(report.task)}</title><style>{style}</style>{''.join(parts)}</dl></html>\n"
+    return templates.get_template("report_page.html").render(
+        report=report,
+        summary=_summary(report),
+        tables=tables(report),
+        captions=_captions(report),
+        pictures=pictures,
+        protocols=_protocols(report),
+        provenance=_provenance(report),
     )
 
 

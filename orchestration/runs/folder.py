@@ -26,7 +26,8 @@ def folder_runs(folder: str) -> list[RunState]:
     """The runs in a folder (path or URL), or the one that it is; named as they are seen from it. `UserError` where
     there is none."""
     folder = storage.absolute(folder)
-    found = [_run(place, entries, folder) for place, entries in _places(folder, _DEPTH)]
+    states = [_run(place, entries, folder) for place, entries in _places(folder, _DEPTH)]
+    found = [state for state in states if state is not None]
     if not found:
         raise UserError(f"no training runs in {folder}; give a --run-dir of `latentzoom train`, or a folder of them")
     return found
@@ -37,14 +38,17 @@ def folder_curves(folder: str) -> Curves:
     return curves_of(read_figures(folder))
 
 
-def _run(place: str, entries: dict[str, dict[str, Any]], root: str) -> RunState:
+def _run(place: str, entries: dict[str, dict[str, Any]], root: str) -> RunState | None:
+    """None where run.json is another program's."""
     run = storage.read_json(storage.join(place, "run.json"))
+    if not isinstance(run, dict) or not {"stage", "settings"} <= run.keys():
+        return None
     settings, curves = run["settings"], folder_curves(place)
     steps, global_batch = int(settings["steps"]), int(settings["global_batch"])
     silent = _silent_s(entries)
     rate = curves["images_per_s"][-1][1] if "images_per_s" in curves else 0.0
     between_reports = settings["log_every"] * global_batch / rate if rate else 0.0
-    if "result.json" in entries and int(storage.read_json(storage.join(place, "result.json"))["steps"]) >= steps:
+    if _is_done(place, entries, steps):
         state = "done"
     else:
         is_silent = silent is None or silent > max(_PATIENCE_S, _PATIENCE_REPORTS * between_reports)
@@ -84,17 +88,29 @@ def _entries(folder: str) -> dict[str, dict[str, Any]]:
     return {str(entry["name"]).rstrip("/").rsplit("/", 1)[-1]: entry for entry in listed}
 
 
+def _is_done(place: str, entries: dict[str, dict[str, Any]], steps: int) -> bool:
+    """Whether the result is that of all steps, or was written since the run last began: then it ended early. One that
+    goes on with more steps has the result of before."""
+    if "result.json" not in entries:
+        return False
+    began, ended = _changed(entries["run.json"]), _changed(entries["result.json"])
+    is_whole = int(storage.read_json(storage.join(place, "result.json"))["steps"]) >= steps
+    return is_whole or (began is not None and ended is not None and ended >= began)
+
+
 def _silent_s(entries: dict[str, dict[str, Any]]) -> float | None:
     """Seconds since the run began or reported, as far as the file system tells."""
-    times = []
-    for name in ("run.json", "metrics.jsonl"):
-        entry = entries.get(name, {})
-        moment = next((entry[key] for key in _TIMES if key in entry), None)
-        if isinstance(moment, datetime):
-            times.append(moment.timestamp())
-        elif isinstance(moment, (int, float)):
-            times.append(float(moment))
-    return max(0.0, time.time() - max(times)) if times else None
+    times = [_changed(entries[name]) for name in ("run.json", "metrics.jsonl") if name in entries]
+    known = [moment for moment in times if moment is not None]
+    return max(0.0, time.time() - max(known)) if known else None
+
+
+def _changed(entry: dict[str, Any]) -> float | None:
+    """When a file was last written, in seconds; None where the file system does not say."""
+    moment = next((entry[key] for key in _TIMES if key in entry), None)
+    if isinstance(moment, datetime):
+        return moment.timestamp()
+    return float(moment) if isinstance(moment, (int, float)) else None
 
 
 def _newest_grid(place: str) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from orchestration.text_table import text_table
 from pipeline.progress import format_seconds
 
 Curves = dict[str, list[tuple[int, float]]]
@@ -98,8 +99,7 @@ def table(runs: Sequence[RunState]) -> str:
                 run.grid,
             )
         )
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+    return text_table(rows)
 
 
 def _figures(figures: Mapping[str, float]) -> str:

@@ -68,7 +68,7 @@ def _state(uri: str, client: MlflowClient, run: Run) -> RunState:
         place=run_id,
         stage=str(run.info.run_name),
         state=_STATES.get(run.info.status, run.info.status.lower()),
-        steps=int(params.get("steps", 0)),
+        steps=int(run.data.tags.get(tracking.STEPS, params.get("steps", 0))),
         global_batch=int(params.get("global_batch", 0)),
         silent_s=max(0.0, time.time() - reported),
         grid=_newest_grid(uri, client, run),

@@ -5,9 +5,10 @@ GET    /pictures/{id}                         what it is, and how far its latent
 DELETE /pictures/{id}
 GET    /pictures/{id}/tiles/{level}/{x}_{y}   a tile, in the Deep Zoom convention
 GET    /pictures/{id}.dzi, /pictures/{id}_files/{level}/{x}_{y}.png   the same, where other viewers look for it
-GET    /pictures/{id}/render                  the whole or a window at any size, streamed: PNG, TIFF, JPEG, ...
+GET    /pictures/{id}/render                  the whole or a window at any size: PNG, TIFF, JPEG, ... (renderings.py)
+POST   /pictures/{id}/renderings              the same, to be asked about (GET /jobs/{id}) and fetched (/jobs/{id}/file)
 POST   /generate                              seeds, latent size → 201 and ids
-GET    /models, /jobs/{id}, /health, /metrics, /openapi.json
+GET    /models, /health, /metrics, /openapi.json
 """
 
 from __future__ import annotations
@@ -16,63 +17,36 @@ import asyncio
 import contextlib
 import hashlib
 import importlib.resources
-import secrets
-import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from fastapi.responses import PlainTextResponse, Response
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import generate_latest
-from pydantic import BaseModel
-from starlette.background import BackgroundTask
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 
 from orchestration.serve.access import Access, Guard
+from orchestration.serve.answers import MISTAKES, PNG_ANSWER, Mistake, answer_errors
 from orchestration.serve.deep_zoom import Pyramid
-from orchestration.serve.desk import Busy, Unwanted
+from orchestration.serve.renderings import add_renderings
 from orchestration.serve.samples import SAMPLES, sample
 from orchestration.serve.scenes import Look, Scene, shrunk_size
-from orchestration.serve.server import Generate, Job, Limits, Server, Told
-from orchestration.serve.shelf import Full, NotThere
-from orchestration.serve.tiles import encoded, media_type
-from pipeline.canvas import Pixels, write_canvas
+from orchestration.serve.server import Generate, Limits, Server, Told
+from pipeline.allocator import give_back_freed_memory
 from pipeline.errors import UserError
-from pipeline.formats import format_of
-from pipeline.geometry import check_window
 from pipeline.reading import read_picture
-from pipeline.sizes import Size, Window, parse_size
+from pipeline.sizes import parse_size
 
 __all__ = ["Limits", "Server", "make_app"]
 
 Shrink = Annotated[int, Query(ge=1, le=64, description="reduce the picture to 1/shrink of height and width first")]
 
-MISTAKES: dict[int | str, str] = {
-    404: "No such picture, or not any more",
-    422: "Something that is not allowed",
-    503: "Too much to do; Retry-After says when to try again",
-}
-Answers = dict[int | str, dict[str, Any]]
-PNG_ANSWER: Answers = {200: {"description": "The pixels", "content": {"image/png": {}}}}
-FILE_ANSWER: Answers = {
-    200: {
-        "description": "The file",
-        "content": {f"image/{form}": {} for form in ("png", "tiff", "jpeg", "webp", "avif")},
-    }
-}
+TRIM = 5.0
+"""Seconds between two times that freed memory is given back."""
 PICTURE_BODY = {"requestBody": {"required": True, "content": {"application/octet-stream": {"schema": {
     "type": "string", "format": "binary"}}}}}  # fmt: skip
-
-
-class Mistake(BaseModel):
-    """One sentence that says what to do."""
-
-    error: str
 
 
 def make_app(server: Server, access: Access) -> FastAPI:
@@ -80,9 +54,10 @@ def make_app(server: Server, access: Access) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        sweeper = asyncio.create_task(_sweep(server))
+        aside = [asyncio.create_task(work) for work in (_sweep(server), _trim(), server.work_ahead())]
         yield
-        sweeper.cancel()
+        for task in aside:
+            task.cancel()
         server.close()
 
     app = FastAPI(
@@ -95,40 +70,15 @@ def make_app(server: Server, access: Access) -> FastAPI:
         max_body_size=server.limits.upload_bytes + (1 << 16),
     )
     app.add_middleware(Guard, access=access)
-    _answer_errors(app, server)
+    answer_errors(app, server)
     _add_tiles(app, server)
     _add_pictures(app, server)
-    _add_renderings(app, server)
+    add_renderings(app, server)
     _add_generation(app, server)
     _add_service(app, server)
     page = importlib.resources.files("orchestration.serve") / "page"
     app.mount("/", StaticFiles(directory=str(page), html=True), name="page")
     return app
-
-
-def _answer_errors(app: FastAPI, server: Server) -> None:
-    def answer(status: int, error: Exception, **headers: str) -> JSONResponse:
-        server.metrics.refused.labels(str(status)).inc()
-        return JSONResponse({"error": str(error)}, status, headers=headers)
-
-    def validated(_: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, RequestValidationError)
-        said = "; ".join(f"{one['loc'][-1]}: {one['msg']}" for one in error.errors())
-        return answer(422, UserError(f"{said}; /openapi.json describes what is allowed"))
-
-    def refused(_: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, HTTPException)
-        return answer(error.status_code, UserError(str(error.detail)))
-
-    app.exception_handler(NotThere)(lambda _, error: answer(404, error))
-    app.exception_handler(Busy)(lambda _, error: answer(503, error, **{"Retry-After": "1"}))
-    app.exception_handler(Unwanted)(lambda _, error: answer(499, error))
-    app.exception_handler(ClientDisconnect)(lambda *_: answer(499, Unwanted("nobody waits for it any more")))
-    app.exception_handler(Full)(lambda _, error: answer(507, error))
-    app.exception_handler(UserError)(lambda _, error: answer(422, error))
-    app.exception_handler(RequestValidationError)(validated)
-    app.exception_handler(HTTPException)(refused)
-    app.exception_handler(500)(lambda *_: answer(500, UserError("the server failed here; its log says why")))
 
 
 def _add_pictures(app: FastAPI, server: Server) -> None:
@@ -182,11 +132,8 @@ def _add_tiles(app: FastAPI, server: Server) -> None:
             headers = {"ETag": etag, "Cache-Control": "private, max-age=86400"}
             if _matches(request.headers.get("if-none-match", ""), etag):
                 return Response(status_code=304, headers=headers)
-            if scene.is_drawn(level, look):
-                await server.ready(scene)
-            data = await server.desk.do(lambda: encoded(scene.tile(level, x, y, look)), _wanted(request))
+            data = await server.tile(scene, level, x, y, look, _wanted(request))
         server.metrics.tiles.labels(look).inc()
-        server.scenes.tidy()
         return Response(data, media_type="image/png", headers=headers)
 
     @app.get(
@@ -210,82 +157,6 @@ def _add_tiles(app: FastAPI, server: Server) -> None:
     async def descriptor(ident: str) -> Response:
         entry = await asyncio.to_thread(server.shelf.get, ident)
         return Response(Pyramid(entry.size).descriptor("png"), media_type="application/xml")
-
-
-def _add_renderings(app: FastAPI, server: Server) -> None:
-    @app.get("/pictures/{ident}/render", summary="The whole, or a window of it, at any size", response_class=Response,
-             responses=FILE_ANSWER)  # fmt: skip
-    async def render(
-        request: Request,
-        ident: str,
-        size: Annotated[str, Query(description="HEIGHTxWIDTH of the whole; or give `scale`")] = "",
-        scale: Annotated[float, Query(gt=0, le=256)] = 1.0,
-        window: Annotated[str, Query(description="y0,x0,y1,x1 in pixels of that size; the whole without")] = "",
-        format: Literal["png", "tif", "jpg", "webp", "avif"] = "png",
-        quality: Annotated[int, Query(ge=1, le=100)] = 95,
-        model: str = "",
-        look: Look = "ours",
-        job: Annotated[str, Query(max_length=64, description="a name of your choice, for GET and DELETE /jobs")] = "",
-    ) -> Response:
-        scene = await server.scene(ident, model)
-        whole, part = _asked(scene.entry.size, size, scale, window)
-        shape = part[2] - part[0], part[3] - part[1]
-        if shape[0] * shape[1] > server.limits.render_pixels:
-            raise UserError(
-                f"a rendering of {shape[0]}x{shape[1]} is too large here; at most {server.limits.render_pixels} pixels"
-            )
-        name = f"{Path(scene.entry.name).stem or 'picture'}-{shape[1]}x{shape[0]}.{format}"
-        format_of(name, shape)
-        known_as = job or secrets.token_urlsafe(16)
-        if known_as in server.jobs:
-            raise UserError(f"a rendering {known_as!r} is under way already; give another name")
-        task = server.jobs[known_as] = Job(shape[0] * shape[1])
-        try:
-            folder = tempfile.TemporaryDirectory(prefix="latentzoom-render-", ignore_cleanup_errors=True)
-        except OSError as error:
-            del server.jobs[known_as]
-            raise Full(f"a rendering cannot be kept here: {error.strerror or error}") from error
-
-        def work() -> Path:
-            task.on_pixels(0)  # it may be stopped before it begins
-            target = Path(folder.name) / f"render.{format}"
-
-            def draw(inner: Window) -> Pixels:
-                y0, x0, y1, x1 = inner
-                return scene.window(whole, (part[0] + y0, part[1] + x0, part[0] + y1, part[1] + x1), look)
-
-            channels = scene.channels
-            write_canvas(target, shape, draw, channels=channels, quality=quality, on_pixels=task.on_pixels)
-            return target
-
-        async def drawn() -> Path:
-            if look == "ours":
-                await server.ready(scene)
-            return await server.renderers.do(work)
-
-        try:
-            file = await _unless_gone(request, drawn(), task)
-        except BaseException:
-            folder.cleanup()
-            raise
-        finally:
-            server.jobs.pop(known_as, None)
-            server.scenes.tidy()
-        return FileResponse(
-            file, filename=name, media_type=media_type(format), background=BackgroundTask(folder.cleanup)
-        )
-
-    @app.get("/jobs/{job}", summary="How far a rendering is")
-    async def progress(job: str) -> dict[str, int]:
-        if job not in server.jobs:
-            raise NotThere(f"there is no rendering {job[:64]!r} under way")
-        return {"done": server.jobs[job].done, "pixels": server.jobs[job].num_pixels}
-
-    @app.delete("/jobs/{job}", status_code=204, summary="Stop a rendering")
-    async def stopped(job: str) -> Response:
-        if job in server.jobs:
-            server.jobs[job].is_stopped = True
-        return Response(status_code=204)
 
 
 def _add_generation(app: FastAPI, server: Server) -> None:
@@ -353,16 +224,6 @@ async def _body(request: Request, most: int) -> bytes:
     return b"".join(parts)
 
 
-def _asked(own: Size, size: str, scale: float, window: str) -> tuple[Size, Window]:
-    """(H, W) of the whole, and the window of it."""
-    whole = parse_size(size) if size else parse_size("x".join(str(max(1, round(side * scale))) for side in own))
-    try:
-        edges = tuple(int(edge) for edge in window.split(",")) if window else None
-    except ValueError:
-        edges = (0,)
-    return whole, check_window(edges, whole)  # type: ignore[arg-type]
-
-
 def _matches(header: str, etag: str) -> bool:
     """Whether If-None-Match names an ETag (RFC 9110, 13.1.2: weak comparison)."""
     return header.strip() == "*" or etag in [one.strip().removeprefix("W/") for one in header.split(",")]
@@ -375,23 +236,16 @@ def _wanted(request: Request) -> Callable[[], Awaitable[bool]]:
     return is_wanted
 
 
-async def _unless_gone(request: Request, work: Coroutine[Any, Any, Path], job: Job) -> Path:
-    """The result of work, which stops when the one who asked goes away or waits no longer."""
-    drawing = asyncio.create_task(work)
-    try:
-        while not (await asyncio.wait([drawing], timeout=0.5))[0]:
-            if await request.is_disconnected() or (job.is_stopped and not job.done):
-                raise Unwanted("the rendering was stopped")
-        return drawing.result()
-    finally:
-        if not drawing.done():  # its thread ends at the next window
-            job.is_stopped = True
-            drawing.cancel()
-
-
 async def _sweep(server: Server) -> None:
     while True:
         await asyncio.sleep(60)
         with contextlib.suppress(OSError):  # a folder that is away for a while
             for ident in await asyncio.to_thread(server.shelf.sweep):
                 server.scenes.forget(ident)
+            await asyncio.to_thread(server.jobs.sweep)
+
+
+async def _trim() -> None:
+    while True:
+        await asyncio.sleep(TRIM)
+        await asyncio.to_thread(give_back_freed_memory)

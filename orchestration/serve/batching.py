@@ -38,19 +38,29 @@ class StepBatches:
         self._run, self.max_batch = run, max_batch
         self.num_runs = self.num_samples = 0
         self._waiting: collections.deque[_Asked] = collections.deque()
-        self._changed = threading.Condition()
+        self._changed, self._is_closed = threading.Condition(), False
         threading.Thread(target=self._work, name="latentzoom-denoise", daemon=True).start()
 
     def __call__(self, z_t: Tensor, t: Tensor, *others: Tensor | None) -> Tensor:
         asked = _Asked((z_t, t, *(other for other in others if other is not None)))
         with self._changed:
-            self._waiting.append(asked)
-            self._changed.notify()
+            is_closed = self._is_closed
+            if not is_closed:
+                self._waiting.append(asked)
+                self._changed.notify()
+        if is_closed:  # who has the model still
+            with torch.no_grad():
+                return self._run(*asked.inputs)
         return asked.result.result()
 
+    def close(self) -> None:
+        """End the thread, after what waits. Those who ask later are served alone."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify()
+
     def _work(self) -> None:
-        while True:
-            together = self._next()
+        while together := self._next():
             try:
                 with torch.no_grad():
                     made = self._run(*(torch.cat(parts) for parts in zip(*(asked.inputs for asked in together))))
@@ -62,7 +72,9 @@ class StepBatches:
 
     def _next(self) -> list[_Asked]:
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting)
+            self._changed.wait_for(lambda: self._waiting or self._is_closed)
+            if not self._waiting:
+                return []
             together, room = [self._waiting.popleft()], self.max_batch
             room -= len(together[0].inputs[0])
             for asked in list(self._waiting):

@@ -1,11 +1,16 @@
-"""The models that may be chosen, by their addresses; each is loaded once, when it is first asked for."""
+"""The models that may be chosen, by their addresses; each is loaded when it is first asked for, and stays until others
+are asked for."""
 
 from __future__ import annotations
 
 import contextlib
 import threading
+from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
+
+from torch import Tensor
 
 from orchestration import registry, tracking
 from orchestration.evaluation.report import Report
@@ -17,6 +22,8 @@ from pipeline.starter import LOOKS
 
 MAX_LISTED = 100
 """Registered models in the list."""
+MAX_LOADED = 4
+"""Models in memory, besides those that a notebook put here."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,19 +38,31 @@ class Listed:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model in memory. name: exactly which one, with its digest."""
+    """A model in memory. name: exactly which one, with its digest. batches: what evaluates its denoiser."""
 
     model: LatentZoom
     name: str
+    batches: list[StepBatches] = field(default_factory=list)
+    is_lasting: bool = False
+
+    def batched(self) -> Loaded:
+        def wrap(run: Callable[..., Tensor]) -> StepBatches:
+            self.batches.append(StepBatches(run))
+            return self.batches[-1]
+
+        self.model.run_denoiser_by(wrap)
+        return self
 
 
 class Catalogue:
-    """`addresses` (the first is the default), the starters, and the champions of the tracking store."""
+    """`addresses` (the first is the default), the starters, and the champions of the tracking store. on_unloaded:
+    called with what is let go of, so that nobody holds it longer."""
 
     def __init__(self, addresses: list[str], *, device: str = "", dtype: Dtype = "float32", store: str = "") -> None:
         self.device, self.dtype, self.store = device, dtype, store
         self.addresses = list(dict.fromkeys([*addresses, *(f"starter:{look}" for look in LOOKS)]))
-        self._loaded: dict[str, Loaded] = {}
+        self.on_unloaded: Callable[[Loaded], object] = lambda loaded: None
+        self._loaded: OrderedDict[str, Loaded] = OrderedDict()
         self._loading: dict[str, threading.Lock] = {}
         self._lock = threading.Lock()
 
@@ -55,23 +74,40 @@ class Catalogue:
         """The model at an address of this catalogue. Raises `UserError` for others: nobody makes a server load what
         its owner did not offer."""
         address = address or self.default
-        if (loaded := self._loaded.get(address)) is not None:
-            return loaded
+        if (held := self._held(address)) is not None:
+            return held
         if address not in self.addresses and address not in self._champions():
             raise UserError(f"this server offers no model {address[:100]!r}; GET /models lists them")
         with self._lock:
             loading = self._loading.setdefault(address, threading.Lock())
         with loading:  # once, while others go on with theirs
-            if address not in self._loaded:
-                loaded = Loaded(*load_model(address, self.device, self.store, self.dtype))
-                loaded.model.run_denoiser_by(StepBatches)
+            if (held := self._held(address)) is not None:
+                return held
+            loaded = Loaded(*load_model(address, self.device, self.store, self.dtype)).batched()
+            with self._lock:
                 self._loaded[address] = loaded
-            return self._loaded[address]
+                passing = [one for one in self._loaded if not self._loaded[one].is_lasting]
+                gone = [self._loaded.pop(one) for one in passing[: max(0, len(passing) - MAX_LOADED)]]
+        for old in gone:
+            for batches in old.batches:
+                batches.close()
+            self.on_unloaded(old)
+        return loaded
+
+    @property
+    def num_loaded(self) -> int:
+        return len(self._loaded)
+
+    def _held(self, address: str) -> Loaded | None:
+        with self._lock:
+            if address in self._loaded:
+                self._loaded.move_to_end(address)
+            return self._loaded.get(address)
 
     def add(self, address: str, model: LatentZoom) -> None:
         """Offer a model that is in memory already."""
         with self._lock:
-            self._loaded[address] = Loaded(model, f"{address} {id(model)}")
+            self._loaded[address] = Loaded(model, f"{address} {id(model)}", is_lasting=True)
             self.addresses = list(dict.fromkeys([address, *self.addresses]))
 
     def listed(self) -> tuple[list[Listed], str]:

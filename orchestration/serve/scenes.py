@@ -7,9 +7,10 @@ shown as it is, reduced, since there is nothing to add.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import heapq
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,10 +38,12 @@ OVERVIEW = 4
 """A picture that is shown at this part of its size or less is reduced whole."""
 Look = Literal["ours", "bicubic", "original"]
 """original: of a picture that was shrunk, what it was before."""
-
-
 SMALL_KEPT = 16
 """Sizes at which a reduced picture is kept: more than a pyramid has levels that small."""
+SURE = 2.0
+"""Seconds for which a scene is taken to be on the shelf still."""
+LOOKED_AT = 60.0
+"""Seconds for which features of a scene are made ahead after it was asked for."""
 _ENCODED = 0.1
 """The part of the work that encoding is where the latent is sampled after it."""
 
@@ -74,6 +77,8 @@ class Scene:
         self._source = None if picture is None else Shown(picture)
         self._making = threading.Lock()
         self._drawing: Drawing | None = None
+        self._focus = 0.5, 0.5  # where it was looked at last, in heights and widths
+        self.last_used = time.monotonic()
 
     @property
     def is_ready(self) -> bool:
@@ -90,6 +95,30 @@ class Scene:
     def is_drawn(self, level: int, look: Look) -> bool:
         """Whether tiles of a level come from the latent, and not from the photograph itself."""
         return look == "ours" and (self._source is None or level >= self.pyramid.own)
+
+    def missing(self, level: int, x: int, y: int) -> list[Window]:
+        """The tiles of features that a tile of a scene that is ready needs, and that are not there: see `make`."""
+        assert self._drawing is not None
+        size, window = self.pyramid.level_size(level), self.pyramid.window(level, x, y)
+        self._focus = (window[0] + window[2]) / (2 * size[0]), (window[1] + window[3]) / (2 * size[1])
+        return self._drawing.at(size).missing(window)
+
+    def ahead(self, num: int) -> list[Window]:
+        """At most `num` tiles of features that may be asked for next: the nearest to where it was looked at last, while
+        they take less than half of what features may."""
+        drawing = self._drawing
+        if drawing is None or 2 * drawing.feature_bytes > self._cache_bytes:
+            return []
+        (height, width), (y, x) = drawing.cells, self._focus
+
+        def distance(tile: Window) -> float:
+            return max(abs((tile[0] + tile[2]) / 2 - y * height), abs((tile[1] + tile[3]) / 2 - x * width))
+
+        return heapq.nsmallest(num, drawing.missing(), key=distance)
+
+    def make(self, tile: Window) -> None:
+        """One of `missing`."""
+        self.drawing().make(tile)
 
     def tile(self, level: int, x: int, y: int, look: Look) -> Pixels:
         """uint8 (h, w, c) of a tile. Raises `UserError` where there is none."""
@@ -158,9 +187,11 @@ class Scenes:
     def __init__(self, shelf: Shelf, catalogue: Catalogue, max_bytes: int) -> None:
         self.shelf, self.catalogue, self.max_bytes = shelf, catalogue, max_bytes
         self._scenes: OrderedDict[tuple[str, str], Scene] = OrderedDict()
+        self._sure: dict[tuple[str, str], tuple[Scene, float]] = {}
         self._lock = threading.Lock()
         self._reading = [threading.Lock() for _ in range(16)]  # many ask for one picture at once: it is read once
         self._is_closed = threading.Event()
+        catalogue.on_unloaded = self._forget_model
 
     def get(self, ident: str, address: str = "") -> Scene:
         """A picture's scene under a model, by default the one it was given with. Raises `NotThere`, `UserError`."""
@@ -169,19 +200,43 @@ class Scenes:
         if entry.recipe and (address or entry.model) != entry.model:
             raise UserError("a generated picture belongs to the model that drew it")
         key = ident, loaded.name
-        if (held := self._held(key)) is not None:
-            return held
-        with self._reading[hash(key) % len(self._reading)]:
-            if (held := self._held(key)) is not None:
-                return held
-            picture = None if entry.recipe else read_picture(self.shelf.data(entry), entry.name)
-            return self.add(entry, loaded, picture)
+        scene = self._held(key)
+        if scene is None:
+            with self._reading[hash(key) % len(self._reading)]:
+                scene = self._held(key)
+                if scene is None:
+                    picture = None if entry.recipe else read_picture(self.shelf.data(entry), entry.name)
+                    scene = self.add(entry, loaded, picture)
+        with self._lock:
+            if len(self._sure) > 4 * len(self._scenes) + 16:
+                self._sure.clear()
+            self._sure[ident, address] = scene, time.monotonic()
+        return scene
+
+    def at_once(self, ident: str, address: str = "") -> Scene | None:
+        """What `get` gave a moment ago, if it is here still: without a look at the disk."""
+        with self._lock:
+            scene, moment = self._sure.get((ident, address), (None, 0.0))
+            if scene is None or time.monotonic() - moment > SURE or self._scenes.get(scene.key) is not scene:
+                return None
+        return self._held(scene.key)
 
     def _held(self, key: tuple[str, str]) -> Scene | None:
         with self._lock:
-            if key in self._scenes:
+            scene = self._scenes.get(key)
+            if scene is not None:
                 self._scenes.move_to_end(key)
-            return self._scenes.get(key)
+                scene.last_used = time.monotonic()
+            return scene
+
+    def ahead(self, num: int) -> list[tuple[Scene, Window]]:
+        """At most `num` tiles of features to be made while there is nothing else to do: of the scene that was asked for
+        last, then of the one before. None where half of the memory is taken."""
+        with self._lock:
+            recent = [s for s in reversed(self._scenes.values()) if time.monotonic() - s.last_used < LOOKED_AT]
+        if 2 * self.num_bytes() > self.max_bytes:
+            return []
+        return next(([(scene, tile) for tile in tiles] for scene in recent if (tiles := scene.ahead(num))), [])
 
     def add(self, entry: Entry, loaded: Loaded, picture: Picture | None) -> Scene:
         """The scene of a picture that was read already."""
@@ -198,9 +253,16 @@ class Scenes:
         self._is_closed.set()
 
     def forget(self, ident: str) -> None:
+        self._drop(lambda scene: scene.entry.id == ident)
+
+    def _forget_model(self, loaded: Loaded) -> None:
+        self._drop(lambda scene: scene.loaded is loaded)
+
+    def _drop(self, is_one: Callable[[Scene], bool]) -> None:
         with self._lock:
-            for key in [key for key in self._scenes if key[0] == ident]:
+            for key in [key for key, scene in self._scenes.items() if is_one(scene)]:
                 del self._scenes[key]
+            self._sure.clear()
 
     def tidy(self) -> None:
         """Let go of scenes until the rest fits; the newest stays."""
@@ -259,16 +321,17 @@ class Shown:
         self._pixels = torch.from_numpy(np.concatenate(planes, axis=2)).permute(2, 0, 1)[None]
         self.channels = int(self._pixels.shape[1])
         self._small: OrderedDict[Size, Pixels] = OrderedDict()
+        self._reducing = threading.Lock()
 
     def window(self, size: Size, window: Window) -> Pixels:
         """uint8 (y1-y0, x1-x0, c)."""
         if max(size) * OVERVIEW > max(self.size):
             return resize_window(self._pixels, size, window)[0].permute(1, 2, 0).contiguous().numpy()
-        whole = self._small.get(size)  # much smaller than the picture: made once, whole
-        if whole is None:
-            whole = self._small[size] = self._reduced(size)
-            while len(self._small) > SMALL_KEPT:
-                with contextlib.suppress(KeyError):  # another thread did
+        with self._reducing:  # much smaller than the picture: made once, whole
+            whole = self._small.get(size)
+            if whole is None:
+                whole = self._small[size] = self._reduced(size)
+                while len(self._small) > SMALL_KEPT:
                     self._small.popitem(last=False)
         return whole[window[0] : window[2], window[1] : window[3]]
 

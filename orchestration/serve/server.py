@@ -7,14 +7,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from pydantic import BaseModel, Field
 
 from orchestration.serve.catalogue import Catalogue
 from orchestration.serve.deep_zoom import TILE, Pyramid
 from orchestration.serve.desk import Busy, Desk, Unwanted
-from orchestration.serve.scenes import Scene, Scenes
+from orchestration.serve.features import FeatureWork, IsWanted
+from orchestration.serve.jobs import Jobs
+from orchestration.serve.scenes import Look, Scene, Scenes
 from orchestration.serve.shelf import Shelf
+from orchestration.serve.tiles import SentTiles, encoded
 from pipeline.errors import UserError
 
 SAMPLERS = 8
@@ -23,6 +26,8 @@ RENDERERS = 2
 """Renderings that are drawn at the same time, beside the threads for tiles: nobody's view stops for another's file."""
 MAX_SEED = (1 << 53) - 1
 """JavaScript tells whole numbers apart up to here."""
+SENT_SHARE = 16
+"""1 / this of the memory is for tiles that were sent."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +62,8 @@ class Generate(BaseModel):
 
 class Told(BaseModel):
     """A picture. height, width: its own, after it was shrunk; own_level has that size, top_level full_height by
-    full_width. is_ready: whether its latent is there; progress: how far that is, 0 to 1; problem: why there is none."""
+    full_width. is_ready: whether its latent is there; progress: how far that is, 0 to 1; problem: why there is none.
+    memory_bytes: of the picture, its latent and the features that are kept of it."""
 
     id: str
     name: str
@@ -76,18 +82,7 @@ class Told(BaseModel):
     is_ready: bool
     progress: float
     problem: str
-
-
-class Job:
-    """A rendering under way, to be asked about and to be stopped."""
-
-    def __init__(self, num_pixels: int) -> None:
-        self.num_pixels, self.done, self.is_stopped = num_pixels, 0, False
-
-    def on_pixels(self, num: int) -> None:
-        if self.is_stopped:
-            raise Unwanted("the rendering was stopped")
-        self.done += num
+    memory_bytes: int
 
 
 class Metrics:
@@ -95,16 +90,20 @@ class Metrics:
 
     def __init__(self, server: Server) -> None:
         self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
         make: dict[str, Any] = {"registry": self.registry}
         self.tiles = Counter("latentzoom_serve_tiles", "Tiles drawn.", ["look"], **make)
+        self.features = Counter("latentzoom_serve_features", "Blocks of features made.", **make)
         self.refused = Counter("latentzoom_serve_refused", "Requests refused, by status.", ["status"], **make)
         self.seconds = Histogram("latentzoom_serve_tile_seconds", "From the request of a tile to its answer.", **make)
         for name, text, value in (
-            ("waiting", "Tiles in the queue.", lambda: server.desk.waiting),
+            ("waiting", "Tiles in the queue.", lambda: server.desk.waiting + server.features.num_waiting),
             ("busy", "Tiles being drawn.", lambda: server.desk.busy),
+            ("making", "Features being made, for tiles that wait or ahead.", lambda: server.features.desk.busy),
             ("rendering", "Renderings under way or waiting.", lambda: len(server.jobs)),
             ("sampling", "Latents being made.", lambda: server.samplers.busy),
-            ("memory_bytes", "Memory of latents and features.", server.scenes.num_bytes),
+            ("memory_bytes", "Memory of pictures, latents, features and sent tiles.", server.num_bytes),
+            ("models", "Models in memory.", lambda: server.catalogue.num_loaded),
             ("disk_bytes", "Picture files that are kept.", server.shelf.num_bytes),
         ):
             Gauge(f"latentzoom_serve_{name}", text, **make).set_function(value)
@@ -115,17 +114,46 @@ class Server:
 
     def __init__(self, catalogue: Catalogue, shelf: Shelf, limits: Limits, num_threads: int) -> None:
         self.catalogue, self.shelf, self.limits = catalogue, shelf, limits
-        self.scenes = Scenes(shelf, catalogue, limits.memory_bytes)
+        self.sent = SentTiles(limits.memory_bytes // SENT_SHARE)
+        self.scenes = Scenes(shelf, catalogue, limits.memory_bytes - self.sent.max_bytes)
         self.desk = Desk(num_threads, queue=limits.queue, seconds=limits.seconds)
-        self.renderers = Desk(RENDERERS, queue=limits.queue, seconds=limits.long_seconds)
+        # What tiles wait for, and what takes long: beside what is short.
+        makers = Desk(num_threads, queue=64 * limits.queue, seconds=limits.seconds, is_aside=True)
+        self.features = FeatureWork(makers, self.scenes, limits.queue, lambda: self.metrics.features.inc())
+        self.renderers = Desk(RENDERERS, queue=limits.queue, seconds=limits.long_seconds, is_aside=True)
         # Those who sample wait for the network most of the time, which works for all of them at once.
-        self.samplers = Desk(SAMPLERS, queue=limits.queue, seconds=limits.long_seconds)
-        self.jobs: dict[str, Job] = {}
+        self.samplers = Desk(SAMPLERS, queue=limits.queue, seconds=limits.long_seconds, is_aside=True)
+        self._desks = self.desk, makers, self.renderers, self.samplers
+        self.jobs = Jobs(shelf.folder / ".jobs", max_bytes=limits.disk_bytes)
         self._making: dict[tuple[str, str], asyncio.Task[None]] = {}
         self.metrics = Metrics(self)
 
     async def scene(self, ident: str, model: str) -> Scene:
-        return await asyncio.to_thread(self.scenes.get, ident, model)
+        self.features.asked()
+        held = self.scenes.at_once(ident, model)
+        return held if held is not None else await asyncio.to_thread(self.scenes.get, ident, model)
+
+    async def tile(self, scene: Scene, level: int, x: int, y: int, look: Look, is_wanted: IsWanted) -> bytes:
+        """A PNG. Raises `UserError`, `Busy`, and `Unwanted` when nobody waits for it any more."""
+        key = *scene.key, level, x, y, look
+        if (data := self.sent.get(key)) is not None:
+            return data
+        if scene.is_drawn(level, look):
+            await self.ready(scene)
+            if tiles := scene.missing(level, x, y):
+                await self.features.have(scene, tiles, is_wanted)
+        data = await self.desk.do(lambda: encoded(scene.tile(level, x, y, look)), is_wanted, whose=scene.key)
+        self.features.asked()
+        self.sent.put(key, data)
+        return data
+
+    async def work_ahead(self) -> None:
+        """Make what may be asked for next, while there is nothing else to do. Never ends."""
+        await self.features.work_ahead(lambda: all(desk.is_idle for desk in self._desks))
+
+    def num_bytes(self) -> int:
+        """Memory of pictures, latents, features and sent tiles."""
+        return self.scenes.num_bytes() + self.sent.num_bytes
 
     def make(self, scene: Scene) -> asyncio.Task[None]:
         """The task that makes a picture's latent: one for all who wait for it."""
@@ -149,13 +177,14 @@ class Server:
     def stop(self) -> None:
         """Have all work end that takes long."""
         self.scenes.close()
-        for job in list(self.jobs.values()):
-            job.is_stopped = True
+        self.jobs.stop_all()
+        for desk in self._desks:
+            desk.stop()
 
     def close(self) -> None:
         """No more work."""
         self.stop()
-        for desk in (self.desk, self.renderers, self.samplers):
+        for desk in self._desks:
             desk.close()
 
     def _begin(self, scenes: list[Scene], work: Callable[[], None]) -> asyncio.Task[None]:
@@ -196,4 +225,5 @@ class Server:
             is_ready=scene.is_ready,
             progress=1.0 if scene.is_ready else scene.progress.done,
             problem=scene.problem,
+            memory_bytes=scene.num_bytes,
         )

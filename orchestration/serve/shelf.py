@@ -110,6 +110,8 @@ class Shelf:
         for folder in self.folder.iterdir():
             with contextlib.suppress(OSError):
                 is_part = folder.name.startswith(_PART)
+                if folder.name.startswith(".") and not is_part:
+                    continue  # of renderings
                 most = min(self.seconds, _PART_SECONDS) if is_part else self.seconds
                 if time.time() - folder.stat().st_mtime > most:
                     shutil.rmtree(folder, ignore_errors=True)

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import tyro
 
-from pipeline.command_line import plain_help
+from pipeline.command_line import Flag, parse, plain_help
+from pipeline.common_options import answer
 
 
 @plain_help
@@ -24,19 +25,20 @@ class Arguments:
     """Folder of the new bundle."""
     step: Annotated[int, tyro.conf.arg(metavar="N")] = 0
     """The average after this step; without it after the newest snapshot."""
-    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    overwrite: Flag = False
     """Replace another bundle in the folder."""
 
 
 def main(argv: list[str]) -> int:
-    arguments = tyro.cli(Arguments, prog="latentzoom average", args=argv)
+    arguments = parse(Arguments, argv, prog="latentzoom average")
     from training.post_hoc import make_average
 
     made = make_average(
         arguments.run_dir, arguments.length, arguments.out, step=arguments.step, overwrite=arguments.overwrite
     )
-    print(
+    answer(
         f"average of length {made.length:g} after step {made.step}, from {made.snapshots} snapshots "
-        f"(weighting off by {100 * made.error:.2g} %); bundle in {made.bundle}"
+        f"(weighting off by {100 * made.error:.2g} %); bundle in {made.bundle}",
+        made,
     )
     return 0

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from orchestration.writable import check_file
-from pipeline.command_line import plain_help
+from pipeline.command_line import Device, Flag, parse, plain_help
+from pipeline.common_options import answer, plain
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,13 +40,13 @@ class Arguments:
 
     only: tuple[str, ...] = ()
     """Parts to measure: preprocess, stage1, stage2, sampling, decode, kernel, sr, starter; without it all."""
-    json: Path | None = None
-    """Also write the figures here."""
-    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Also write the figures here, as JSON."""
+    overwrite: Flag = False
     """Replace a file of that name."""
     compare: tuple[Path, ...] = ()
-    """One earlier JSON file to compare this run with, or two files to compare without measuring."""
-    device: Annotated[str, tyro.conf.arg(metavar="DEVICE")] = ""
+    """One earlier file of --out to compare this run with, or two to compare without measuring."""
+    device: Device = ""
     """cpu, cuda, cuda:1; without it CUDA where there is one."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Without it float32 on a CPU, bfloat16 on CUDA."""
@@ -55,12 +56,12 @@ class Arguments:
     """Widths of the networks trained and sampled, relative to the paper's (decoding always has the paper's)."""
     rounds: int = 3
     """Timed repetitions; the median counts."""
-    quick: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    quick: Flag = False
     """Fewer sizes."""
 
 
 def main(argv: list[str]) -> int:
-    arguments = tyro.cli(Arguments, prog="latentzoom bench", args=argv)
+    arguments = parse(Arguments, argv, prog="latentzoom bench")
     if unknown := sorted(set(arguments.only) - set(PARTS)):
         raise UserError(f"no part {', '.join(unknown)}; use {', '.join(PARTS)}")
     if len(arguments.compare) > 2 or arguments.threads < 1 or arguments.rounds < 1 or not 0 < arguments.width <= 4:
@@ -71,7 +72,7 @@ def main(argv: list[str]) -> int:
 
     earlier = [load_results(file) for file in arguments.compare]
     if len(earlier) == 2:
-        return _report(earlier[0], earlier[1])
+        return _report(earlier[0], earlier[1], is_new=False)
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     options = Options(
         device=device,
@@ -81,15 +82,14 @@ def main(argv: list[str]) -> int:
         rounds=arguments.rounds,
         quick=arguments.quick,
     )
-    if arguments.json is not None:
-        check_file(arguments.json)
-        if arguments.json.exists() and not arguments.overwrite:
-            raise UserError(f"{arguments.json} is there already; give another name, or replace it with --overwrite")
+    if arguments.out is not None:
+        check_file(arguments.out)
+        if arguments.out.exists() and not arguments.overwrite:
+            raise UserError(f"{arguments.out} is there already; give another name, or replace it with --overwrite")
     results = run(options, tuple(dict.fromkeys(arguments.only)) or tuple(PARTS))
-    print(results.table())
-    if arguments.json is not None:
-        results.save(arguments.json)
-    return _report(earlier[0], results) if earlier else 0
+    if arguments.out is not None:
+        results.save(arguments.out)
+    return _report(earlier[0] if earlier else None, results)
 
 
 def run(options: Options, parts: tuple[str, ...]) -> Results:
@@ -117,10 +117,12 @@ def run(options: Options, parts: tuple[str, ...]) -> Results:
     return Results({**facts, "matrix_gmacs": round(peak / 1e9, 1)}, tuple(rows))
 
 
-def _report(old: Results, new: Results) -> int:
+def _report(old: Results | None, new: Results, *, is_new: bool = True) -> int:
+    """The figures, where they are new, and the comparison with older ones."""
     from orchestration.bench.table import compare
 
-    lines, num_worse = compare(old, new)
-    print("\n".join(lines))
-    print(f"{num_worse} regressions over 10 %" if num_worse else "no regression over 10 %")
+    lines, num_worse = compare(old, new) if old else ([], 0)
+    verdict = f"{num_worse} regressions over 10 %" if num_worse else "no regression over 10 %"
+    texts = [*([new.table()] if is_new else []), *lines, *([verdict] if old else [])]
+    answer("\n".join(texts), {**plain(new), **({"comparison": lines, "regressions": num_worse} if old else {})})
     return 1 if num_worse else 0

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tyro
-
 from orchestration import tracking
 from orchestration.chain.lease import sole_job
 from orchestration.chain.steps import Result, Status
 from orchestration.demo.photos import MODEL_NAME
-from pipeline.command_line import plain_help
+from orchestration.text_table import text_table
+from pipeline.command_line import parse, plain_help
+from pipeline.common_options import answer
 from pipeline.progress import format_seconds
 
 
@@ -26,23 +26,23 @@ from pipeline.progress import format_seconds
 class Arguments:
     """Enlarge photographs with the starter; train, evaluate, register, promote and use a tiny model of a picture."""
 
-    work: Path = Path("demo")
+    workdir: Path = Path("demo")
     """Folder for everything the demo writes."""
     minutes: float = 10.0
     """About how long it may take on two CPU cores; more minutes, better pictures."""
 
 
 def main(argv: list[str]) -> int:
-    arguments = tyro.cli(Arguments, prog="latentzoom demo", args=argv)
+    arguments = parse(Arguments, argv, prog="latentzoom demo")
     if not {"RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # for this run alone: none is left in the home folder
     from orchestration.chain.steps import run_steps, statuses
     from orchestration.demo.chain import act_one, act_two, open_demo
     from orchestration.ray_train import start_ray
 
-    demo = open_demo(arguments.work, arguments.minutes)
+    demo = open_demo(arguments.workdir, arguments.minutes)
     start = time.monotonic()
-    with sole_job(str(demo.work), "demo", "--work"):
+    with sole_job(str(demo.work), "demo", "--workdir"):
         first, second = act_one(demo), act_two(demo)
         num = len(first) + len(second)
         print(f"latentzoom demo: {num} steps, about {arguments.minutes:g} minutes, in {demo.work}", flush=True)
@@ -58,8 +58,7 @@ def main(argv: list[str]) -> int:
                 import ray
 
                 ray.shutdown()
-    print(_table(results))
-    print(_after(demo.work, demo.tracking_uri, results))
+    answer(f"{_table(results)}\n{_after(demo.work, demo.tracking_uri, results)}", results)
     return 0
 
 
@@ -87,13 +86,7 @@ def _table(results: dict[str, Result]) -> str:
         first, last = (result.get(key) for key in ("first_loss", "last_loss"))
         rows.append((name, f"{result['seconds']:.0f}", _number(first), _number(last), str(result.get("metric", ""))))
     rows.append(("total", f"{sum(r['seconds'] for r in results.values()):.0f}", "", "", ""))
-    widths = [max(len(row[i]) for row in rows) for i in range(4)]
-    lines = []
-    for row in rows:
-        cells = [row[0].ljust(widths[0]), *(row[i].rjust(widths[i]) for i in (1, 2, 3)), row[4]]
-        lines.append("  ".join(cells).rstrip())
-    lines.insert(1, "-" * max(len(line) for line in lines))
-    return "\n" + "\n".join(lines)
+    return f"\n{text_table(rows, right=(1, 2, 3), rule_after=1)}"
 
 
 def _number(value: float | None) -> str:

@@ -2,38 +2,45 @@
 
 from __future__ import annotations
 
-import argparse
 import os
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
+import tyro
+
+from pipeline.command_line import Device, Flag, Repeated, parse, plain_help
+from pipeline.common_options import answer, did_you_mean
 from pipeline.errors import UserError
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="latentzoom doctor",
-        description="Check versions, devices, disk, shared memory, tokens, storage, tracking server, clock, cluster. "
-        "Exit status 0: nothing will fail; 1: some line says TROUBLE.",
-    )
-    add = parser.add_argument
-    add(
-        "--storage", action="append", default=[], metavar="URL", help="write, read and delete a file there (repeatable)"
-    )
-    add("--tracking-uri", default="", help="MLflow server to ask; default MLFLOW_TRACKING_URI when set")
-    add("--address", default="", metavar="http://HEAD:8265", help="head of a cluster to ask")
-    add("--nodes", action="store_true", help="check every node of the cluster that RAY_ADDRESS names; as a job: "
-        "latentzoom submit doctor --nodes")  # fmt: skip
-    add("--gpu", action="store_true", help="check everything that only a GPU can show, in ten minutes on one card: "
-        "kernels, every stage by each engine, sampling, decoding, speed; nothing else is checked then")  # fmt: skip
-    add("--device", default="", metavar="NAME", help="of --gpu: cuda, cuda:1 (default cuda); cpu is a rehearsal")
-    add("--out", default="gpu", metavar="FOLDER", help="of --gpu: gpu.json and gpu.md go here (default: %(default)s)")
-    add("--only", action="append", default=[], metavar="PART", help="of --gpu: this part (repeatable)")
-    return parser
+@plain_help
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """Check versions, devices, disk, shared memory, tokens, storage, tracking server, clock, cluster. Exit status 0:
+    nothing will fail; 1: some line says TROUBLE."""
+
+    storage: Annotated[Repeated, tyro.conf.arg(metavar="URL")] = ()
+    """Write, read and delete a file there. May be given several times."""
+    tracking_uri: Annotated[str, tyro.conf.arg(metavar="URI")] = ""
+    """MLflow server to ask; without it MLFLOW_TRACKING_URI where that is set."""
+    address: Annotated[str, tyro.conf.arg(metavar="URL")] = ""
+    """Head of a cluster to ask, http://HEAD:8265."""
+    nodes: Flag = False
+    """Check every node of the cluster that RAY_ADDRESS names; as a job: latentzoom submit doctor --nodes."""
+    gpu: Flag = False
+    """Check everything that only a GPU can show, in ten minutes on one card: kernels, every stage by each engine,
+    sampling, decoding, speed; nothing else is checked then."""
+    device: Device = ""
+    """Of --gpu: cuda, cuda:1, without it cuda; cpu is a rehearsal."""
+    out: Annotated[str, tyro.conf.arg(metavar="FOLDER")] = "gpu"
+    """Of --gpu: gpu.json and gpu.md go here."""
+    only: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PART,...")] = ()
+    """Of --gpu: these parts."""
 
 
 def main(argv: list[str]) -> int:
-    arguments = parser().parse_args(argv)
+    arguments = parse(Arguments, argv, prog="latentzoom doctor")
     if arguments.gpu:
         return _check_gpu(arguments)
     from orchestration.doctor import machine, servers
@@ -45,22 +52,23 @@ def main(argv: list[str]) -> int:
         found += servers.head(arguments.address)
     if arguments.nodes:
         found += servers.nodes(arguments.storage)
-    for finding in found:
-        print(finding.line())
     num = sum(finding.level == "trouble" for finding in found)
     warnings = sum(finding.level == "warning" for finding in found)
-    print(f"{num} troubles, {warnings} warnings, {len(found)} checks")
+    lines = [*(finding.line() for finding in found), f"{num} troubles, {warnings} warnings, {len(found)} checks"]
+    answer("\n".join(lines), {"troubles": num, "warnings": warnings, "findings": found})
     return 1 if num else 0
 
 
-def _check_gpu(arguments: argparse.Namespace) -> int:
+def _check_gpu(arguments: Arguments) -> int:
     from orchestration.doctor import gpu
 
     names = [part.name for part in gpu.PARTS]
     if unknown := [name for name in arguments.only if name not in names]:
-        raise UserError(f"no part {', '.join(unknown)}; use {', '.join(names)}")
+        near = did_you_mean(unknown[0], names)
+        raise UserError(f"no part {', '.join(unknown)}{near}; use {', '.join(names)}")
     folder = Path(arguments.out)
-    outcomes = gpu.check(arguments.device or "cuda", folder, only=tuple(arguments.only))
+    outcomes = gpu.check(arguments.device or "cuda", folder, only=arguments.only)
     failed = [outcome.name for outcome in outcomes if outcome.state in gpu.BAD]
-    print(f"{len(outcomes)} parts, failed: {', '.join(failed) or 'none'}; {folder / 'gpu.md'}, {folder / 'gpu.json'}")
+    text = f"{len(outcomes)} parts, failed: {', '.join(failed) or 'none'}; {folder / 'gpu.md'}, {folder / 'gpu.json'}"
+    answer(text, {"parts": outcomes, "failed": failed, "out": folder})
     return 1 if failed else 0

@@ -9,8 +9,10 @@ import tyro
 
 from orchestration.evaluation.report import Report
 from orchestration.evaluation.spec import EvaluationSpec, SrMode
+from orchestration.text_table import text_table
 from pipeline import storage
-from pipeline.command_line import plain_help
+from pipeline.command_line import Device, Flag, parse, plain_help
+from pipeline.common_options import answer
 from pipeline.errors import UserError
 from pipeline.redact import clean, plain_without_secrets
 
@@ -29,11 +31,11 @@ class Arguments:
     """What is measured."""
     out: Annotated[str, tyro.conf.arg(metavar="FOLDER")] = "evaluation"
     """Folder for the report; finished chunks are kept in it."""
-    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    overwrite: Flag = False
     """Replace the report of another model, data set or kind of evaluation in that folder."""
-    sizes: Annotated[str, tyro.conf.arg(metavar="NUMBER,...")] = ""
+    sizes: tuple[int, ...] = ()
     """Output sizes, as in 128,160,192."""
-    scales: Annotated[str, tyro.conf.arg(metavar="NUMBER,...")] = ""
+    scales: tuple[float, ...] = ()
     """SR factors, as in 5.3,7,10,10.7,12."""
     num: int = 50_000
     """Samples, at most."""
@@ -54,8 +56,8 @@ class Arguments:
     """Of a distilled model (sr): the model that it learnt from is measured beside it, on the same inputs and noise."""
     teacher_steps: int = 20
     """Of the teacher's sampler."""
-    protocols: str = "rgb"
-    """PSNR protocols: rgb, benchmark, div2k (several with commas)."""
+    protocols: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME,...")] = ("rgb",)
+    """PSNR protocols: rgb, benchmark, div2k."""
     sr_mode: SrMode = "auto"
     """fixed-input: every picture becomes the model's input size (faces); fixed-truth: pictures shrink (DIV2K)."""
     inception: Annotated[str, tyro.conf.arg(metavar="FILE")] = ""
@@ -77,9 +79,9 @@ class Arguments:
     """Samples in memory at once."""
     chunk_size: int = 16
     """Samples computed and stored together."""
-    speed: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    speed: Flag = False
     """Also measure pictures a second and peak memory by scale (`sr` and `reconstruction`)."""
-    device: Annotated[str, tyro.conf.arg(metavar="DEVICE")] = ""
+    device: Device = ""
     """cpu, cuda, cuda:1; without it CUDA where there is one. Of workers: as --gpus-per-worker 0 or 1."""
     tracking_uri: Annotated[str, tyro.conf.arg(metavar="URI")] = ""
     """MLflow store for models:/ addresses; without it MLFLOW_TRACKING_URI, else ./mlflow.db."""
@@ -88,11 +90,11 @@ class Arguments:
 
 
 def main(argv: list[str]) -> int:
-    arguments = tyro.cli(Arguments, prog="latentzoom evaluate", args=argv)
+    arguments = parse(Arguments, argv, prog="latentzoom evaluate")
     spec = EvaluationSpec(
         task=arguments.task,
-        sizes=tuple(numbers(arguments.sizes, "--sizes", int)),
-        scales=tuple(numbers(arguments.scales, "--scales", float)),
+        sizes=arguments.sizes,
+        scales=arguments.scales,
         num=arguments.num,
         seed=arguments.seed,
         sampler=arguments.sampler,
@@ -101,7 +103,7 @@ def main(argv: list[str]) -> int:
         condition_noise=arguments.condition_noise,
         teacher=arguments.teacher,
         teacher_steps=arguments.teacher_steps,
-        protocols=tuple(arguments.protocols.split(",")),  # type: ignore[arg-type]
+        protocols=arguments.protocols,  # type: ignore[arg-type]
         sr_mode=arguments.sr_mode,
         split=arguments.split,
         inception=arguments.inception,
@@ -117,12 +119,10 @@ def main(argv: list[str]) -> int:
     report = run(arguments, spec)
     from orchestration.evaluation.report_page import tables
 
-    for title, (header, rows) in tables(report):
-        print(f"\n{title}")
-        print_table([header, *rows])
-    for note in report.notes:
-        print(f"note: {note}")
-    print(f"\n{storage.join(storage.absolute(arguments.out), 'report.html')}")
+    page = storage.join(storage.absolute(arguments.out), "report.html")
+    lines = [f"\n{title}\n{table([header, *rows])}" for title, (header, rows) in tables(report)]
+    lines += [f"note: {note}" for note in report.notes]
+    answer("\n".join([*lines, f"\n{page}"]), {**report.to_json(), "page": page})
     return 0
 
 
@@ -187,19 +187,6 @@ def run(arguments: Arguments, spec: EvaluationSpec) -> Report:
     return report
 
 
-def numbers(text: str, option: str, kind: type) -> list:
-    """ "128,160" → [128, 160]."""
-    try:
-        return [kind(part) for part in text.split(",") if part.strip()]
-    except ValueError as error:
-        raise UserError(f"{option} {text!r} is not a list of numbers, as in 128,160,192") from error
-
-
-def print_table(rows: list[list[str]]) -> None:
+def table(rows: list[list[str]]) -> str:
     """Columns side by side, the first one left-aligned."""
-    widths = [max(len(row[i].strip("*")) for row in rows) for i in range(len(rows[0]))]
-    for row in rows:
-        cells = [
-            c.strip("*").ljust(w) if i == 0 else c.strip("*").rjust(w) for i, (c, w) in enumerate(zip(row, widths))
-        ]
-        print("  ".join(cells).rstrip())
+    return text_table([[cell.strip("*") for cell in row] for row in rows], right=range(1, len(rows[0])))

@@ -11,7 +11,7 @@ import tyro
 
 from orchestration.writable import check_file, check_folder
 from pipeline.allocator import keep_freed_memory
-from pipeline.command_line import plain_help
+from pipeline.command_line import Device, Flag, parse, plain_help
 from pipeline.errors import UserError
 from pipeline.formats import FORMATS, PICTURE_SUFFIXES, WRITTEN, format_of
 from pipeline.progress import Notice
@@ -21,7 +21,7 @@ from pipeline.sizes import parse_size
 @plain_help
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """Draw new images. The same seed gives the same image at every size and for any --num and --batch. Run
+    """Draw new images. The same seed gives the same image at every size and for any --num and --batch-size. Run
     again, it goes on: pictures that this very command made before are kept."""
 
     model: Annotated[str, tyro.conf.arg(metavar="MODEL")]
@@ -36,7 +36,7 @@ class Arguments:
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("generated")
     """Folder, or one file (.png, .jpg, .webp, .avif or .tif) with --num 1. For PNG and TIFF memory does not grow with
     the size."""
-    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    overwrite: Flag = False
     """Replace what is there already. Without it, files that this command did not make are left and said."""
     format: Literal["png", "jpg", "webp", "avif", "tif"] = "png"
     """Files of an output folder."""
@@ -50,13 +50,13 @@ class Arguments:
     """Noise added by DDIM, 0 to 1."""
     latent_size: Annotated[str, tyro.conf.arg(metavar="HEIGHTxWIDTH")] = ""
     """Latent cells, such as 64x96, for another shape of scene; without it the training size."""
-    batch: int = 8
+    batch_size: int = 8
     """Images sampled together."""
     preview: int = 0
     """Every so many steps, show the first picture as it stands in FILE.preview.png; 0: never."""
-    compile: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    compile: Flag = False
     """Compile the denoiser: slow to start, then faster; pays for many pictures on a GPU."""
-    device: Annotated[str, tyro.conf.arg(metavar="DEVICE")] = ""
+    device: Device = ""
     """cpu, cuda, cuda:1; without it CUDA where there is one."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of the networks. bfloat16 suits recent GPUs; it changes pixels by a level or two."""
@@ -70,7 +70,7 @@ class Arguments:
 
 
 def main(argv: list[str]) -> int:
-    arguments = tyro.cli(Arguments, prog="latentzoom generate", args=argv)
+    arguments = parse(Arguments, argv, prog="latentzoom generate")
     _check(arguments)
     with Notice(f"latentzoom: loading {arguments.model}") as notice:
         from orchestration.generating import run
@@ -82,8 +82,8 @@ def main(argv: list[str]) -> int:
 def _check(arguments: Arguments) -> None:
     """`UserError` for anything that cannot be."""
     out, num = arguments.out, arguments.num
-    if num < 1 or arguments.batch < 1:
-        raise UserError(f"--num {num} --batch {arguments.batch}: use at least 1")
+    if num < 1 or arguments.batch_size < 1:
+        raise UserError(f"--num {num} --batch-size {arguments.batch_size}: use at least 1")
     if str(out) == "-" or (out.suffix.lower() in PICTURE_SUFFIXES and not arguments.is_single):
         raise UserError(f"--out {out}: give a folder, or a {WRITTEN} file")
     if arguments.is_single and num > 1:

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-import argparse
+from dataclasses import dataclass
+from typing import Annotated
 
+import tyro
+
+from pipeline.command_line import Flag, parse, plain_help
+from pipeline.common_options import answer
 from pipeline.redact import redact
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="latentzoom jobs", description="List a cluster's jobs, or look at one.")
-    parser.add_argument("job", nargs="?", default="", metavar="ID", help="one job; without it all are listed")
-    parser.add_argument(
-        "--follow", action="store_true", help="print its log until it ends; its exit status is passed on"
-    )
-    parser.add_argument("--address", default="", help="default RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265")
-    return parser
+@plain_help
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """List a cluster's jobs, or look at one."""
+
+    job: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[ID]")] = ""
+    """One job; without it all are listed."""
+    follow: Flag = False
+    """Print its log until it ends; its exit status is passed on."""
+    address: Annotated[str, tyro.conf.arg(metavar="URL")] = ""
+    """The cluster's head; without it RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265."""
 
 
 def main(argv: list[str]) -> int:
-    arguments = parser().parse_args(argv)
+    arguments = parse(Arguments, argv, prog="latentzoom jobs")
     from orchestration import jobs
     from orchestration.verbs.submit import follow_to_end
 
@@ -28,13 +35,13 @@ def main(argv: list[str]) -> int:
     if not arguments.job:
         with jobs.user_errors(address):
             found = [job for job in client.list_jobs() if job.submission_id]
-        print(jobs.table(found) if found else f"no jobs at {address}")
+        text = jobs.table(found) if found else f"no jobs at {address}"
+        answer(text, [jobs.facts(job) for job in jobs.newest_first(found)])
         return 0
     with jobs.user_errors(address):
         details = client.get_job_info(arguments.job)
     if arguments.follow:
         return follow_to_end(client, address, arguments.job)
-    print(jobs.table([details]))
-    if details.message:
-        print(redact(details.message))
+    message = [redact(details.message)] if details.message else []
+    answer("\n".join([jobs.table([details]), *message]), jobs.facts(details))
     return 0

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Annotated
 
 import tyro
 
-from pipeline.command_line import plain_help
+from pipeline.command_line import parse, plain_help
+from pipeline.common_options import answer
 
 
 @plain_help
@@ -19,21 +19,15 @@ class Arguments:
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """models:/NAME@alias or models:/NAME/VERSION."""
-    as_json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Print JSON."""
     tracking_uri: Annotated[str, tyro.conf.arg(metavar="URI")] = ""
     """MLflow store; without it MLFLOW_TRACKING_URI, else ./mlflow.db."""
 
 
 def main(argv: list[str]) -> int:
-    arguments = tyro.cli(Arguments, prog="latentzoom lineage", args=argv)
+    arguments = parse(Arguments, argv, prog="latentzoom lineage")
     from orchestration.lineage import is_usable, lineage
 
     fields = lineage(arguments.model, tracking_uri=arguments.tracking_uri or None)
-    if arguments.as_json:
-        print(json.dumps(fields, indent=1))
-    else:
-        width = max(len(key) for key in fields)
-        for key, value in fields.items():
-            print(f"{key:{width}}  {value}")
+    width = max(len(key) for key in fields)
+    answer("\n".join(f"{key:{width}}  {value}" for key, value in fields.items()), fields)
     return 0 if is_usable(fields) else 1

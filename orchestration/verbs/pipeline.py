@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
 import os
 import sys
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
 
+import tyro
+
+from orchestration.text_table import text_table
 from pipeline import storage
+from pipeline.command_line import Device, Flag, Repeated, parse, plain_help
+from pipeline.common_options import answer, did_you_mean
 from pipeline.errors import Stopped, UserError
 from pipeline.progress import format_seconds
 from pipeline.redact import url_without_secrets
@@ -26,64 +31,75 @@ HELD_OUT = 0.02
 """Fraction held out for evaluation when neither the source nor the command line names a split."""
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    from preprocess.sources import SOURCES
-    from training.presets import PRESETS
+@plain_help
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """Images → shards → autoencoder → latents → decoder → denoiser → align (→ distill) → evaluate → register → promote,
+    as one job. Finished steps are skipped; run it again after any interruption."""
 
-    parser = argparse.ArgumentParser(
-        prog="latentzoom pipeline",
-        description="Images → shards → autoencoder → latents → decoder → denoiser → align (→ distill) → evaluate → "
-        "register → promote, as one job. Finished steps are skipped; run it again after any interruption.",
-    )
-    add = parser.add_argument
-    add("--preset", required=True, help=f"one of {', '.join(PRESETS)}")
-    add("--source", required=True, choices=list(SOURCES), help="kind of image source")
-    add("--source-url", required=True, metavar="URL", help="where the images are")
-    add("--workdir", required=True, metavar="URL", help="folder for everything the job writes")
-    add("--name", help="registered model; default: the preset's")
-    add("--autoencoder", default="", metavar="URL", help="bundle with an autoencoder: skips training one")
-    add(
-        "--init",
-        action="append",
-        default=[],
-        metavar="[PART=]START",
-        help="fine-tune: begin with the parts of this bundle (address, models:/NAME@champion), whose autoencoder is "
-        "taken as it is. PART=START for one part, as in decoder=autoencoder",
-    )
-    add(
-        "--stages",
-        default="",
-        metavar="NAMES",
-        help="train these only, as in decoder,align; the other parts must come from --init or --autoencoder",
-    )
-    add("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the preset: align.lr=1e-6")
-    add("--preprocess", action="append", default=[], metavar="NAME=VALUE", help="a setting of preprocess: val_list=URL")
-    add("--evaluate", action="append", default=[], metavar="NAME=VALUE", help="a setting of evaluate: num=5000")
-    add("--workers", default="1", metavar="N|MIN:MAX", help="Ray Train workers; a range is elastic")
-    add("--gpus-per-worker", type=float, metavar="N", help="0: CPUs; default: one where the cluster has GPUs")
-    add("--preprocess-workers", type=int, default=0, metavar="N", help="Ray actors that build shards")
-    add("--evaluate-workers", type=int, metavar="N", help="Ray workers that evaluate, and measure a champion anew; 0: "
-        "this process; default: as many as train, on a cluster")  # fmt: skip
-    add("--local", action="store_true", help="everything in this process: no Ray, no DeepSpeed")
-    add("--device", default="", help="of what runs in this process: cpu or cuda; default: CUDA where there is one")
-    add("--tracking-uri", default="", help="default MLFLOW_TRACKING_URI, else WORKDIR/mlflow.db")
-    add("--retries", type=int, default=1, metavar="N", help="further attempts of a step that fails in passing")
-    add("--until", default="", metavar="STEP", help="stop after this step")
-    add("--from", dest="from_step", default="", metavar="STEP", help="do this step and what follows anew")
-    add("--dry-run", action="store_true", help="print what is done, stale or missing, and why")
-    return parser
+    preset: Annotated[str, tyro.conf.arg(metavar="NAME")]
+    """As `latentzoom train --help` lists them: debug, ffhq-256, ..."""
+    source: Annotated[str, tyro.conf.arg(metavar="KIND")]
+    """Kind of image source: folder, ffhq, lsun, ... as `latentzoom preprocess --help` lists them."""
+    source_url: Annotated[str, tyro.conf.arg(metavar="URL")]
+    """Where the images are."""
+    workdir: Annotated[str, tyro.conf.arg(metavar="URL")]
+    """Folder for everything the job writes."""
+    name: str = ""
+    """Registered model; without it the preset's."""
+    autoencoder: Annotated[str, tyro.conf.arg(metavar="URL")] = ""
+    """Bundle with an autoencoder: skips training one."""
+    init: Annotated[Repeated, tyro.conf.arg(metavar="[PART=]START")] = ()
+    """Fine-tune: begin with the parts of this bundle (address, models:/NAME@champion), whose autoencoder is taken as it
+    is. PART=START for one part, as in decoder=autoencoder. May be given several times."""
+    stages: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME,...")] = ()
+    """Train these only, as in decoder,align; the other parts must come from --init or --autoencoder."""
+    set: Annotated[Repeated, tyro.conf.arg(metavar="NAME=VALUE")] = ()
+    """A setting of the preset: align.lr=1e-6. May be given several times, as the next two."""
+    preprocess: Annotated[Repeated, tyro.conf.arg(metavar="NAME=VALUE")] = ()
+    """A setting of preprocess: val_list=URL."""
+    evaluate: Annotated[Repeated, tyro.conf.arg(metavar="NAME=VALUE")] = ()
+    """A setting of evaluate: num=5000."""
+    workers: Annotated[str, tyro.conf.arg(metavar="NUM|LEAST:MOST")] = "1"
+    """Ray Train workers; a range is elastic."""
+    gpus_per_worker: Annotated[float | None, tyro.conf.arg(metavar="N")] = None
+    """0: CPUs; without it one where the cluster has GPUs."""
+    preprocess_workers: int = 0
+    """Ray actors that build shards."""
+    evaluate_workers: int | None = None
+    """Ray workers that evaluate, and measure a champion anew; 0: this process; without it as many as train, on a
+    cluster."""
+    local: Flag = False
+    """Everything in this process: no Ray, no DeepSpeed."""
+    device: Device = ""
+    """Of what runs in this process: cpu, cuda, cuda:1; without it CUDA where there is one."""
+    tracking_uri: Annotated[str, tyro.conf.arg(metavar="URI")] = ""
+    """MLflow store; without it MLFLOW_TRACKING_URI, else WORKDIR/mlflow.db."""
+    retries: int = 1
+    """Further attempts of a step that fails in passing."""
+    until: Annotated[str, tyro.conf.arg(metavar="STEP")] = ""
+    """Stop after this step."""
+    from_step: Annotated[str, tyro.conf.arg(name="from", metavar="STEP")] = ""
+    """Do this step and what follows anew."""
+    dry_run: Flag = False
+    """Print what is done, stale or missing, and why."""
+
+    def whole(self) -> dict[str, Any]:
+        """All settings of the preset, for --show-config."""
+        from training.cli import whole_preset
+
+        return {"set": whole_preset(self.preset, self.set)}
 
 
 def main(argv: list[str]) -> int:
-    arguments = parser().parse_args(argv)
+    arguments = parse(Arguments, argv, prog="latentzoom pipeline")
     from orchestration.chain.job import Chain, rehearse_stages
     from orchestration.chain.lease import sole_job
     from orchestration.chain.redo import Redo
     from orchestration.chain.steps import statuses
     from orchestration.outages import patiently
 
-    job = begun(make_job(arguments), arguments.init, local=arguments.local or arguments.dry_run)
+    job = begun(make_job(arguments), list(arguments.init), local=arguments.local or arguments.dry_run)
     redo = Redo.load(job.work)
     Chain(job).require(arguments.from_step)
     asked = redo.ask(arguments.from_step)
@@ -92,23 +108,25 @@ def main(argv: list[str]) -> int:
     if arguments.from_step and arguments.until and arguments.from_step not in [s.name for s in steps]:
         raise UserError(f"--from {arguments.from_step} comes after --until {arguments.until}")
     if arguments.dry_run:
-        print(plan_table(chain, statuses(job.work, steps)))
+        known, trouble = statuses(job.work, steps), ""
         try:
             rehearse_stages(job, steps)
         except UserError as error:
-            print(f"latentzoom: warning: as it is, this would not begin: {error}", file=sys.stderr)
+            trouble = str(error)
+        answer(plan_table(chain, known), {"workdir": job.work, "steps": known, "trouble": trouble})
+        if trouble:
+            print(f"latentzoom: warning: as it is, this would not begin: {trouble}", file=sys.stderr)
         return 0
     rehearse_stages(job, steps)
     with sole_job(job.work) as chain.still_ours:
         asked.save(job.work)
         results = _run(chain, arguments, steps)
         patiently(lambda: asked.close().save(job.work), "pipeline")
-    print(results_table(results))
-    print(_after(chain, results))
+    answer(f"{results_table(results)}\n{_after(chain, results)}", {"workdir": job.work, "steps": results})
     return 0
 
 
-def make_job(arguments: argparse.Namespace) -> Job:
+def make_job(arguments: Arguments) -> Job:
     """Everything the command line decides, checked. Raises `UserError`."""
     from orchestration import tracking
     from orchestration.chain.job import Job
@@ -118,7 +136,7 @@ def make_job(arguments: argparse.Namespace) -> Job:
     from training.presets import get_preset
     from training.starts import address
 
-    preset = override(get_preset(arguments.preset), arguments.set)
+    preset = override(get_preset(arguments.preset), list(arguments.set))
     work = storage.absolute(arguments.workdir)
     low, high = parse_workers(arguments.workers)
     is_local = storage.is_local(work)
@@ -129,10 +147,10 @@ def make_job(arguments: argparse.Namespace) -> Job:
         model_name=arguments.name or preset.model.name,
         preset=preset,
         preprocess=_preprocess_config(arguments, preset),
-        evaluation=override(_evaluation(preset), arguments.evaluate),
+        evaluation=override(_evaluation(preset), list(arguments.evaluate)),
         tracking_uri=tracking.tracking_uri(arguments.tracking_uri or None, folder=work if is_local else None),
         autoencoder=address(arguments.autoencoder) if arguments.autoencoder else "",
-        stages=tuple(name.strip() for name in arguments.stages.split(",") if name.strip()),
+        stages=arguments.stages,
         local=arguments.local,
         workers=low if low == high else (low, high),
         gpus_per_worker=arguments.gpus_per_worker,
@@ -141,7 +159,7 @@ def make_job(arguments: argparse.Namespace) -> Job:
     )
 
 
-def evaluate_workers(arguments: argparse.Namespace, most: int) -> int:
+def evaluate_workers(arguments: Arguments, most: int) -> int:
     """Ray workers that evaluate. On a cluster as many as train, where nothing else was asked for: the driver's machine,
     a head, has no GPU and few CPUs."""
     if arguments.local:
@@ -172,10 +190,14 @@ def begun(job: Job, inits: list[str], *, local: bool) -> Job:
     return dataclasses.replace(job, preset=preset, autoencoder=found(autoencoder) if autoencoder else "")
 
 
-def _preprocess_config(arguments: argparse.Namespace, preset: Preset) -> Any:
+def _preprocess_config(arguments: Arguments, preset: Preset) -> Any:
     from preprocess.config import PreprocessConfig
+    from preprocess.sources import SOURCES
     from training.config import override
 
+    if arguments.source not in SOURCES:
+        near = did_you_mean(arguments.source, SOURCES)
+        raise UserError(f"unknown source {arguments.source!r}{near}; use one of {', '.join(SOURCES)}")
     model = preset.model
     config = PreprocessConfig(
         source=arguments.source,
@@ -189,7 +211,7 @@ def _preprocess_config(arguments: argparse.Namespace, preset: Preset) -> Any:
         workers=arguments.preprocess_workers,
         gpus_per_worker=1.0 if arguments.gpus_per_worker and arguments.preprocess_workers else 0.0,
     )
-    config = override(config, arguments.preprocess)
+    config = override(config, list(arguments.preprocess))
     if model.task == "direct" and preset.uses_latents and not config.lr_sizes:
         raise UserError(
             "decoder.conditions = 'cached' needs the sizes of the inputs: add --preprocess lr_sizes=[32,48,64], or "
@@ -225,7 +247,7 @@ def _evaluation(preset: Preset) -> EvaluationSpec:
     return EvaluationSpec(task="generation", sizes=(size // 2, size * 5 // 8, size * 3 // 4), num_steps=50)
 
 
-def _run(chain: Chain, arguments: argparse.Namespace, steps: list) -> dict[str, Result]:
+def _run(chain: Chain, arguments: Arguments, steps: list) -> dict[str, Result]:
     from orchestration import tracking
     from orchestration.chain.job import parent_run
     from orchestration.chain.steps import run_steps, statuses
@@ -275,17 +297,14 @@ def plan_table(chain: Chain, known: list[Status]) -> str:
     for status in known:
         result = str((status.result or {}).get("metric", ""))
         rows.append((status.name, status.state, f"{status.name}/{status.key[:16]}", status.reason or result))
-    widths = [max(len(row[i]) for row in rows) for i in range(3)]
-    lines = ["  ".join([*(row[i].ljust(widths[i]) for i in range(3)), row[3]]).rstrip() for row in rows]
     num_open = sum(status.state != "done" for status in known)
-    return "\n".join([*lines, f"{num_open} of {len(known)} steps to do in {chain.job.work}"])
+    return f"{text_table(rows)}\n{num_open} of {len(known)} steps to do in {chain.job.work}"
 
 
 def results_table(results: dict[str, Result]) -> str:
     """One line a step: seconds and what came out."""
-    width = max(len(name) for name in results)
-    lines = [f"{name:{width}}  {r['seconds']:9.1f} s  {r.get('metric', '')}".rstrip() for name, r in results.items()]
-    return "\n" + "\n".join(lines)
+    rows = [(name, f"{r['seconds']:9.1f} s", str(r.get("metric", ""))) for name, r in results.items()]
+    return f"\n{text_table(rows, right=(1,))}"
 
 
 def _after(chain: Chain, results: dict[str, Result]) -> str:

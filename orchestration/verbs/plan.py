@@ -2,81 +2,91 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
 
+import tyro
+
+from orchestration.plan import Rates
+from pipeline.command_line import Repeated, parse, plain_help
+from pipeline.common_options import answer, did_you_mean
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
     from orchestration.plan import DataSet
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    from orchestration.plan import DATA_SETS, Rates
+@plain_help
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """Size up preprocessing, training, evaluation and storage. Rates and prices are assumptions by default: give what
+    you measured (latentzoom preprocess --dry-run; mfu_percent of a short training run), and what you pay."""
 
-    parser = argparse.ArgumentParser(
-        prog="latentzoom plan",
-        description="Size up preprocessing, training, evaluation and storage. Rates and prices are assumptions by "
-        "default: give what you measured (latentzoom preprocess --plan; mfu_percent of a short training run), and what "
-        "you pay.",
-    )
-    add = parser.add_argument
-    add("data_set", metavar="DATA", help=f"{', '.join(DATA_SETS)}, or any name together with --preset and --images")
-    add("--preset", default="", help="default: the data set's")
-    add(
-        "--set",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="a setting of the preset: denoiser.steps=1000000",
-    )
-    add("--images", type=int, default=0, help="default: the data set's")
-    add("--crops", type=int, default=0, help="samples of one image")
-    add("--source-gb", type=float, default=0.0, help="size of the source; default: the data set's")
-    add("--times", type=float, default=1.0, help="a data set so many times as large; training steps stay the preset's")
-    add("--gpus", type=int, default=8, help="workers of training")
-    add("--evaluated", type=int, default=50_000, help="samples drawn for evaluation")
-    add("--sampler-steps", type=int, default=50)
-    for field in dataclasses.fields(Rates):
-        add(f"--{field.name.replace('_', '-')}", type=float, default=field.default, help=_HELP[field.name])
-    return parser
+    data_set: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
+    """ffhq-256, lsun-bedroom-256, div2k-sr, or any name together with --preset and --images."""
+    preset: str = ""
+    """Without it the data set's."""
+    set: Annotated[Repeated, tyro.conf.arg(metavar="NAME=VALUE")] = ()
+    """A setting of the preset: denoiser.steps=1000000. May be given several times."""
+    images: int = 0
+    """Without it the data set's."""
+    crops: int = 0
+    """Samples of one image."""
+    source_gb: float = 0.0
+    """Size of the source; without it the data set's."""
+    times: float = 1.0
+    """A data set so many times as large; training steps stay the preset's."""
+    gpus: int = 8
+    """Workers of training."""
+    evaluated: int = 50_000
+    """Samples drawn for evaluation."""
+    steps: int = 50
+    """Of the sampler."""
+    peak_tflops: float = Rates.peak_tflops
+    """Dense bf16 peak of a GPU (published: H100 989, A100 312, L40S 362)."""
+    mfu: float = Rates.mfu
+    """Share of the peak that training reaches (assumed; see mfu_percent in metrics.jsonl)."""
+    encode_mfu: float = Rates.encode_mfu
+    """Share of the peak that the encoder reaches (assumed)."""
+    sample_mfu: float = Rates.sample_mfu
+    """Share of the peak that sampling reaches (assumed)."""
+    png_ratio: float = Rates.png_ratio
+    """Bytes of a PNG over those of its pixels (assumed)."""
+    decode_per_core: float = Rates.decode_per_core
+    """Images of 1024² a second and core (assumed; see latentzoom preprocess --dry-run)."""
+    gpu_hour: float = Rates.gpu_hour
+    """Price of a GPU hour in $ (assumed)."""
+    cpu_hour: float = Rates.cpu_hour
+    """Price of a core hour in $ (assumed)."""
+    gb_month: float = Rates.gb_month
+    """Price of a GB for a month in $ (assumed)."""
+    months: float = Rates.months
+    """How long everything is kept."""
 
-
-_HELP = {
-    "peak_tflops": "dense bf16 peak of a GPU (published: H100 989, A100 312, L40S 362)",
-    "mfu": "share of the peak that training reaches (assumed; see mfu_percent in metrics.jsonl)",
-    "encode_mfu": "share of the peak that the encoder reaches (assumed)",
-    "sample_mfu": "share of the peak that sampling reaches (assumed)",
-    "png_ratio": "bytes of a PNG over those of its pixels (assumed)",
-    "decode_per_core": "images of 1024² a second and core (assumed; see latentzoom preprocess --plan)",
-    "gpu_hour": "price of a GPU hour in $ (assumed)",
-    "cpu_hour": "price of a core hour in $ (assumed)",
-    "gb_month": "price of a GB for a month in $ (assumed)",
-    "months": "how long everything is kept",
-}
+    @property
+    def rates(self) -> Rates:
+        return Rates(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Rates)})
 
 
 def main(argv: list[str]) -> int:
-    arguments = parser().parse_args(argv)
+    arguments = parse(Arguments, argv, prog="latentzoom plan")
     from orchestration import plan
     from training.config import override
     from training.presets import get_preset
 
-    rates = plan.Rates(**{f.name: getattr(arguments, f.name) for f in dataclasses.fields(plan.Rates)})
+    rates = arguments.rates
     data = data_set(arguments)
     preset = override(get_preset(data.preset), arguments.set)
-    rows = plan.size_up(
-        data, preset, rates, gpus=arguments.gpus, evaluated=arguments.evaluated, steps=arguments.sampler_steps
-    )
-    print(f"{data.name} with preset {preset.name}, {arguments.gpus} GPUs")
-    print(plan.table(rows))
-    print("assumed: " + ", ".join(f"{name} {getattr(rates, name):g}" for name in _HELP))
+    rows = plan.size_up(data, preset, rates, gpus=arguments.gpus, evaluated=arguments.evaluated, steps=arguments.steps)
+    lines = [f"{data.name} with preset {preset.name}, {arguments.gpus} GPUs", plan.table(rows)]
+    lines.append("assumed: " + ", ".join(f"{name} {value:g}" for name, value in dataclasses.asdict(rates).items()))
+    facts = {"data_set": data.name, "preset": preset.name, "gpus": arguments.gpus, "rows": rows, "assumed": rates}
+    answer("\n".join(lines), facts)
     return 0
 
 
-def data_set(arguments: argparse.Namespace) -> DataSet:
+def data_set(arguments: Arguments) -> DataSet:
     """The data set of the command line: a known one with changes, or an own one."""
     from orchestration import plan
 
@@ -84,7 +94,8 @@ def data_set(arguments: argparse.Namespace) -> DataSet:
     if known is None:
         if not (arguments.preset and arguments.images):
             raise UserError(
-                f"{arguments.data_set!r} is not one of {', '.join(plan.DATA_SETS)}; give --preset and --images"
+                f"{arguments.data_set!r} is not one of {', '.join(plan.DATA_SETS)}"
+                f"{did_you_mean(arguments.data_set, plan.DATA_SETS)}; give --preset and --images"
             )
         known = plan.DataSet(
             name=arguments.data_set, preset=arguments.preset, images=arguments.images, source_bytes=0.0

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from orchestration.promotion import Rule
-from pipeline.command_line import plain_help
+from pipeline.command_line import Device, parse, plain_help
+from pipeline.common_options import answer
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -37,14 +38,14 @@ class Arguments:
     """Ray workers for evaluation; 0 works in this process."""
     gpus_per_worker: Annotated[float | None, tyro.conf.arg(metavar="N")] = None
     """Of each Ray worker; 0: CPUs; without it one where the cluster has GPUs."""
-    device: Annotated[str, tyro.conf.arg(metavar="DEVICE")] = ""
+    device: Device = ""
     """cpu, cuda, cuda:1; without it CUDA where there is one. Of workers: as --gpus-per-worker 0 or 1."""
     tracking_uri: Annotated[str, tyro.conf.arg(metavar="URI")] = ""
     """MLflow store; without it MLFLOW_TRACKING_URI, else ./mlflow.db."""
 
 
 def main(argv: list[str]) -> int:
-    arguments = tyro.cli(Arguments, prog="latentzoom promote", args=argv)
+    arguments = parse(Arguments, argv, prog="latentzoom promote")
     from orchestration import registry, tracking
     from orchestration.devices import worker_gpus
 
@@ -60,10 +61,8 @@ def main(argv: list[str]) -> int:
         champion_report=champion_report,
         candidate_report=candidate_report,
     )
-    print(f"rule: {decision.rule}")
-    for reason in decision.reasons:
-        print(f"  {reason}")
-    print("promoted" if decision.promote else "not promoted")
+    lines = [f"rule: {decision.rule}", *(f"  {reason}" for reason in decision.reasons)]
+    answer("\n".join([*lines, "promoted" if decision.promote else "not promoted"]), decision)
     return 0 if decision.promote else 1
 
 

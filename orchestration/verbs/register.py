@@ -7,7 +7,8 @@ from typing import Annotated
 
 import tyro
 
-from pipeline.command_line import plain_help
+from pipeline.command_line import parse, plain_help
+from pipeline.common_options import answer
 
 
 @plain_help
@@ -31,7 +32,7 @@ class Arguments:
 
 
 def main(argv: list[str]) -> int:
-    arguments = tyro.cli(Arguments, prog="latentzoom register", args=argv)
+    arguments = parse(Arguments, argv, prog="latentzoom register")
     from orchestration import registry
     from orchestration.evaluation.data import check_encoder
     from orchestration.evaluation.report import load_report
@@ -54,7 +55,12 @@ def main(argv: list[str]) -> int:
         report=load_report(arguments.report).to_dict() if arguments.report else None,
         dataset=dataset,
     )
-    print(f"{version.uri}  alias {registry.CANDIDATE}  bundle {version.tags['latentzoom.bundle_digest'][:12]}")
-    if missing := missing_parts(version.tags["latentzoom.task"], version.tags["latentzoom.parts"].split(", ")):
+    digest = version.tags["latentzoom.bundle_digest"]
+    missing = missing_parts(version.tags["latentzoom.task"], version.tags["latentzoom.parts"].split(", "))
+    answer(
+        f"{version.uri}  alias {registry.CANDIDATE}  bundle {digest[:12]}",
+        {"model": version.uri, "alias": registry.CANDIDATE, "bundle_digest": digest, "missing": missing},
+    )
+    if missing:
         print(f"note: it has no {' and no '.join(missing)}, so it cannot be promoted")
     return 0

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import tyro
 
-from pipeline.command_line import plain_help
+from pipeline.command_line import parse, plain_help
+from pipeline.common_options import answer
 
 
 @plain_help
@@ -22,9 +23,9 @@ class Arguments:
 
 
 def main(argv: list[str]) -> int:
-    arguments = tyro.cli(Arguments, prog="latentzoom rollback", args=argv)
+    arguments = parse(Arguments, argv, prog="latentzoom rollback")
     from orchestration import registry
 
     version = registry.rollback(arguments.name, tracking_uri=arguments.tracking_uri or None)
-    print(f"champion is {version.uri} again")
+    answer(f"champion is {version.uri} again", {"champion": version.uri})
     return 0

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
-import json
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+import tyro
+
+from pipeline.command_line import parse, plain_help
+from pipeline.common_options import answer
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,32 +21,22 @@ _RUN_ID = re.compile(r"[0-9a-f]{32}")
 """MLflow's."""
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="latentzoom runs", description="How far training runs are, or one run's curves as a picture."
-    )
-    parser.add_argument(
-        "place",
-        nargs="?",
-        default="",
-        metavar="PLACE",
-        help="a run folder or a folder of them (path or URL), or a run's id in the store; without it the newest runs "
-        "of the store",
-    )
-    parser.add_argument("--plot", default="", metavar="FILE.png", help="draw the run's curves over its steps")
-    parser.add_argument("--json", action="store_true", help="print JSON, with all figures")
-    parser.add_argument(
-        "--tracking-uri",
-        default="",
-        metavar="URI",
-        help="MLflow store; without it MLFLOW_TRACKING_URI, else ./mlflow.db",
-    )
-    return parser
+@plain_help
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """How far training runs are, or one run's curves as a picture."""
+
+    place: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[PLACE]")] = ""
+    """A run folder or a folder of them (path or URL), or a run's id in the store; without it the newest runs of the
+    store. With --json all figures are printed."""
+    plot: Annotated[str, tyro.conf.arg(metavar="FILE.png")] = ""
+    """Draw the run's curves over its steps."""
+    tracking_uri: Annotated[str, tyro.conf.arg(metavar="URI")] = ""
+    """MLflow store; without it MLFLOW_TRACKING_URI, else ./mlflow.db."""
 
 
 def main(argv: list[str]) -> int:
-    arguments = parser().parse_args(argv)
+    arguments = parse(Arguments, argv, prog="latentzoom runs")
     place, uri, target = arguments.place, arguments.tracking_uri, arguments.plot
     if target and not target.lower().endswith(".png"):
         raise UserError(f"--plot {target}: curves are drawn as PNG; give a name that ends with .png")
@@ -66,10 +58,8 @@ def main(argv: list[str]) -> int:
         curves = partial(store_curves, store, runs[0].place)
     if target:
         _draw(runs, curves, target)
-    elif arguments.json:
-        print(json.dumps([dataclasses.asdict(run) for run in runs], indent=1))
     else:
-        print(table(runs))
+        answer(table(runs), runs)
     return 0
 
 
@@ -81,4 +71,4 @@ def _draw(runs: list[RunState], curves: Callable[[], Curves], target: str) -> No
         places = ", ".join(run.place for run in runs[:3])
         raise UserError(f"--plot draws one run, and here are {len(runs)} ({places}{', …' if len(runs) > 3 else ''})")
     storage.write_bytes(target, plot(curves(), f"{runs[0].stage}, {runs[0].place}"))
-    print(f"wrote {target}")
+    answer(f"wrote {target}", {"plot": target})

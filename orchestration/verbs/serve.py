@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from pipeline.command_line import plain_help
+from pipeline.command_line import Device, Flag, Repeated, parse, plain_help, with_settings
 from pipeline.errors import UserError
 from pipeline.progress import Notice
 
@@ -22,7 +22,7 @@ class Arguments:
     """Open a page on this machine where pictures are dropped, zoomed into and saved at any size, and generated. Killed
     and started again, it has its pictures still."""
 
-    model: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="MODEL")] = ()
+    model: Annotated[Repeated, tyro.conf.arg(metavar="MODEL")] = ()
     """What draws, besides the starter that comes along: a bundle folder or URL, or models:/NAME@champion. May be given
     several times; the first is chosen when the page opens."""
     host: Annotated[str, tyro.conf.arg(metavar="HOST")] = "127.0.0.1"
@@ -37,15 +37,15 @@ class Arguments:
     """GiB of latents and features, of all pictures together."""
     threads: int = 0
     """That draw; without it one a core, or two for a GPU."""
-    open: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    open: Flag = False
     """Open the page in the browser."""
-    device: Annotated[str, tyro.conf.arg(metavar="DEVICE")] = ""
+    device: Device = ""
     """cpu, cuda, cuda:1; without it CUDA where there is one."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of the networks. bfloat16 suits recent GPUs; it changes pixels by a level or two."""
     address: Annotated[str, tyro.conf.arg(metavar="URL")] = ""
     """Of a Ray cluster's job server, http://HEAD:8265: replicas there serve, by Ray Serve, at --port of every node."""
-    on_ray: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    on_ray: Flag = False
     """Start the replicas on the cluster that this process runs on, which is what --address has a job do."""
     replicas: Annotated[str, tyro.conf.arg(metavar="NUM|LEAST:MOST")] = "1"
     """On a cluster: how many; between two numbers they follow the load. Several need --keep on shared storage."""
@@ -58,12 +58,12 @@ class Arguments:
 
 
 def main(argv: list[str]) -> int:
-    arguments = tyro.cli(Arguments, prog="latentzoom serve", args=argv)
+    arguments = parse(Arguments, argv, prog="latentzoom serve")
     _check(arguments)
     if arguments.address:
         from orchestration.serving import submit
 
-        return submit(arguments, without_address(argv))
+        return submit(arguments, without_address(with_settings(Arguments, argv, "latentzoom serve")))
     with Notice("latentzoom: starting") as notice:
         from orchestration.serving import run, run_on_ray
 

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from pipeline.command_line import parse, plain_help
+from pipeline.common_options import answer
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="latentzoom stop", description="Stop a job of a Ray cluster.")
-    parser.add_argument("job", metavar="ID")
-    parser.add_argument("--address", default="", help="default RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265")
-    return parser
+@plain_help
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """Stop a job of a Ray cluster."""
+
+    job: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ID")]
+    """As `latentzoom jobs` lists it."""
+    address: Annotated[str, tyro.conf.arg(metavar="URL")] = ""
+    """The cluster's head; without it RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265."""
 
 
 def main(argv: list[str]) -> int:
-    arguments = parser().parse_args(argv)
+    arguments = parse(Arguments, argv, prog="latentzoom stop")
     from orchestration import jobs
 
     address = jobs.default_address(arguments.address)
@@ -26,5 +35,5 @@ def main(argv: list[str]) -> int:
     print(f"{arguments.job} was asked to stop; a training stage writes a checkpoint first", file=sys.stderr, flush=True)
     while not (details := jobs.details(client, address, arguments.job)).status.is_terminal():
         time.sleep(0.3)
-    print(f"{arguments.job} {details.status.value}")
+    answer(f"{arguments.job} {details.status.value}", jobs.facts(details))
     return 0

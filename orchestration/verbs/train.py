@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
@@ -23,7 +22,7 @@ def main(argv: list[str]) -> int:
     return cli.main(argv, run=run)
 
 
-def run(arguments: argparse.Namespace, preset: Preset) -> TrainResult:
+def run(arguments: cli.Arguments, preset: Preset) -> TrainResult:
     """Train as the arguments ask, with an MLflow run."""
     from orchestration.chain.lease import sole_job
     from orchestration.devices import worker_gpus
@@ -70,7 +69,7 @@ def run(arguments: argparse.Namespace, preset: Preset) -> TrainResult:
             bundle=arguments.bundle,
             num_workers=low if low == high else (low, high),
             gpus_per_worker=gpus,
-            engine=arguments.engine or "deepspeed",
+            engine="ddp" if arguments.engine == "ddp" else "deepspeed",
             max_failures=arguments.max_failures,
             reporter_spec=spec,
             still_ours=still_ours,
@@ -81,7 +80,7 @@ def run(arguments: argparse.Namespace, preset: Preset) -> TrainResult:
 
 
 @contextlib.contextmanager
-def _tracked(arguments: argparse.Namespace, preset: Preset) -> Iterator[Spec | None]:
+def _tracked(arguments: cli.Arguments, preset: Preset) -> Iterator[Spec | None]:
     """The stage's MLflow run; none with --no-tracking, or, with a warning, when the store cannot be reached."""
     from orchestration import tracking
     from orchestration.stage_run import stage_run

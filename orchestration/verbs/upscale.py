@@ -14,7 +14,7 @@ from orchestration.picture_places import PIPE, Places, left_out_line, places
 from orchestration.wanted_size import WantedSize
 from orchestration.writable import check_file, check_folder
 from pipeline.allocator import keep_freed_memory
-from pipeline.command_line import plain_help
+from pipeline.command_line import Device, Flag, parse, plain_help
 from pipeline.errors import UserError
 from pipeline.progress import Notice
 from pipeline.starter import starter_path
@@ -33,7 +33,7 @@ class Arguments:
     .webp, .avif or .tif), a folder (out/), a URL, or - for a PNG on standard output."""
     out: Annotated[str, tyro.conf.arg(aliases=["-o"], metavar="OUTPUT")] = ""
     """Where the result goes, instead of at the end: then all others are inputs."""
-    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    overwrite: Flag = False
     """Replace what is there already. Without it, files that this command did not make are left and said."""
     model: Annotated[str, tyro.conf.arg(metavar="MODEL")] = ""
     """A bundle, which is a folder or URL that `latentzoom train`, `import` or `demo` made; or a registered model,
@@ -76,9 +76,9 @@ class Arguments:
     Smaller needs less memory."""
     preview: int = 0
     """Every so many steps, show the picture as it stands in OUTPUT.preview.png; 0: never."""
-    compile: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    compile: Flag = False
     """Compile the denoiser: slow to start, then faster; pays for many pictures on a GPU."""
-    device: Annotated[str, tyro.conf.arg(metavar="DEVICE")] = ""
+    device: Device = ""
     """cpu, cuda, cuda:1; without it CUDA where there is one."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of the networks. bfloat16 suits recent GPUs; it changes pixels by a level or two."""
@@ -102,7 +102,7 @@ class Arguments:
 
 
 def main(argv: list[str]) -> int:
-    arguments = tyro.cli(Arguments, prog="latentzoom upscale", args=argv)
+    arguments = parse(Arguments, argv, prog="latentzoom upscale")
     found = _checked(arguments)
     if line := left_out_line(found.left_out):
         print(f"latentzoom: {line}", file=sys.stderr)

@@ -39,26 +39,36 @@ def weights_in(folder: Path) -> Path:
 
 def local_or_hub(source: str, revision: str | None) -> Path:
     """The folder itself, or the hub's snapshot of it: its configurations, then only the weights that they ask for."""
+    if (folder := local_folder(source)) is not None:
+        return folder
+    root = snapshot(source, revision, [f"{place}{file}" for place in ("", "*/") for file in _CONFIGS])
+    places = [
+        f"{name}/" for name in ("vae", "vqvae", "unet", "decoder") if (root / name / "config.json").is_file()
+    ] or [""]
+    if "unet/" in places and "UNet2DModel" not in (root / "unet" / "config.json").read_text().split('"'):
+        places.remove("unet/")  # gigabytes that would be left out
+    root = snapshot(source, revision, [f"{place}{file}" for place in places for file in (*_FULL[:2], _SHARDS)])
+    for place in places:
+        try:
+            weights_in(root / place)
+        except UserError:
+            root = snapshot(source, revision, [f"{place}{file}" for file in (*_FULL, *_VARIANTS, _SHARDS)])
+    return root
+
+
+def local_folder(source: str) -> Path | None:
+    """The folder where it is one of this machine; None for what may be a hub id. `UserError` for anything else."""
     if Path(source).is_dir():
         return Path(source)
     if source.count("/") != 1 or source.startswith((".", "/", "~")):
         if "://" in source:
             raise UserError(f"{source} is an address; fetch the folder first, or give a hub id of the form owner/name")
         raise UserError(f"no such folder: {source} (and it is not a hub id of the form owner/name)")
-    root = _snapshot(source, revision, [f"{place}{file}" for place in ("", "*/") for file in _CONFIGS])
-    places = [f"{name}/" for name in ("vae", "vqvae", "unet") if (root / name / "config.json").is_file()] or [""]
-    if "unet/" in places and "UNet2DModel" not in (root / "unet" / "config.json").read_text().split('"'):
-        places.remove("unet/")  # gigabytes that would be left out
-    root = _snapshot(source, revision, [f"{place}{file}" for place in places for file in (*_FULL[:2], _SHARDS)])
-    for place in places:
-        try:
-            weights_in(root / place)
-        except UserError:
-            root = _snapshot(source, revision, [f"{place}{file}" for file in (*_FULL, *_VARIANTS, _SHARDS)])
-    return root
+    return None
 
 
-def _snapshot(source: str, revision: str | None, patterns: list[str]) -> Path:
+def snapshot(source: str, revision: str | None, patterns: list[str]) -> Path:
+    """The files of a repository on the hub whose names match, from the cache where they are there."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 

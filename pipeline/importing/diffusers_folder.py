@@ -7,20 +7,22 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
 from pipeline import storage
-from pipeline.bundle import Bundle, build_autoencoder, build_denoiser
-from pipeline.config import AutoencoderConfig, DenoiserConfig, ModelConfig, ScheduleConfig
-from pipeline.errors import UserError
+from pipeline.bundle import Bundle, build_autoencoder, build_decoder, build_denoiser
+from pipeline.config import AutoencoderConfig, DenoiserConfig, ModelConfig, ScheduleConfig, from_dict
+from pipeline.errors import UserError, first_line
+from pipeline.exporting.front_matter import without_front_matter
 from pipeline.importing.checkpoint import read_checkpoint
 from pipeline.importing.content import format_of
 from pipeline.importing.diffusers_files import local_or_hub, weights_in
 from pipeline.importing.names import Source
 from pipeline.importing.settings import Section, base_and_mult, decoder_like
 from pipeline.importing.transfer import check_left_over, transfer
+from pipeline.migrations import MODEL_MIGRATIONS, migrated
 
 _AUTOENCODER_CLASSES = ("AutoencoderKL", "VQModel")
 _AUTOENCODER_FOLDERS = ("vae", "vqvae", ".")
@@ -32,16 +34,19 @@ _DEFAULT_SCALE = 0.18215
 def import_diffusers(
     source: str, *, unet: str | None = None, revision: str | None = None, name: str | None = None
 ) -> Bundle:
-    """Read a diffusers folder into a bundle (without an implicit decoder).
+    """Read a diffusers folder into a bundle (without an implicit decoder, unless it is one of our own pipelines).
 
     source: a local folder, or the id of a repository on the Hugging Face hub (downloaded and cached by
     huggingface_hub). It holds an autoencoder, or a pipeline with `vae` or `vqvae`, `unet` and `scheduler` folders; or
-    it is the weight file of an autoencoder beside its config.json. Of a pipeline whose U-Net takes text or other
+    it is the weight file of an autoencoder beside its config.json. A folder of `latentzoom export --to diffusers` gives
+    the whole bundle back. Of a pipeline whose U-Net takes text or other
     conditions (Stable Diffusion and its like), the autoencoder alone is taken, and `meta` says so.
     unet: another folder or id that holds the U-Net (and, beside it or in it, a scheduler_config.json).
     Raises `UserError` naming what is missing, left over or not supported."""
     weights = _weight_file(source)
     root = weights.parent if weights else local_or_hub(source, revision)
+    if (own := _own_index(root)) is not None and not unet:
+        return _import_own(root, own, source, revision, name)
     folder = next((root / f for f in _AUTOENCODER_FOLDERS if _class_of(root / f) in _AUTOENCODER_CLASSES), None)
     if folder is None:
         raise UserError(f"{source} holds no AutoencoderKL or VQModel: looked in {', '.join(_AUTOENCODER_FOLDERS)}")
@@ -67,6 +72,39 @@ def import_diffusers(
     bundle.card = (
         f"# {label}\n\nImported from the diffusers folder `{source}`.\n\n{note}Its own licence and data apply.\n"
     )
+    return bundle
+
+
+def _own_index(root: Path) -> dict[str, Any] | None:
+    """The description of the model in a pipeline folder that `pipeline.exporting.diffusers_folder` wrote."""
+    file = root / "model_index.json"
+    index = storage.read_json(str(file)) if file.is_file() else {}
+    is_own = isinstance(index, dict) and "LatentZoomPipeline" in index.get("_class_name", ())
+    return index.get("model") if is_own else None
+
+
+def _import_own(root: Path, own: dict[str, Any], source: str, revision: str | None, name: str | None) -> Bundle:
+    """A bundle with all its parts: the names of the weights are ours."""
+    fields = dict(own)
+    try:
+        version, has_decoder = int(fields.pop("config_version")), bool(fields.pop("autoencoder_has_decoder"))
+        meta = dict(fields.pop("meta"))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{root}/model_index.json is damaged: {first_line(error)}") from error
+    fields = migrated(fields, version, MODEL_MIGRATIONS, f"{root}/model_index.json")
+    config = from_dict(ModelConfig, fields, where=f"{root}/model_index.json: model")
+    config = replace(config, name=name) if name else config
+    bundle = Bundle(config, build_autoencoder(config, has_decoder=has_decoder), build_decoder(config))
+    assert bundle.decoder is not None
+    _fill(bundle.decoder, weights_in(root / "decoder"), {})
+    if config.autoencoder.kind != "identity":
+        _fill(bundle.autoencoder, weights_in(root / "vae"), {"quantizer.": "quantize."})
+    if (root / "unet").is_dir():
+        bundle.denoiser = build_denoiser(config)
+        _fill(bundle.denoiser, weights_in(root / "unet"), {"unet.": ""})
+    bundle.meta = {**meta, "imported_from": {"format": "diffusers", "source": source, "revision": revision}}
+    card = root / "README.md"
+    bundle.card = without_front_matter(card.read_text()) if card.is_file() else f"# {config.name}\n"
     return bundle
 
 

@@ -9,14 +9,16 @@ import re
 import struct
 import threading
 from pathlib import Path
-
-import lmdb
+from typing import TYPE_CHECKING
 
 from pipeline.errors import UserError
 from pipeline.storage import exists, filesystem, is_local, join
 from preprocess.config import PreprocessConfig
 from preprocess.sources.base import PlainSource, Source
 from preprocess.sources.folder import FolderSource
+
+if TYPE_CHECKING:
+    import lmdb
 
 _DATABASE = re.compile(r"(.+)_(train|val|test)_lmdb")
 # LMDB must not be opened twice in one process, so open databases are shared by path.
@@ -26,6 +28,8 @@ _open_lock = threading.Lock()
 
 def open_database(path: str) -> lmdb.Environment:
     """A read-only database, opened once in this process and never locked (it may lie on read-only storage)."""
+    import lmdb
+
     with _open_lock:
         if path not in _open_databases:
             _check_whole(path)
@@ -75,6 +79,8 @@ class LsunSource(PlainSource):
         self.prefixed = len(databases) > 1
 
     def list_images(self) -> list[tuple[str, int]]:
+        import lmdb
+
         listed = []
         for split, path in self.databases.items():
             try:

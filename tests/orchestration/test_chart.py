@@ -17,6 +17,7 @@ from helm_chart import CHART, TRACKED, helm, render, template
 from orchestration import jobs
 from orchestration.elastic import worker_counts
 from orchestration.verbs import pipeline as pipeline_cli
+from pipeline.command_line import parse
 from training.config import override
 from training.presets import get_preset
 
@@ -144,14 +145,14 @@ def job_arguments(values):
     objects = render(values)
     words = shlex.split(objects["RayJob", "latentzoom-faces"]["spec"]["entrypoint"])
     assert words[:2] == ["latentzoom", "pipeline"]
-    return pipeline_cli.parser().parse_args(words[2:])
+    return parse(pipeline_cli.Arguments, words[2:], prog="latentzoom pipeline")
 
 
 def test_the_jobs_command_is_one_we_have_and_its_range_can_train():
     arguments = job_arguments(JOB)
     low, high = map(int, arguments.workers.split(":"))
     assert (low, high) == (2, 4)
-    preset = override(get_preset(arguments.preset), arguments.set)
+    preset = override(get_preset(arguments.preset), list(arguments.set))
     for stage in preset.stages:
         assert worker_counts(preset.stage(stage), low, high) == tuple(range(low, high + 1))
 

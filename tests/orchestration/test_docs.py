@@ -8,9 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import tyro
 
 from orchestration import cli
+from orchestration.command_log import CRASHED
+from pipeline import command_line
+from pipeline.common_options import COMMON, split
+from pipeline.errors import STOPPED
+from pipeline.old_spellings import OLD, modern
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -18,8 +22,8 @@ PAGES = sorted(DOCS.rglob("*.md"))
 RUN_ORDER = [
     "verbs/preprocess", "verbs/train", "verbs/runs", "verbs/average", "verbs/evaluate", "verbs/register",
     "verbs/promote", "verbs/lineage", "verbs/rollback",
-    "verbs/generate", "verbs/upscale", "verbs/import", "verbs/pipeline", "verbs/doctor", "verbs/plan",
-    "recipes",
+    "verbs/generate", "verbs/upscale", "verbs/import", "verbs/export", "verbs/pipeline", "verbs/doctor", "verbs/plan",
+    "recipes", "command-line",
 ]  # fmt: skip
 ONLY_ON_CLUSTERS = {"submit", "jobs", "stop", "demo", "bench", "serve"}
 
@@ -54,8 +58,12 @@ def parse(words: list[str]) -> None:
     verb, rest = words[0], words[1:]
     assert verb in cli.VERBS, f"no verb {verb}"
     module = __import__(cli.VERBS[verb][0], fromlist=["main"])
+    rest = rest[: rest.index(">")] if ">" in rest else rest
+    common, rest = split(modern(verb, rest))
+    if common.config:
+        return  # a file that is not here
     if verb == "submit":
-        parse(module.parser().parse_known_args(rest)[1])
+        parse(module.parsed(rest)[1])
     elif verb == "preprocess":
         from preprocess import cli as preprocess
 
@@ -65,22 +73,20 @@ def parse(words: list[str]) -> None:
         elif rest[0] != "verify":
             preprocess.parse(rest)
     elif verb == "train":
-        from training.cli import parser
+        from training.cli import Arguments
         from training.config import override
         from training.presets import get_preset
 
-        arguments = parser().parse_args(rest)
-        override(get_preset(arguments.preset), arguments.set)
+        arguments = command_line.parse(Arguments, rest, prog="latentzoom train")
+        override(get_preset(arguments.preset), list(arguments.set))
     elif verb == "import":
-        module.parse(rest)
+        module.parsed(rest)
     elif verb == "pipeline":
         from orchestration.verbs.pipeline import make_job
 
-        make_job(module.parser().parse_args(rest))
-    elif hasattr(module, "parser"):
-        module.parser().parse_args(rest)
+        make_job(command_line.parse(module.Arguments, rest, prog="latentzoom pipeline"))
     else:
-        tyro.cli(module.Arguments, args=rest)
+        command_line.parse(module.Arguments, rest, prog=f"latentzoom {verb}")
 
 
 def test_there_are_marks_and_only_known_ones():
@@ -121,3 +127,14 @@ def test_links_lead_somewhere():
 def test_every_page_with_runnable_commands_is_run():
     pages = {c.page.removeprefix("docs/").removesuffix(".md") for c in ALL if c.mark == "console run"}
     assert pages == set(RUN_ORDER)
+
+
+def test_the_page_of_what_verbs_share_has_all_of_it():
+    text = (DOCS / "command-line.md").read_text()
+    for name, (metavar, _) in COMMON.items():
+        assert f"| `{f'{name} {metavar}'.strip()}` |" in text, name
+    for verb, options in OLD.items():
+        for old in options:
+            assert re.search(rf"`{verb} (\w+ )?{old}`", text), f"{verb} {old}"
+    for status in (0, 1, 2, CRASHED, STOPPED, 130):
+        assert f"\n| {status} |" in text, status

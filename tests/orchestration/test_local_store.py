@@ -169,7 +169,7 @@ def test_what_is_lost_is_named_with_its_place(tmp_path, cache, capsys):
     assert main(["generate", "--model", "models:/m@champion", *uri]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert "the bundle of models:/m/1 is lost: there is nothing at" in line and str(folder) in line
-    assert main(["lineage", "models:/m@champion", *uri, "--as-json"]) == 1
+    assert main(["lineage", "models:/m@champion", *uri, "--json"]) == 1
     fields = json.loads(capsys.readouterr().out)
     assert fields["bundle"].startswith(f"{LOST}: the bundle of models:/m/1 is lost") and str(folder) in fields["bundle"]
     assert fields["figures"].startswith(LOST) and fields["training data"].startswith("/train")

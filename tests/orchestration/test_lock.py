@@ -8,6 +8,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from distributions import declared
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
@@ -17,6 +18,8 @@ from orchestration.doctor import torch_builds
 ROOT = Path(__file__).resolve().parents[2]
 IMAGE_PYTHON = {"ubuntu24.04": "3.12"}
 """The Python that `apt-get install python3` brings, by the end of the base image's name."""
+LOCKED_EXTRAS = ("", "remote", "train", "cluster", "serve")
+"""Of the project: what `make lock` resolves; the others are the developers', or optional even there."""
 APART = {"torch", "triton"}
 """Installed before the lock, from PyTorch's own index, with its CUDA libraries."""
 
@@ -30,8 +33,7 @@ def unmet(python: str) -> list[str]:
     """What the project and the locked packages require on a Python and the lock does not give."""
     environment = {"python_version": python, "python_full_version": f"{python}.0"}
     versions = locked()
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    todo = [("latentzoom", Requirement(text)) for text in project["dependencies"]]
+    todo = [("latentzoom", requirement) for extra in LOCKED_EXTRAS for requirement in declared(extra)]
     seen: set[str] = set()
     found = []
     while todo:

@@ -58,7 +58,7 @@ def test_the_whole_life_of_a_model(work, capsys, monkeypatch):
     assert "lpips_random_vgg at x4" in out and (status == 0) == out.strip().endswith("\npromoted")
 
     registry.promote("faces", candidate="2", champion_report=_report(0.9), candidate_report=_report(0.1))
-    assert main(["lineage", "models:/faces@champion", "--as-json"]) == 0
+    assert main(["lineage", "models:/faces@champion", "--json"]) == 0
     out = capsys.readouterr().out
     fields = json.loads(out[out.index("{") :])
     assert all(str(value).strip() for value in fields.values())

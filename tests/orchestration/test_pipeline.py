@@ -16,8 +16,9 @@ from tiny_bundle import make_bundle
 from orchestration import registry, tracking
 from orchestration.chain import job
 from orchestration.cli import main
-from orchestration.verbs.pipeline import make_job, parser
+from orchestration.verbs.pipeline import Arguments, make_job
 from pipeline import storage
+from pipeline.command_line import parse
 from pipeline.errors import UserError
 
 FAST = [
@@ -197,7 +198,7 @@ def test_a_job_that_is_terminated_closes_its_run(images, tmp_path, cache):
 def test_on_a_cluster_the_workers_evaluate_and_not_the_head(images, tmp_path, monkeypatch, more, address, workers):
     monkeypatch.setenv("RAY_ADDRESS", address)
     words = [word for word in command(images, tmp_path / "work", "--workers", "2:4")[1:] if word != "--local"]
-    made = make_job(parser().parse_args([*words, *more]))
+    made = make_job(parse(Arguments, [*words, *more], prog="latentzoom pipeline"))
     assert made.evaluate_workers == workers and made.gpus_per_worker is None  # as the cluster has them
 
 

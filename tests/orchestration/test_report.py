@@ -1,6 +1,9 @@
 """The report as people read it: ours beside the published rows that belong there, plots of every figure over size."""
 
+import dataclasses
 import io
+import re
+from xml.etree import ElementTree
 
 import pytest
 from PIL import Image
@@ -85,3 +88,17 @@ def test_a_folder_has_no_split_and_pairs_are_explained():
 def test_something_else_is_no_report(data):
     with pytest.raises(UserError, match="not a report of latentzoom evaluate"):
         Report.from_dict(data)
+
+
+def test_the_page_shows_names_as_they_are_and_runs_nothing():
+    """Models, notes and files may be called anything."""
+    odd = "<script>alert('1')</script> & {{ 7 * 7 }}"
+    ours, bicubic = figure("psnr_rgb", "x4", 30.0), figure("psnr_rgb", "x4", 28.0, "bicubic")
+    made = dataclasses.replace(report("sr", [ours, bicubic]), model_name=odd, notes=(odd,))
+    shown = page(made, ["strip's.png"])
+    assert "<script>" not in shown and shown.count("{{ 7 * 7 }}") == 3 and "49" not in shown
+    root = ElementTree.fromstring(re.sub(r"<!doctype html>|<meta[^>]*>|<img[^>]*>", "", shown))
+    assert root.findtext("h1") == f"{odd}: sr" and root.findtext(".//p[@class='note']") == odd
+    rows = [[cell.text for cell in row.findall("td")] for row in root.findall(".//tr[td]")]
+    assert rows == [["ours", rows[0][1]], ["bicubic", "28.00"]] and rows[0][1].startswith("30.00")
+    assert root.find(".//tr[@class='ours']") is not None and "strip&#39;s.png" in shown

@@ -44,16 +44,18 @@ def test_a_folder_says_how_far_its_runs_are(tmp_path):
     make_run(tmp_path / "job/align/0123", REPORTS, age_s=7300)
     make_run(tmp_path / "finished", REPORTS, steps=20, result=20)
     make_run(tmp_path / "raised", REPORTS, result=20)  # it was finished, and goes on to step 100
+    make_run(tmp_path / "early", REPORTS, age_s=7300, result=20)  # it became no better
+    storage.write_json(f"{tmp_path}/theirs/run.json", {"id": 7})  # another program's
     grids = tmp_path / "a/grids"
     for name in ("samples-00000010", "samples-00000020", "reconstruction-00000005"):
         storage.write_bytes(f"{grids}/{name}.png", b"")
     runs = {run.place: run for run in folder_runs(str(tmp_path))}
     assert {place: run.state for place, run in runs.items()} == {
-        "a": "running", "job/align/0123": "silent", "finished": "done", "raised": "running",
+        "a": "running", "job/align/0123": "silent", "finished": "done", "raised": "running", "early": "done",
     }  # fmt: skip
     run = runs["a"]
     assert (run.stage, run.step, run.steps, run.images_per_s) == ("align", 20, 100, 4.0)
-    assert run.eta_s == 80 * 8 / 4.0 and runs["finished"].eta_s is None
+    assert run.eta_s == 80 * 8 / 4.0 and runs["finished"].eta_s is None and runs["early"].eta_s is None
     assert run.figures == {"loss": 2.0, "images_per_s": 4.0, "lr": 1e-3, "l1": 0.5, "val/psnr_x64": 21.5}
     assert run.grid == "grids/samples-00000020.png" and runs["finished"].grid == ""
     lines = table(list(runs.values())).splitlines()
@@ -147,3 +149,11 @@ def test_a_trained_stage_in_its_folder_and_in_its_store(tmp_path, monkeypatch, c
     capsys.readouterr()
     assert main(["runs"]) == 0
     assert run_id in capsys.readouterr().out
+
+    longer = [*words, *(word for setting in settings for word in ("--set", setting)), "--steps", "5"]
+    assert main(longer) == 0  # a parameter of MLflow stays what it was
+    capsys.readouterr()
+    for place in ("runs/ae", run_id):
+        assert main(["runs", place, "--json"]) == 0
+        (run,) = json.loads(capsys.readouterr().out)
+        assert (run["state"], run["step"], run["steps"]) == ("done", 5, 5)

@@ -154,7 +154,7 @@ def calls(web: str, photos: str) -> dict[str, list[list[str]]]:
                      ["evaluate", "--model", bundle, *sr, "--out", "e3", "--lpips", f"{dead}/alexnet.pth"]],
         "register": [["register", bundle, "faces", "--report", "e/report.json"]] * 2 + [["register", signed, "m"]],
         "promote": [["promote", "faces"], ["promote", "faces", "--candidate", "1", "--data", f"{dead}/photos"]],
-        "lineage": [["lineage", "models:/faces@champion"], ["lineage", "models:/faces@champion", "--as-json"]],
+        "lineage": [["lineage", "models:/faces@champion"], ["lineage", "models:/faces@champion", "--json"]],
         "rollback": [["rollback", "faces"], ["rollback", "nobody"]],
         "generate": [["generate", "--model", "models:/faces@champion", "--out", "m"], ["generate", "--model", signed]],
         "upscale": [["upscale", f"{web}/photos/000.png", "big.png", "--scale", "2", "--model", bundle],

@@ -7,84 +7,35 @@ import io
 import os
 import random
 import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
-import aiohttp
 import numpy as np
 import psutil
 import pytest
 import requests
 import skimage.data
 from PIL import Image
+from serve_load import photo, rounds, start, watch
 
 pytestmark = pytest.mark.slow
-USERS, SECONDS = 50, 20.0
-
-
-def start(folder: Path, *words: str) -> tuple[subprocess.Popen[str], str]:
-    """The command itself → its process and its address."""
-    command = [sys.executable, "-m", "orchestration.cli", "serve", "--port", "0", "--keep", str(folder), *words]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    line = process.stdout.readline().strip()
-    assert line.startswith("http://127.0.0.1:"), line
-    return process, line.rstrip("/")
-
-
-def photo() -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(skimage.data.astronaut()).save(stream, "PNG")
-    return stream.getvalue()
+USERS, SECONDS = 50, 10.0
 
 
 def test_fifty_users_pan_at_once_in_bounded_memory(tmp_path):
     process, url = start(tmp_path / "shelf", "--memory", "0.25")
+    server = psutil.Process(process.pid)
     try:
-        tiles, seconds, resident = asyncio.run(pan(url, psutil.Process(process.pid)))
-        median, high = (np.percentile(seconds, part) * 1e3 for part in (50, 95))
-        print(f"{tiles / SECONDS:.0f} tiles/s, median {median:.0f} ms, 95th percentile {high:.0f} ms")
-        print(f"at most {max(resident) >> 20} MiB")
-        half = len(resident) // 2
-        assert max(resident[half:]) < max(resident[:half]) + (128 << 20)  # it does not go on growing
+        for name, taken in asyncio.run(rounds(url, server, USERS, SECONDS)).items():
+            print(f"{name:6} {taken}")
+            assert len(taken.seconds) >= USERS
+        resident = asyncio.run(watch(url, server, USERS, 3 * SECONDS / 60, SECONDS))
+        assert resident[-1] < resident[0] + (128 << 20)  # it does not go on growing
         metrics = dict(line.rsplit(" ", 1) for line in requests.get(f"{url}/metrics", timeout=60).text.splitlines()
                        if not line.startswith("#"))  # fmt: skip
         assert float(metrics["latentzoom_serve_memory_bytes"]) <= 1.25 * (1 << 28)
+        assert float(metrics["process_resident_memory_bytes"]) > float(metrics["latentzoom_serve_memory_bytes"])
     finally:
         process.terminate()
         assert process.wait(60) in (0, -signal.SIGTERM)
-
-
-async def pan(url: str, server: psutil.Process) -> tuple[int, list[float], list[int]]:
-    """Each user has a picture of his own, goes on to a tile beside the last, and looks for a moment."""
-    seconds: list[float] = []
-    resident: list[int] = []
-    end = time.monotonic() + SECONDS
-
-    async def user(session: aiohttp.ClientSession, number: int) -> None:
-        draw = random.Random(number)
-        async with session.post(f"{url}/pictures", data=photo(), params={"name": f"{number}.png"}) as answer:
-            assert answer.status == 201, await answer.text()
-            ident = (await answer.json())["id"]
-        level = draw.choice((11, 12, 14))
-        side = 2 << (level - 9)
-        x, y = draw.randrange(side), draw.randrange(side)
-        while time.monotonic() < end:
-            x, y = ((each + draw.choice((-1, 0, 1))) % side for each in (x, y))
-            started = time.perf_counter()
-            async with session.get(f"{url}/pictures/{ident}/tiles/{level}/{x}_{y}") as answer:
-                data = await answer.read()
-                assert answer.status == 200, data
-            seconds.append(time.perf_counter() - started)
-            resident.append(server.memory_info().rss)
-            await asyncio.sleep(draw.uniform(0.5, 1.5))
-
-    timeout = aiohttp.ClientTimeout(total=None)
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout) as session:
-        await asyncio.gather(*(user(session, number) for number in range(USERS)))
-    return len(seconds), seconds, resident
 
 
 def test_killed_and_started_again_nothing_is_lost(tmp_path):

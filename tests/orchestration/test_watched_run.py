@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -20,7 +21,7 @@ from orchestration.evaluation.spec import EvaluationSpec
 from orchestration.mlflow_reporter import MlflowReporter
 from orchestration.stage_run import stage_run
 from pipeline.bundle import UNFINISHED, load_bundle, save_bundle
-from pipeline.errors import Stopped
+from pipeline.errors import Stopped, UserError
 from training.config import override
 from training.presets import debug
 from training.run import train
@@ -114,3 +115,37 @@ def test_direct_super_resolution_is_validated_and_judged_by_its_enlargements(sho
     report, _ = evaluate(result.bundle, shop.pixels, spec, progress=False)
     (figure,) = [f for f in report.figures if (f.name, f.method, f.setting) == ("psnr_rgb", "ours", "x4")]
     assert told["quality/psnr_x4"] == pytest.approx(figure.value, abs=1e-3)
+
+
+def test_a_figure_of_quality_that_there_is_not_is_refused_before_training(shop, tmp_path):
+    def refused(stage, *settings, quality=make_quality):
+        preset = override(debug(), [f"{stage}.{setting}" for setting in ("quality_every=2", *settings)])
+        with pytest.raises(UserError) as caught:
+            run_dir = str(tmp_path / "run")
+            train(
+                stage, preset, data=shop.data, run_dir=run_dir, bundle=shop.bundle, device="cpu", make_quality=quality
+            )
+        assert (tmp_path / "run/metrics.jsonl").read_text() == ""
+        return str(caught.value)
+
+    said = refused("align", "best_by=quality/kid_x32")  # without Inception
+    assert "is no figure of this stage; use one of val/loss, " in said and "quality/kid_random_vgg_x32" in said
+    said = refused("align", "quality_inception=/nowhere/inception.pth")
+    assert said == "align.quality_inception: no such file: /nowhere/inception.pth"
+    said = refused("decoder", "best_by=quality/psnr_x4")
+    assert "no evaluation fits what there is at this stage; choose one of `val/...`" in said
+    said = refused("align", "best_by=quality/kid_random_vgg_x32", quality=None)
+    assert "they come with `latentzoom train`" in said
+
+
+def test_one_held_out_picture_is_no_distribution(shop, tmp_path):
+    found = []
+
+    def look(context):
+        alone = dataclasses.replace(context.manifest, splits={"train": 1, "val": 1})
+        found.extend(make_quality(dataclasses.replace(context, manifest=given)) for given in (context.manifest, alone))
+
+    preset = override(debug(), ["align.steps=0", "align.quality_every=1"])
+    places = {"data": shop.data, "run_dir": str(tmp_path / "run"), "bundle": shop.bundle}
+    train("align", preset, make_quality=look, device="cpu", **places)
+    assert found[0] is not None and found[1] is None

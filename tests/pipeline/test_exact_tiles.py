@@ -92,7 +92,7 @@ def test_windows_with_room_for_one_tile_equal_the_whole() -> None:
     for window in ((0, 0, 20, 70), (20, 0, 53, 33), (20, 33, 53, 70)):
         y0, x0, y1, x1 = window
         assert torch.allclose(in_parts.window(window), expected[:, :, y0:y1, x0:x1], atol=1e-5)
-    assert len(in_parts._features) == 1
+    assert len(in_parts._kept._kept) == 1
 
 
 @pytest.mark.parametrize("tile", [2, 5, 12])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import io
+import logging
 import os
 import re
 import struct
@@ -13,7 +14,7 @@ from typing import TextIO
 
 import pytest
 
-from pipeline.progress import Progress, shortened
+from pipeline.progress import Progress, log_format, shortened
 
 NOTE = "loss 0.1234 kl 5.678 psnr 23.45 · 1234.5 images/s · data-wait 0.1%"
 
@@ -44,6 +45,24 @@ def test_a_narrow_terminal_gets_one_line(terminal: tuple[TextIO, int]) -> None:
     assert len(narrow) == 3 and all(36 < len(line) < 40 and line[-1] == "…" for line in narrow)
     assert narrow[0].startswith("train denoiser  1/100000 (0%)") and wide.endswith(NOTE)
     assert text.count("\n") == 1 and last.strip().endswith(NOTE)
+
+
+def test_a_line_of_the_log_has_a_line_of_its_own(terminal: tuple[TextIO, int]) -> None:
+    stream, shown = terminal
+    handler, plain = logging.StreamHandler(stream), logging.StreamHandler(log := io.StringIO())
+    with Progress("train denoiser", 3, "step", stream=stream) as progress:
+        progress.interval = 0.0
+        progress.update(1)
+        for each in (handler, plain):
+            each.setFormatter(logging.Formatter(log_format(each.stream)))
+            each.handle(logging.makeLogRecord({"msg": "step 2 is skipped"}))
+        progress.update(1)
+    text = ""
+    while text.count("\n") < 2:
+        text += os.read(shown, 1 << 16).decode()
+    first, told, second, last = re.split(r"\r\x1b\[K", text)[1:]  # the screen shows what follows the last of a line's
+    assert "1/3" in first and told == "step 2 is skipped\r\n" and "2/3" in second and last.endswith("\r\n")
+    assert log.getvalue() == "step 2 is skipped\n" and log_format(None) == "%(message)s"
 
 
 def test_a_log_gets_plain_lines() -> None:

@@ -93,7 +93,7 @@ def test_windows_of_a_tiled_decoding_fit_together() -> None:
         for x0 in range(0, 110, 43):
             y1, x1 = min(90, y0 + 31), min(110, x0 + 43)
             assert torch.allclose(in_parts.window((y0, x0, y1, x1)), at_once[:, :, y0:y1, x0:x1], atol=1e-5)
-    assert len(in_parts._features) == 1
+    assert len(in_parts._kept._kept) == 1
 
 
 def test_overlapping_tiles_leave_no_seam() -> None:

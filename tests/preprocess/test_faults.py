@@ -215,7 +215,7 @@ def test_command_line_errors_are_one_line(capsys, pictures, tmp_path):
         (["folder", str(tmp_path / "none"), str(tmp_path / "out")], "is not a folder"),
         (["folder", str(pictures), str(tmp_path / "out"), "--size", "3"], "--size = 3 is not allowed"),
         (["folder", str(pictures), str(tmp_path / "out"), "--lr-sizes", "999"], "--lr-sizes = 999"),
-        (["folder", str(pictures), str(tmp_path / "out"), "--lr-sizes", "8", "8"], "each size once"),
+        (["folder", str(pictures), str(tmp_path / "out"), "--lr-sizes", "8,8"], "each size once"),
         (["folder", str(pictures), str(tmp_path / "out"), "--device", "foo"], "--device = 'foo' is not allowed"),
         (["folder", str(pictures), str(tmp_path / "out"), "--decode-threads", "-3"], "--decode-threads = -3"),
         (["folder", str(pictures), str(tmp_path / "out"), "--encode-threads", "-3"], "--encode-threads = -3"),
@@ -244,7 +244,7 @@ def test_plan_prints_and_writes_nothing(capsys, pictures, tmp_path):
         "--batch-size",
         "2",
     ]
-    assert main([*argv, "--plan"]) == 0
+    assert main([*argv, "--dry-run"]) == 0
     text = capsys.readouterr().out
     assert "11 images" in text and "samples    11 of 16x16 (train 11)" in text and "time       about" in text
     assert read_tree(tmp_path) == before

@@ -44,7 +44,7 @@ def test_a_window_in_cells_has_the_targets_shape() -> None:
 
 def test_the_truth_of_a_stretched_target_is_the_picture_stretched() -> None:
     image = torch.rand(1, 3, 32, 32)
-    truth = Target((12, 24), (2, 3, 9, 20)).cut(image)
+    truth = Target((12, 24), (2, 3, 9, 20)).truth(image)
     assert torch.equal(truth, resize(image, (12, 24))[:, :, 2:9, 3:20])
 
 

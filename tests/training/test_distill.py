@@ -53,7 +53,7 @@ def test_the_first_loss_is_that_of_the_teachers_trajectories(sr_shop: Shop, tmp_
         y0, x0, y1, x1 = target.window
         taught = teacher.decode(latent, target.size)[:, :, y0:y1, x0:x1]
         mean = teacher.decode(torch.zeros_like(latent), target.size)[:, :, y0:y1, x0:x1]
-        truth = target.cut(batch.pixels / 127.5 - 1)
+        truth = target.truth(batch.pixels / 127.5 - 1)
         z = latent * teacher.config.scale_factor
         expected = z.square().mean() + (mean - taught).square().mean() + 0.5 * (mean - truth).square().mean()
     assert result.last_loss == pytest.approx(float(expected), rel=1e-3)

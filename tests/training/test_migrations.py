@@ -12,11 +12,17 @@ from stage_inputs import Shop
 from test_resume import losses
 
 from pipeline import bundle as bundles
-from pipeline import storage
+from pipeline import migrations, storage
+from pipeline.config import ModelConfig, to_dict
 from pipeline.errors import UserError
 from pipeline.migrations import CONFIG_VERSION, Migration, differences, migrated
 from training import migrations as of_training
+from training import run as of_run
+from training import session
+from training.config import STAGES, Preset
+from training.identity import HOW_ONLY, MAY_CHANGE, WATCHING
 from training.migrations import ChangedDefault
+from training.presets import get_preset
 from training.run import TrainResult
 
 Run = Callable[..., TrainResult]
@@ -102,6 +108,65 @@ def test_a_new_default_refuses_no_run_of_yesterday(
     assert result.resumed_from == 2
     run_stage("denoiser", *settings, "denoiser.steps=4", run_dir=tmp_path / "whole")
     assert losses(run) == losses(tmp_path / "whole")
+
+
+def test_a_default_that_changes_again_and_again_refuses_none_either(
+    run_stage: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Whether the run was continued in between, so that its checkpoints are of that version, or not."""
+    every = "denoiser.checkpoint_every=2"
+    changes = (
+        ChangedDefault(3, "settings.weight_decay", 0.0, 0.01, "denoiser"),
+        ChangedDefault(4, "settings.weight_decay", 0.01, 0.02),
+    )
+
+    def at_version(version: int, default: float, steps: int, name: str) -> TrainResult:
+        for module in (migrations, session, of_run):
+            monkeypatch.setattr(module, "CONFIG_VERSION", version, raising=False)
+        monkeypatch.setattr(of_training, "CHANGED_DEFAULTS", changes[: version - 2])
+        settings = [every, f"denoiser.weight_decay={default}", f"denoiser.steps={steps}"]
+        return run_stage("denoiser", *settings, run_dir=tmp_path / name)
+
+    for name, versions in (("each", [(2, 0.0), (3, 0.01), (4, 0.02)]), ("last", [(2, 0.0), (4, 0.02)])):
+        for number, (version, default) in enumerate(versions, start=1):
+            result = at_version(version, default, 2 * number if number < len(versions) else 6, name)
+            assert result.resumed_from == 2 * number - 2
+    at_version(2, 0.0, 6, "whole")
+    assert losses(tmp_path / "each") == losses(tmp_path / "last") == losses(tmp_path / "whole")
+    with pytest.raises(UserError, match=r"weight_decay was 0\.0, is 0\.03"):  # on purpose
+        at_version(4, 0.03, 8, "each")
+
+
+def test_every_default_that_changed_is_in_the_list() -> None:
+    """What decides what is trained, by default and in each preset, as it was in the version that the file names. Where
+    this fails, raise CONFIG_VERSION and add a `ChangedDefault`; the file stays as it is."""
+    pinned = json.loads((Path(__file__).parents[1] / "data/defaults.json").read_text())
+    for preset, others in pinned["presets"].items():
+        today = deciding(preset)
+        for key, was in {**pinned["defaults"], **others}.items():
+            stage, _, name = key.rpartition(":")
+            for change in of_training.CHANGED_DEFAULTS:
+                is_it = change.name == name and change.stage in ("", stage) and change.version > pinned["version"]
+                was = change.now if is_it and change.before == was else was
+            assert key not in today or today[key] == was, f"{preset}: {key} was {was!r}, is {today[key]!r}"
+
+
+def deciding(name: str) -> dict[str, object]:
+    """Of a preset, or of none (""): "stage:settings.field" and ":model.part.field" that must not change in a run."""
+    preset = get_preset(name) if name else Preset(name="", model=ModelConfig())
+    found: dict[str, object] = {f":model.{key}": value for key, value in flat(to_dict(preset.model)).items()}
+    for stage in STAGES:
+        settings = to_dict(preset.stage(stage)).items()
+        fixed = {key: value for key, value in settings if key not in MAY_CHANGE | HOW_ONLY | WATCHING}
+        found |= {f"{stage}:settings.{key}": value for key, value in fixed.items()}
+    return json.loads(json.dumps(found))
+
+
+def flat(tree: dict, prefix: str = "") -> dict[str, object]:
+    leaves = {f"{prefix}{key}": value for key, value in tree.items() if not isinstance(value, dict)}
+    for key, value in tree.items():
+        leaves |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {}
+    return leaves
 
 
 def test_a_bundle_carries_its_version_and_is_migrated(

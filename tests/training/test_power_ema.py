@@ -100,7 +100,12 @@ def test_a_killed_run_has_the_same_snapshots_and_gives_a_bundle_of_any_length(
     wait_for(killed, tmp_path / "killed/metrics.jsonl", '"step": 14,')
     killed.kill()
     killed.wait()
+    averages = tmp_path / "killed/averages"
+    (averages / "latentzoom-averages-x1").mkdir()  # as a kill while a snapshot is written leaves them
+    for left in ("latentzoom-averages-x1/averages.safetensors", ".step-00000004.safetensors.1.tmp"):
+        (averages / left).write_bytes(b"half")
     assert run_stage("denoiser", *SETTINGS, run_dir=tmp_path / "killed").resumed_from > 0
+    assert [path for path in averages.iterdir() if not path.name.startswith("step-")] == []
     steps = snapshot_steps(str(tmp_path / "whole"))
     assert steps == snapshot_steps(str(tmp_path / "killed")) == [4, 8, 12, 16, 20, 24]
     for step in steps:

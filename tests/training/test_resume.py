@@ -16,7 +16,7 @@ import torch
 from stage_inputs import Shop
 
 from pipeline import storage
-from pipeline.errors import STOPPED, UserError
+from pipeline.errors import STOPPED, Unreachable, UserError
 from training.checkpoint import CheckpointStore, step_name
 from training.config import override
 from training.presets import get_preset
@@ -168,6 +168,55 @@ def test_a_checkpoint_that_was_read_wrongly_once_can_be_taken_back(
     saved = CheckpointStore(url, ONE, keep=5).latest()
     assert saved is not None and saved.step == 3
     assert torch.load(saved.folder / "state.pt", weights_only=True)["step"] == 3
+
+
+@pytest.mark.parametrize("kind", ["local", "remote"])
+def test_a_flaky_file_system_costs_no_checkpoint(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A manifest that a listing leaves out, one that cannot be read, a store that does not answer; and where no
+    checkpoint is sound, a run of days is not begun anew over them."""
+    import training.checkpoint as module
+
+    url = str(tmp_path / "checkpoints") if kind == "local" else f"memory://{tmp_path.name}/checkpoints"
+    store = CheckpointStore(url, ONE, keep=5)
+    for step in (1, 2):
+        store.save(step, "torch", lambda: {"state.pt": {}}, {"mark": step})
+    store.close()
+
+    def stale(url: str) -> list[str]:
+        return [name for name in listed(url) if name != f"{step_name(2)}/manifest.json"]
+
+    listed, read = storage.list_files, storage.read_json
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "list_files", stale)
+        saved = CheckpointStore(url, ONE, keep=5).latest()
+    assert saved is not None and saved.step == 2 and module.newest_state(url) == {"mark": 2}
+
+    def raising(error: Exception, step: int) -> None:
+        def broken(url: str) -> object:
+            if step_name(step) in url:
+                raise error
+            return read(url)
+
+        monkeypatch.setattr(storage, "read_json", broken)
+
+    raising(Unreachable(f"{url} does not answer"), 2)  # it says nothing of the checkpoint
+    for look in (CheckpointStore(url, ONE, keep=5).latest, lambda: module.newest_state(url)):
+        with pytest.raises(Unreachable):
+            look()
+    raising(OSError(5, "Input/output error"), 2)
+    assert module.newest_state(url) == {"mark": 1}
+    saved = CheckpointStore(url, ONE, keep=5).latest()
+    assert saved is not None and saved.step == 1
+    assert f"{step_name(2)} is skipped: manifest.json cannot be read (Input/output error)" in caplog.text
+    raising(OSError(5, "Input/output error"), 1)
+    for _ in range(2):
+        with pytest.raises(
+            UserError, match=rf"no checkpoint under .* can be verified \(unverified-{step_name(2)}-.* anew"
+        ):
+            CheckpointStore(url, ONE, keep=5).latest()
+    assert len(storage.list_folder(url)) == 2
 
 
 @pytest.mark.parametrize("kind", ["local", "remote"])

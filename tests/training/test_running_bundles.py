@@ -16,6 +16,7 @@ from stage_inputs import Shop
 from pipeline import storage
 from pipeline.bundle import UNFINISHED, Bundle, _load_bundle, load_bundle, save_bundle
 from pipeline.errors import Stopped, UserError
+from training.power_snapshots import _publish
 from training.presets import debug
 from training.run import TrainResult
 from training.stopping import Stop
@@ -162,3 +163,31 @@ def test_a_bundle_that_cannot_be_written_ends_no_run(
     result = run_stage("denoiser", "denoiser.bundle_every=1")
     assert result.steps == debug().denoiser.steps and load_bundle(result.bundle).denoiser is not None
     assert "could not be written, training goes on: No space left on device" in caplog.text
+
+
+def test_what_a_checkpoint_knows_of_is_there_before_it(
+    run_stage: Run, watched_shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that is killed as soon as a checkpoint is complete does not make its bundles and snapshots again."""
+    run_dir, found = tmp_path / "run", []
+
+    def slowly(write: Callable[..., None]) -> Callable[..., None]:
+        def late(*arguments: object) -> None:
+            time.sleep(0.3)
+            write(*arguments)
+
+        return late
+
+    def look(url: str, value: dict, write: Callable[..., None] = storage.write_json) -> None:
+        if url.endswith("manifest.json"):
+            best, step = value["state"]["watch"]["best"], value["step"]
+            newest = load_bundle(str(run_dir / "bundle")).meta[UNFINISHED]["step"]
+            snapshots = sorted(path.name for path in (run_dir / "averages").glob("step-*"))
+            found.append((load_bundle(str(run_dir / "bundle-best")).meta["best"] == best, newest == step, snapshots))
+        write(url, value)
+
+    monkeypatch.setattr("training.newest.save_bundle", slowly(save_bundle))
+    monkeypatch.setattr("training.power_snapshots._publish", slowly(_publish))
+    monkeypatch.setattr(storage, "write_json", look)
+    stopped_run(run_stage, watched_shop, run_dir, "denoiser.power_ema_every=1")
+    assert found == [(True, True, ["step-00000001.safetensors"])]

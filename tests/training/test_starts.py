@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from pipeline.card import model_card
 from pipeline.config import ModelConfig
 from pipeline.errors import UserError
 from pipeline.starter import starter_path
+from preprocess.manifest import load_manifest
 from training.config import override
 from training.presets import debug, get_preset
 from training.run import TrainResult, train
@@ -128,6 +130,35 @@ def test_what_is_told_of_weights_goes_with_them(run_stage: Run, shop: Shop, othe
     preset = override(debug(), still("autoencoder"))
     first = train("autoencoder", preset, data=shop.pixels, bundle=other, run_dir=str(tmp_path / "first"), device="cpu")
     assert "imported_from" not in load_bundle(first.bundle).meta
+
+
+def test_what_is_asked_for_and_has_no_use_is_told_in_a_line(
+    run_stage: Run, shop: Shop, other: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    numbers = itertools.count()
+
+    def told(stage: str, *settings: str, bundle: str = "") -> list[str]:
+        caplog.clear()
+        data, run_dir = shop.pixels if stage == "autoencoder" else shop.data, str(tmp_path / f"run{next(numbers)}")
+        preset = override(debug(), [f"{stage}.steps=0", *settings])
+        train(stage, preset, data=data, bundle=bundle or None, run_dir=run_dir, device="cpu")
+        said = [record.getMessage() for record in caplog.records]
+        return [line for line in said if "is used" in line or "not used" in line]
+
+    assert told("autoencoder", bundle=other) == [
+        "autoencoder: nothing of --bundle is used; its autoencoder goes on with --init bundle"
+    ]
+    assert told("autoencoder", "autoencoder.start=bundle", bundle=other) == [] == told("autoencoder")
+    assert told("autoencoder", "model.scale_factor=0.5") == [
+        "autoencoder: model.scale_factor = 0.5 is not used; the data decides it"
+    ]
+    measured = load_manifest(shop.data).scale_factor
+    assert told("denoiser", "model.scale_factor=0.5", bundle=shop.bundle) == [
+        f"denoiser: model.scale_factor = 0.5 is not used; data and bundle have {measured:g}"
+    ]
+    assert told("denoiser", f"model.scale_factor={measured!r}", bundle=shop.bundle) == []
+    (line,) = told("align", "model.scale_factor=0.5", bundle=shop.bundle)
+    assert line.endswith(f"{load_bundle(shop.bundle).config.scale_factor:g}")
 
 
 def test_new_weights_start_from_nothing(run_stage: Run, shop: Shop) -> None:

@@ -33,7 +33,7 @@ def test_every_size_is_drawn_both_ends_included(kind: type[DecoderStage] | type[
 
 def test_truth_is_anti_aliased_and_cropped() -> None:
     image = torch.ones(1, 3, 63, 63) * (1 - 2 * (torch.arange(63) % 2))
-    truth = Target((21, 21), (4, 5, 12, 16)).cut(image)
+    truth = Target((21, 21), (4, 5, 12, 16)).truth(image)
     assert torch.equal(truth, resize(image, (21, 21))[:, :, 4:12, 5:16])
     assert float(truth.abs().max()) < 0.2
 

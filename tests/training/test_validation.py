@@ -201,6 +201,10 @@ def test_a_stage_that_does_not_get_better_ends_early(
     assert run_stage("decoder", *settings, run_dir=tmp_path / "run", **run_on(watched_shop)) == result
     (tmp_path / "run/result.json").unlink()  # it continues from its checkpoint, and knows
     assert run_stage("decoder", *settings, run_dir=tmp_path / "run", **run_on(watched_shop)).steps == 8
+    more = [*settings, "decoder.steps=50"]
+    with caplog.at_level("INFO", logger="latentzoom"):
+        assert run_stage("decoder", *more, run_dir=tmp_path / "run", **run_on(watched_shop)).steps == 8
+    assert "decoder ended early at step 8 and does not go on: early_stop_patience = 3; raise it" in caplog.text
     longer = [*settings, "decoder.early_stop_patience=5"]
     assert run_stage("decoder", *longer, run_dir=tmp_path / "run", **run_on(watched_shop)).steps == 12
 

@@ -58,7 +58,7 @@ def train(context: Context) -> Trained:
             # ND(z0_pred; s) with gradient through it, eq. (6)
             with frozen_precision(config, context.world.device):
                 rendered = render_target(decoder, z0_pred / model.scale_factor, target, config.context_cells).float()
-            truth = target.cut(micro.pixels)
+            truth = target.truth(micro.pixels)
             # eqs. (7)-(9), weighted sample by sample
             weight = diffusion_weight(schedule.snr(t), config.loss, config.weight_clip)
             loss, dm, recon = alignment_loss(

@@ -79,7 +79,7 @@ def train(context: Context) -> Trained:
                 rendered = render_target(decoder, z0_pred / model.scale_factor, target, config.context_cells).float()
                 with torch.no_grad():
                     taught = render_target(decoder, z_0 / model.scale_factor, target, config.context_cells).float()
-            truth = target.cut(micro.pixels)
+            truth = target.truth(micro.pixels)
             terms = {
                 "loss_latent": per_sample(z0_pred, z_0, config.loss).mean(),
                 "loss_image": per_sample(rendered, taught, config.loss).mean(),

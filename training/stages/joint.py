@@ -52,7 +52,7 @@ def train(context: Context) -> Trained:
             assert micro.pixels is not None
             shape = (model.autoencoder.latent_channels, model.latent_size, model.latent_size)
             noise = micro.draws(config.seed, "posterior", step).normal(shape)
-            truth = target.cut(micro.pixels)  # (B,3,H,W)
+            truth = target.truth(micro.pixels)  # (B,3,H,W)
             rendered, moments = engine(micro.pixels, noise, target.size, target.window)
             terms = {"l1": per_sample(rendered, truth, "l1").mean(), "kl": kl_loss(moments)}
             loss = terms["l1"] + config.kl_weight / unit * terms["kl"]

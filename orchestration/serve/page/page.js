@@ -404,37 +404,49 @@ $("save").onclick = async () => {
   const height = Number($("height").value), width = Number($("width").value);
   const window = $("part").value === "view" ? shownWindow(height, width) : "";
   if (window === null) { say("nothing of the picture shows", true); return; }
-  const job = [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
   const stop = new AbortController();
   $("progress").removeAttribute("value");
   $("progress").hidden = $("cancel").hidden = false;
   $("save").disabled = true;
-  $("cancel").onclick = () => { fetch(`jobs/${job}`, { method: "DELETE" }).catch(() => null); stop.abort(); };
-  const poll = setInterval(async () => {
-    const answer = await fetch(`jobs/${job}`).catch(() => null);
-    if (!answer?.ok) return;
-    const { done, pixels } = await answer.json();
-    $("progress").value = done / pixels;
-  }, 500);
+  $("cancel").onclick = () => stop.abort();
   try {
-    const values = { size: `${height}x${width}`, window, format: $("format").value, model: modelOf(state.picture), job };
+    const values = { size: `${height}x${width}`, window, format: $("format").value, model: modelOf(state.picture) };
     say("drawing …");
-    const answer = await ask(`pictures/${state.picture.id}/render?${query(values)}`, { signal: stop.signal });
-    const blob = await answer.blob();
-    const told = answer.headers.get("content-disposition") ?? "";
-    const name = /filename\*=utf-8''([^;]+)/.exec(told)?.[1] ?? encodeURIComponent(/filename="([^"]+)"/.exec(told)[1]);
-    const link = Object.assign(document.createElement("a"), { href: URL.createObjectURL(blob), download: decodeURIComponent(name) });
-    link.click();
-    setTimeout(() => URL.revokeObjectURL(link.href), 60000);
-    say(`saved ${link.download}`);
+    const path = `pictures/${state.picture.id}/renderings?${query(values)}`;
+    const { job, file } = await (await ask(path, { method: "POST", signal: stop.signal })).json();
+    const drop = () => fetch(`jobs/${job}`, { method: "DELETE", keepalive: true }).catch(() => null);
+    addEventListener("pagehide", drop);
+    stop.signal.addEventListener("abort", drop);
+    try { await drawn(job, stop.signal); } finally { removeEventListener("pagehide", drop); }
+    stop.signal.removeEventListener("abort", drop);
+    // The browser fetches the file itself, straight to the disk: no page holds gigabytes.
+    Object.assign(document.createElement("a"), { href: `jobs/${job}/file`, download: file }).click();
+    say(`saved ${file}`);
   } catch (error) {
     if (error.name === "AbortError") say("stopped"); else say(error.message, true);
   } finally {
-    clearInterval(poll);
     $("progress").hidden = $("cancel").hidden = true;
     $("save").disabled = !state.picture;
   }
 };
+
+async function drawn(job, signal) {
+  for (let misses = 0; ;) {
+    await pause(300);
+    signal.throwIfAborted();
+    let told;
+    try {
+      told = await (await ask(`jobs/${job}`, { signal })).json();
+      misses = 0;
+    } catch (error) {
+      if (error.name === "AbortError" || error.status || ++misses > 20) throw error;
+      continue; // the server may be away for a moment
+    }
+    if (told.problem) throw new Error(told.problem);
+    if (told.is_finished) return;
+    $("progress").value = told.done / told.pixels;
+  }
+}
 
 // --- generate ------------------------------------------------------------------------------------------------------
 

@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from orchestration.redact import clean
 from pipeline.errors import UserError, first_line
+from pipeline.redact import clean
 
 CRASHED = 70
 """Exit status of a defect of ours (EX_SOFTWARE)."""

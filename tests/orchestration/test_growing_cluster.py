@@ -12,7 +12,7 @@ from ray_head import ray_head
 from small_shards import make_shards
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENT = "from orchestration import cluster_size; cluster_size.PATIENCE_S = 20.0; "
+PATIENT = "from orchestration.cluster import cluster_size; cluster_size.PATIENCE_S = 20.0; "
 MAIN = "import sys; from orchestration.cli import main; sys.exit(main(sys.argv[1:]))"
 
 

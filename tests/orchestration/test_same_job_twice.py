@@ -105,7 +105,8 @@ def test_a_pipeline_twice_in_one_working_folder(pictures, tmp_path):
 
 PROGRAM = """
 import sys
-from orchestration import registry, tracking
+from orchestration.registry import versions as registry
+from orchestration.tracking import store as tracking
 from pipeline.errors import UserError
 import mlflow, mlflow.pyfunc
 verb, uri, *rest = sys.argv[1:]

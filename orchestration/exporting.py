@@ -37,9 +37,10 @@ def run(arguments: Arguments) -> int:
         write(bundle, folder, facts)
         storage.replace_dir(folder, arguments.out, last="README.md")
     figures = f", {len(facts.measured)} figures" if facts.measured else ""
+    licence = facts.licence or "unknown"
     answer(
-        f"wrote {arguments.out}: {bundle.config.name} ({arguments.to}, licence {facts.licence or 'unknown'}{figures})",
-        {"out": arguments.out, "model": bundle.config.name, "to": arguments.to, "licence": facts.licence or None},
+        f"wrote {arguments.out}: {bundle.config.name} ({arguments.to}, licence {licence}{figures})",
+        {"out": arguments.out, "name": bundle.config.name, "to": arguments.to, "licence": licence},
     )
     return 0
 

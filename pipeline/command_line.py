@@ -124,7 +124,9 @@ def _described(hint: Any, field: dataclasses.Field[Any]) -> Any:
 
 
 _SPEC = tyro.constructors.PrimitiveConstructorSpec
-_WORDS = _SPEC(
+
+
+_WORDS = tyro.constructors.PrimitiveConstructorSpec(
     nargs="*",
     metavar="[TEXT ...]",
     instance_from_str=lambda words: tuple(words),

@@ -137,14 +137,15 @@ def plain(value: Any) -> Any:
 def console_log(level: int = logging.INFO) -> None:
     """What is logged from `level` on goes to standard error as plain lines; with --quiet warnings only. Until the block
     of `in_force` ends, where there is one."""
-    from pipeline.progress import log_format  # which asks this module what holds
-
     global _console
     level = logging.WARNING if _now.quiet else level
     root = logging.getLogger()
     if _console is None:
-        _console = logging.StreamHandler(getattr(sys.stderr, "console", sys.stderr))
-        _console.setFormatter(logging.Formatter(log_format(_console.stream)))
+        from pipeline.progress import log_format
+
+        stream = getattr(sys.stderr, "console", sys.stderr)
+        _console = logging.StreamHandler(stream)
+        _console.setFormatter(logging.Formatter(log_format(stream)))
         root.addHandler(_console)
         _console.setLevel(level)
     _console.setLevel(min(level, _console.level))

@@ -57,7 +57,7 @@ def shortened(text: str, columns: int) -> str:
     return (text[:end].rstrip() + "…")[: max(0, columns)]
 
 
-def log_format(stream: TextIO | None) -> str:
+def log_format(stream: TextIO | io.TextIOBase | None) -> str:
     """Of log lines on the stream where a `Progress` shows itself: on a terminal they take the place of its line, which
     comes back below them."""
     return f"{LINE_START}%(message)s" if stream is not None and stream.isatty() else "%(message)s"

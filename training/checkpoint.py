@@ -121,9 +121,9 @@ class CheckpointStore:
             else:
                 storage.remove_tree(url)
             _log.warning("checkpoint %s is skipped: %s; it is %s", url, problem, done)
-        if aside := [name for name in storage.list_folder(self.url) if name.startswith("unverified-")]:
+        if kept := [name for name in storage.list_folder(self.url) if name.startswith("unverified-")]:
             raise UserError(
-                f"no checkpoint under {self.url} can be verified ({aside[-1]} was the last), and the run is not begun "
+                f"no checkpoint under {self.url} can be verified ({kept[-1]} was the last), and the run is not begun "
                 "anew over them; check the file system and rename one back to step-..., or choose another run folder"
             )
         return None

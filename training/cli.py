@@ -17,7 +17,6 @@ from pipeline.progress import format_seconds
 from pipeline.redact import cleaned_output
 from training.config import STAGES, Preset, override
 from training.presets import PRESETS, get_preset
-from training.stopping import stop_on_signals
 
 if TYPE_CHECKING:
     from training.run import TrainResult
@@ -155,6 +154,7 @@ def train_here(
     import torch
 
     from training.run import train
+    from training.stopping import stop_on_signals
 
     if threads:
         torch.set_num_threads(threads)

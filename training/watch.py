@@ -66,7 +66,7 @@ class Watch:
             )
         elif config.quality_every and self._quality is None:
             words = "no early figures of quality: no evaluation fits what there is at this stage"
-            if context.make_quality is None:
+            if context.request.make_quality is None:
                 words = "no early figures of quality: they come with `latentzoom train`, with or without --local"
             if self.best_by.startswith(QUALITY):
                 raise UserError(f"{context.stage}.best_by = {self.best_by!r}: {words}; choose one of `val/...`")

@@ -65,7 +65,7 @@ def write_diffusers_folder(bundle: Bundle, folder: Path, facts: Facts) -> None:
     index["vae"] = _write_autoencoder(bundle, folder / "vae")
     index["unet"] = index["scheduler"] = [None, None]
     if bundle.denoiser is not None:
-        unet = bundle.denoiser.unet
+        unet: Any = bundle.denoiser.unet
         assert isinstance(unet, UNet2DModel)
         unet.save_pretrained(folder / "unet")
         _scheduler(bundle).save_pretrained(folder / "scheduler")
@@ -96,9 +96,9 @@ def autoencoder_of(bundle: Bundle) -> nn.Module:
         "sample_size": bundle.config.image_size,
         "scaling_factor": bundle.config.scale_factor,
     }
-    if config.kind == "kl":
-        return AutoencoderKL(**shared)
-    return VQModel(**shared, num_vq_embeddings=config.num_embeddings)
+    kind: Any = AutoencoderKL if config.kind == "kl" else VQModel
+    codes = {} if config.kind == "kl" else {"num_vq_embeddings": config.num_embeddings}
+    return kind(**shared, **codes)
 
 
 def _write_autoencoder(bundle: Bundle, folder: Path) -> list[str | None]:

@@ -60,7 +60,8 @@ def with_front_matter(card: str, config: ModelConfig, facts: Facts, library: str
         library_name=library,
         pipeline_tag=task,
         tags=tags,
-        **({"model_name": config.name, "eval_results": results} if results else {}),
+        model_name=config.name if results else None,
+        eval_results=results or None,
     )
     return f"---\n{data.to_yaml()}\n---\n\n{without_front_matter(card)}"
 

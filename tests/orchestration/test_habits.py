@@ -62,7 +62,8 @@ def test_json_is_alone_on_standard_output(verb, capsys):
 def test_every_verb_that_reports_has_an_answer():
     """serve has none: it goes on until it is stopped."""
     doing = {"upscale": "orchestration.pictures.upscaling", "generate": "orchestration.pictures.generating"}
-    doing |= {"export": "orchestration.exporting", "train": "training.cli", "preprocess": "preprocess.cli"}
+    doing |= {"export": "orchestration.exporting", "submit": "orchestration.cluster.submitting"}
+    doing |= {"train": "training.cli", "preprocess": "preprocess.cli"}
     for name, (module, _) in VERBS.items():
         text = (ROOT / f"{doing.get(name, module).replace('.', '/')}.py").read_text()
         assert ("answer(" in text) == (name != "serve"), name

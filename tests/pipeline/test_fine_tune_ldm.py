@@ -70,7 +70,7 @@ def test_the_recipe_from_a_checkpoint_to_a_registered_model(tmp_path: Path, monk
         Image.fromarray(coarse).resize((40, 40), Image.Resampling.BICUBIC).save(folder / f"{number}.png")
     checkpoint, config = write(tmp_path, whole_params(), whole_checkpoint())
 
-    assert cli.main(["import", "ldm", checkpoint, "--config", config, "--out", "ldm", "--name", "rooms"]) == 0
+    assert cli.main(["import", "ldm", checkpoint, "--model-config", config, "--out", "ldm", "--name", "rooms"]) == 0
     chain = ["pipeline", "--preset", "debug", "--source", "folder", "--source-url", "photos", "--workdir", "work"]
     chain += ["--name", "rooms", "--local", "--init", "ldm", "--stages", "decoder,align"]
     for name, value in AS_IMPORTED.items():

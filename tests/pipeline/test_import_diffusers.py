@@ -16,10 +16,15 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from safetensors.torch import load_file, save_file
 from small_models import relative_error
 
-from orchestration.verbs.import_weights import main
+from orchestration import cli
 from pipeline.errors import UserError
 from pipeline.importing.diffusers_folder import import_diffusers
 from pipeline.model import LatentZoom
+
+
+def main(argv: list[str]) -> int:
+    return cli.main(["import", *argv])
+
 
 AUTOENCODER: dict[str, Any] = {
     "down_block_types": ("DownEncoderBlock2D", "AttnDownEncoderBlock2D"),

@@ -132,10 +132,25 @@ def test_whole_model(tmp_path: Path) -> None:
 
 
 def test_partial_bundle_can_be_saved_and_sampled(tmp_path: Path) -> None:
-    from orchestration.verbs.import_weights import main
+    from orchestration.cli import main
 
     checkpoint, config = write(tmp_path, whole_params(), whole_checkpoint())
-    assert main(["ldm", checkpoint, "--config", config, "--out", str(tmp_path / "bundle"), "--name", "bedrooms"]) == 0
+    assert (
+        main(
+            [
+                "import",
+                "ldm",
+                checkpoint,
+                "--model-config",
+                config,
+                "--out",
+                str(tmp_path / "bundle"),
+                "--name",
+                "bedrooms",
+            ]
+        )
+        == 0
+    )
     bundle = load_bundle(str(tmp_path / "bundle"))
     assert bundle.decoder is None and bundle.config.name == "bedrooms"
     model = LatentZoom(bundle)

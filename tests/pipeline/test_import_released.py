@@ -12,11 +12,15 @@ from reference_ldm import Decoder, Encoder
 from small_models import Released, relative_error
 from torch import Tensor
 
-from orchestration.verbs.import_weights import main
+from orchestration import cli
 from pipeline.bundle import load_bundle
 from pipeline.errors import UserError
 from pipeline.importing.latent_diffusion import import_checkpoint
 from pipeline.model import LatentZoom
+
+
+def main(argv: list[str]) -> int:
+    return cli.main(["import", *argv])
 
 
 def write(folder: Path, state: dict[str, Tensor]) -> str:
@@ -46,7 +50,7 @@ def changed_config(released: Released, folder: Path, path: str, value: Any) -> s
 @pytest.mark.parametrize("weights", ["ema", "raw"])
 def test_command_writes_a_bundle(weights: str, released: Released, tmp_path: Path) -> None:
     out = str(tmp_path / "bundle")
-    argv = ["released", write(tmp_path, released.weights), "--config", released.config, "--out", out]
+    argv = ["released", write(tmp_path, released.weights), "--model-config", released.config, "--out", out]
     assert main([*argv, "--raw"] if weights == "raw" else argv) == 0
     model = LatentZoom.load(out)
     latent = model.sample_latents(released.vectors["x_T"], released.vectors["condition"], num_steps=10)
@@ -60,7 +64,7 @@ def test_command_writes_a_bundle(weights: str, released: Released, tmp_path: Pat
 def test_first_stage_alone(released: Released, tmp_path: Path) -> None:
     out = str(tmp_path / "bundle")
     checkpoint = write(tmp_path, first_stage_of(released.weights))
-    assert main(["released", checkpoint, "--config", released.config, "--out", out, "--name", "stage"]) == 0
+    assert main(["released", checkpoint, "--model-config", released.config, "--out", out, "--name", "stage"]) == 0
     bundle = load_bundle(out)
     assert bundle.denoiser is None and bundle.decoder is not None and bundle.config.name == "stage"
     decoded = LatentZoom(bundle).decode(released.vectors["latent"], (53, 53))
@@ -126,7 +130,7 @@ def test_wrong_shape_is_named(released: Released, tmp_path: Path) -> None:
 
 def test_no_moving_average(released: Released, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     checkpoint = write(tmp_path, {k: v for k, v in released.weights.items() if not k.startswith("model_ema.")})
-    argv = ["released", checkpoint, "--config", released.config, "--out", str(tmp_path / "bundle")]
+    argv = ["released", checkpoint, "--model-config", released.config, "--out", str(tmp_path / "bundle")]
     assert main(argv) == 2
     error = capsys.readouterr().err
     assert error.startswith("latentzoom: error: ") and "--raw" in error and error.count("\n") == 1
@@ -194,7 +198,7 @@ def test_lr_size(released: Released, tmp_path: Path, capsys: pytest.CaptureFixtu
     checkpoint = write(tmp_path, released.weights)
     bundle = import_checkpoint(checkpoint, released.config, "released", lr_size=4)
     assert LatentZoom(bundle).high_resolution((4, 6)) == (32, 48)
-    assert main(["released", checkpoint, "--config", released.config, "--out", str(tmp_path / "b")]) == 0
+    assert main(["released", checkpoint, "--model-config", released.config, "--out", str(tmp_path / "b")]) == 0
     assert "give --lr-size" in capsys.readouterr().out
 
 

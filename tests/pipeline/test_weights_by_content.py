@@ -16,11 +16,16 @@ from safetensors.torch import load_file, save_file
 from small_models import small_bundle
 from torch import Tensor
 
-from orchestration.verbs.import_weights import main
+from orchestration import cli
 from pipeline.bundle import load_bundle, save_bundle
 from pipeline.errors import UserError
 from pipeline.importing.checkpoint import read_checkpoint
 from pipeline.importing.diffusers_folder import import_diffusers
+
+
+def main(argv: list[str]) -> int:
+    return cli.main(["import", *argv])
+
 
 NAME = "diffusion_pytorch_model.safetensors"
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:%s\nsize 334643268\n" % (b"a" * 64)
@@ -187,7 +192,7 @@ def test_and_where_a_configuration_should_be(tmp_path: Path, kind: str, capsys: 
     arguments = [
         "ldm",
         str(tmp_path / "x.ckpt"),
-        "--config",
+        "--model-config",
         str(tmp_path / "config.yaml"),
         "--out",
         str(tmp_path / "b"),
@@ -212,7 +217,7 @@ def imported(verb: str, file: Path, out: Path) -> int:
     if verb == "diffusers":
         vae(file.parent)
         return main([verb, str(file), "--out", str(out)])
-    return main([verb, str(file), "--config", str(SMALL / "config.yaml"), "--out", str(out)])
+    return main([verb, str(file), "--model-config", str(SMALL / "config.yaml"), "--out", str(out)])
 
 
 @pytest.mark.parametrize("kind", ["empty", "pointer", "page", "pickle"])

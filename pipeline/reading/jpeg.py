@@ -7,6 +7,8 @@ marker. Where all scans are needed before the first row (progressive files), onl
 an end are judged: by decoding them once more, with other bytes in place of those that should not matter. A file that
 lost so little that a few blocks at most look otherwise is kept: that, too, is seen by decoding it with other bytes in
 place of the lost ones.
+
+More than 350 lines: what each judgement rests on is said beside it, and apart they would each need the others' words.
 """
 
 from __future__ import annotations

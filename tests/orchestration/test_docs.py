@@ -95,7 +95,8 @@ def test_there_are_marks_and_only_known_ones():
 
 
 def test_every_block_says_whether_it_is_run():
-    known = {"console run", "console cluster", "text plan", "mermaid", "python", "yaml values", "json deepspeed", ""}
+    known = {"console run", "console cluster", "text plan", "mermaid", "diff", "python"}
+    known |= {"yaml values", "json deepspeed", ""}
     for page in [*PAGES, ROOT / "README.md"]:
         for mark, body in re.findall(r"^```([^\n]*)\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
             assert mark in known, f"{page.name}: {mark}"

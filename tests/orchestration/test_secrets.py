@@ -170,7 +170,8 @@ def calls(web: str, photos: str) -> dict[str, list[list[str]]]:
         "doctor": [["doctor", "--storage", f"{dead}/bucket"]],
         "plan": [["plan", "--preset", f"{WORD}"]],
         "bench": [["bench", "--only", f"{dead}"]],
-        "import": [["import", "ldm", f"{dead}/model.ckpt", "--model-config", f"{dead}/model.yaml", "--out", "imported"]],
+        "import": [["import", "ldm", f"{dead}/model.ckpt", "--model-config", f"{dead}/model.yaml",
+                    "--out", "imported"]],
         "demo": [["demo", "--workdir", f"{dead}/demo"]],
     }  # fmt: skip
 

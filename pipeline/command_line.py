@@ -73,8 +73,11 @@ def _tyro(kind: type[Options], words: Sequence[str], prog: str, description: str
         with contextlib.redirect_stderr(said):
             return tyro.cli(kind, prog=prog, args=words, description=description)
     except SystemExit as end:
-        if isinstance(end.__context__, UserError):  # a value that parses but is not allowed: one line is enough
-            raise end.__context__ from None
+        error: BaseException | None = end
+        while error is not None:  # what is wrong with a value: one line is enough
+            if isinstance(error, UserError):
+                raise error from None
+            error = error.__context__
         sys.stderr.write(said.getvalue())
         raise
 
@@ -109,7 +112,11 @@ def _described(hint: Any, field: dataclasses.Field[Any]) -> Any:
     given = next((note for note in notes if hasattr(note, "help_behavior_hint")), None)
     has_default = field.default is not dataclasses.MISSING
     takes_several = any(note in (tyro.conf.Positional, tyro.conf.UseAppendAction) for note in notes)
-    parser = [] if takes_several and typing.get_origin(plain) is tuple else _parser(plain)
+    parser = (
+        []
+        if takes_several and typing.get_origin(plain) is tuple
+        else _parser(plain, f"--{field.name.replace('_', '-')}")
+    )
     described: Any = tyro.conf.arg(
         metavar=getattr(given, "metavar", None) or _metavar(plain),
         help=getattr(given, "help", None),
@@ -135,7 +142,7 @@ _WORDS = tyro.constructors.PrimitiveConstructorSpec(
 )
 
 
-def _parser(plain: Any) -> list[Any]:
+def _parser(plain: Any, option: str) -> list[Any]:
     """For numbers, for one of several words, for lists, and for what may be left out: how one word becomes a value, and
     what is said where it is none."""
     kinds = [kind for kind in typing.get_args(plain) if kind is not type(None)] if _is_union(plain) else [plain]
@@ -149,12 +156,19 @@ def _parser(plain: Any) -> list[Any]:
         _SPEC(
             nargs=1,
             metavar=_metavar(plain) or "VALUE",
-            instance_from_str=lambda words: convert(words[0]),
+            instance_from_str=lambda words: _said(option, convert, words[0]),
             is_instance=lambda value: True,
             str_from_instance=lambda value: [_word(value)],
             choices=None if is_words or is_list else choices or None,
         )
     ]
+
+
+def _said(option: str, convert: Callable[[str], Any], word: str) -> Any:
+    try:
+        return convert(word)
+    except ValueError as error:
+        raise UserError(f"{option}: {error}") from None
 
 
 def _one_of(kind: Any, choices: tuple[Any, ...], is_words: bool) -> Callable[[str], Any]:
@@ -175,7 +189,11 @@ def _list_of(kind: Any) -> Callable[[str], tuple[Any, ...]]:
     one = _one_of(inner[0], (), False)
 
     def parsed(word: str) -> tuple[Any, ...]:
-        values = tuple(one(part.strip()) for part in word.split(",") if part.strip())
+        try:
+            values = tuple(one(part.strip()) for part in word.split(",") if part.strip())
+        except ValueError as error:
+            what = "numbers" if inner[0] in (int, float) else "values"
+            raise ValueError(f"{error}; give a list of {what} with commas between them") from None
         if Ellipsis not in inner and len(values) != len(inner):
             raise ValueError(f"{word!r} has {len(values)} values; give {len(inner)} with commas between them")
         return values

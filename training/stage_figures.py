@@ -1,6 +1,8 @@
 """What each stage measures on held-out samples. Pictures are compared as the product's evaluation does, on 8 bits.
 
 Legend: B batch, C latent channels, H/W pixels, h/w latent cells. z are scaled latents, t (B,) time steps.
+
+More than 350 lines: the figures of all stages side by side, measured alike.
 """
 
 from __future__ import annotations

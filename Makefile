@@ -11,7 +11,7 @@ MINUTES ?= 10
 JOBS ?= logical
 BIN := .venv/bin
 
-.PHONY: setup demo test test-all gpu kernels helm check format lock starter clean
+.PHONY: setup demo test test-all network gpu kernels helm check format lock starter clean
 .DEFAULT_GOAL := help
 
 help:
@@ -32,10 +32,13 @@ demo: setup ## enlarge photographs, then train, register and use a tiny model, a
 	$(BIN)/latentzoom demo --minutes $(MINUTES)
 
 test: setup ## the test suite, some seven minutes on two cores; JOBS=1 runs one test at a time
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow and not gpu" -n $(JOBS) --maxprocesses 8 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow and not gpu and not network" -n $(JOBS) --maxprocesses 8 --dist loadfile
 
 test-all: test ## the test suite, then the slow tests one by one: clusters, kills, long runs
 	$(BIN)/python -m pytest -q -m "slow and not gpu"
+
+network: setup ## a pipeline while packets are lost, links are cut and machines die (root on Linux, iproute2, nftables)
+	$(BIN)/python -m pytest -q -m network
 
 gpu: setup ## everything that only a GPU can show, ten minutes on one card: build/gpu/gpu.md
 	$(BIN)/latentzoom doctor --gpu --out build/gpu

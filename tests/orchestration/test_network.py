@@ -16,7 +16,7 @@ def networks():
         pytest.skip(f"no networks of our own: {reason}")
 
 
-@pytest.mark.slow
+@pytest.mark.network
 @pytest.mark.timeout(3600)
 def test_a_pipeline_ends_the_same_where_packets_are_lost_links_are_cut_and_machines_die(networks, tmp_path):
     with prepared(tmp_path) as cluster:

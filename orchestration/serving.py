@@ -22,6 +22,8 @@ from pipeline.progress import Notice
 
 GRACE = 5
 """Seconds for answers under way when it ends."""
+KEEP_ALIVE = 75
+"""Seconds that a connection may rest between a person's looks: a shorter time closes it as the next request comes."""
 
 
 def run(arguments: Arguments, token: str, notice: Notice) -> int:
@@ -41,7 +43,11 @@ def run(arguments: Arguments, token: str, notice: Notice) -> int:
         threading.Timer(0.5, webbrowser.open, [address]).start()
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     config = uvicorn.Config(
-        make_app(server, Access(token)), access_log=False, log_level="warning", timeout_graceful_shutdown=GRACE
+        make_app(server, Access(token)),
+        access_log=False,
+        log_level="warning",
+        timeout_graceful_shutdown=GRACE,
+        timeout_keep_alive=KEEP_ALIVE,
     )
 
     class Stopping(uvicorn.Server):

@@ -29,7 +29,7 @@ from orchestration.tracking.store_errors import user_errors as user_errors
 from pipeline.redact import clean
 
 if TYPE_CHECKING:
-    from mlflow.entities import Run
+    from mlflow.entities import DatasetInput, Run
 
 
 _PARAM_LIMIT = 6000
@@ -184,8 +184,20 @@ def log_dataset(uri: str, run_id: str, url: str, digest: str, *, name: str = "",
         source=json.dumps({"url": clean(url), "manifest_sha256": digest}),
     )
     with user_errors(uri):
-        client(uri).log_inputs(run_id, datasets=[DatasetInput(dataset, [InputTag("mlflow.data.context", context)])])
+        _link(uri, run_id, DatasetInput(dataset, [InputTag("mlflow.data.context", context)]))
         client(uri).set_tag(run_id, f"data.{context}", digest)
+
+
+def _link(uri: str, run_id: str, data: DatasetInput) -> None:
+    """MLflow looks for a data set, then makes it: of two that do so at once one is refused, and finds it next time."""
+    for attempt in range(3):
+        try:
+            client(uri).log_inputs(run_id, datasets=[data])
+            return
+        except Exception as error:
+            made_meanwhile = "UNIQUE constraint failed: datasets", "duplicate key value"
+            if attempt == 2 or not any(words in str(error) for words in made_meanwhile):
+                raise
 
 
 def short_digest(digest: str) -> str:

@@ -172,6 +172,8 @@ def calls(web: str, photos: str) -> dict[str, list[list[str]]]:
         "bench": [["bench", "--only", f"{dead}"]],
         "import": [["import", "ldm", f"{dead}/model.ckpt", "--model-config", f"{dead}/model.yaml",
                     "--out", "imported"]],
+        "export": [["export", f"{dead}/bundle", "--to", "hub-folder", "--out", "hub"],
+                   ["export", bundle, "--to", "hub-folder", "--out", f"{dead}/hub"]],
         "demo": [["demo", "--workdir", f"{dead}/demo"]],
     }  # fmt: skip
 

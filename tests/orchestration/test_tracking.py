@@ -141,3 +141,23 @@ def test_a_run_is_found_again_whatever_its_folder_is_called(tmp_path, name):
     tracking.start_run(uri, other, tags={"latentzoom.run_dir": f"/data/{other}"})
     assert tracking.find_run(uri, name, tag=("latentzoom.run_dir", f"/data/{name}")) == run_id
     assert tracking.find_run(uri, name, tag=("latentzoom.run_dir", f"/elsewhere/{name}")) is None
+
+
+def test_a_data_set_that_another_run_makes_at_the_same_moment_is_linked(tmp_path, monkeypatch):
+    from mlflow.tracking import MlflowClient
+
+    uri = tracking.tracking_uri(None, tmp_path)
+    run = tracking.start_run(uri, "one")
+    link, refused = MlflowClient.log_inputs, []
+
+    def log_inputs(self, *arguments, **named):
+        if not refused:
+            refused.append(1)
+            raise RuntimeError(
+                "(sqlite3.IntegrityError) UNIQUE constraint failed: datasets.experiment_id, datasets.name"
+            )
+        return link(self, *arguments, **named)
+
+    monkeypatch.setattr(MlflowClient, "log_inputs", log_inputs)
+    tracking.log_dataset(uri, run, "/data/shards", "ab" * 32)
+    assert [made.dataset.name for made in tracking.get_run(uri, run).inputs.dataset_inputs] == ["shards"]

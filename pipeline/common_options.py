@@ -134,6 +134,17 @@ def plain(value: Any) -> Any:
     return str(value)
 
 
+class _ToStandardError(logging.StreamHandler):
+    """Writes to what standard error is when a line comes, which may have been another when the handler was made."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> Any:
+        return getattr(sys.stderr, "console", sys.stderr)
+
+
 def console_log(level: int = logging.INFO) -> None:
     """What is logged from `level` on goes to standard error as plain lines; with --quiet warnings only. Until the block
     of `in_force` ends, where there is one."""
@@ -143,16 +154,15 @@ def console_log(level: int = logging.INFO) -> None:
     if _console is None:
         from pipeline.progress import log_format
 
-        stream = getattr(sys.stderr, "console", sys.stderr)
-        _console = logging.StreamHandler(stream)
-        _console.setFormatter(logging.Formatter(log_format(stream)))
+        _console = _ToStandardError()
+        _console.setFormatter(logging.Formatter(log_format(_console.stream)))
         root.addHandler(_console)
         _console.setLevel(level)
     _console.setLevel(min(level, _console.level))
     root.setLevel(min(level, root.level))
 
 
-_console: logging.Handler | None = None
+_console: _ToStandardError | None = None
 
 
 @contextlib.contextmanager

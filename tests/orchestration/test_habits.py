@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import logging
 import subprocess
 import sys
 import tempfile
@@ -361,3 +362,16 @@ def test_a_closed_answer_is_no_crash(verb):
     verb(lambda words: print("x", file=Closed()) or 0)
     with pytest.raises(BrokenPipeError):
         main(["stand-in"])
+
+
+def test_what_is_logged_goes_to_the_standard_error_of_now(monkeypatch):
+    """A command that ran before in this process, without the boundary, may have had another."""
+    from pipeline.common_options import console_log
+
+    before, now = io.StringIO(), io.StringIO()
+    monkeypatch.setattr(sys, "stderr", before)
+    console_log()
+    before.close()
+    monkeypatch.setattr(sys, "stderr", now)
+    logging.getLogger("latentzoom").warning("hello")
+    assert now.getvalue() == "hello\n"

@@ -45,13 +45,14 @@ COMMON: dict[str, tuple[str, str]] = {
 }
 """Option → (what its value is, "" for a flag; what it does)."""
 
-_now = Common()
+_now: Common | None = None
+"""None between commands."""
 _out: TextIO | None = None
 
 
 def now() -> Common:
     """The common options of the command that runs."""
-    return _now
+    return _now or Common()
 
 
 def split(words: Sequence[str], without: Sequence[str] = ()) -> tuple[Common, list[str]]:
@@ -104,14 +105,14 @@ def taken(verb: str, words: Sequence[str]) -> Iterator[list[str]]:
     """For a verb that may also be started without `latentzoom`: its words without the common options, which are in
     force within the block. Those that hold already stay."""
     common, rest = split(modern(verb, words))
-    with contextlib.nullcontext() if common == Common() else in_force(common):
+    with contextlib.nullcontext() if common == Common() and _now is not None else in_force(common):
         yield rest
 
 
 def answer(text: str, data: Any) -> None:
     """Say a command's result: `text` to people, with --json `data` (JSON types, dataclasses, paths) to programs. A
     number that is none is null there."""
-    print(json.dumps(plain(data), indent=1) if _now.json else text, file=out(), flush=True)
+    print(json.dumps(plain(data), indent=1) if now().json else text, file=out(), flush=True)
 
 
 def out() -> TextIO:
@@ -134,35 +135,25 @@ def plain(value: Any) -> Any:
     return str(value)
 
 
-class _ToStandardError(logging.StreamHandler):
-    """Writes to what standard error is when a line comes, which may have been another when the handler was made."""
-
-    def __init__(self) -> None:
-        logging.Handler.__init__(self)
-
-    @property
-    def stream(self) -> Any:
-        return getattr(sys.stderr, "console", sys.stderr)
-
-
 def console_log(level: int = logging.INFO) -> None:
     """What is logged from `level` on goes to standard error as plain lines; with --quiet warnings only. Until the block
-    of `in_force` ends, where there is one."""
+    of `in_force` ends."""
     global _console
-    level = logging.WARNING if _now.quiet else level
+    level = logging.WARNING if now().quiet else level
     root = logging.getLogger()
     if _console is None:
         from pipeline.progress import log_format
 
-        _console = _ToStandardError()
-        _console.setFormatter(logging.Formatter(log_format(_console.stream)))
+        stream = getattr(sys.stderr, "console", sys.stderr)
+        _console = logging.StreamHandler(stream)
+        _console.setFormatter(logging.Formatter(log_format(stream)))
         root.addHandler(_console)
         _console.setLevel(level)
     _console.setLevel(min(level, _console.level))
     root.setLevel(min(level, root.level))
 
 
-_console: _ToStandardError | None = None
+_console: logging.Handler | None = None
 
 
 @contextlib.contextmanager
@@ -171,7 +162,7 @@ def _own_log() -> Iterator[None]:
     global _console
     root, before = logging.getLogger(), _console
     level, _console = root.level, None
-    if _now.verbose:
+    if now().verbose:
         console_log()
     try:
         yield

@@ -294,6 +294,9 @@ def test_a_submitted_verb_takes_its_settings_along(tmp_path):
         "upscale", "--scale=3", "--quiet", "a.png", "out",
     ]  # fmt: skip
     assert with_settings(["preprocess", "folder", f"--config={file}", "S", "D"][:2]) == ["preprocess", "folder"]
+    assert with_settings(["upscale", "--config", str(file), str(file), "out"]) == [
+        "upscale", "--scale=3", str(file), "out",
+    ]  # fmt: skip
 
 
 def test_common_options_may_be_values_of_none():
@@ -364,14 +367,17 @@ def test_a_closed_answer_is_no_crash(verb):
         main(["stand-in"])
 
 
-def test_what_is_logged_goes_to_the_standard_error_of_now(monkeypatch):
-    """A command that ran before in this process, without the boundary, may have had another."""
-    from pipeline.common_options import console_log
+def test_a_command_that_was_called_by_itself_leaves_nobody_listening(monkeypatch):
+    """Its handler would write INFO lines of other packages into what later commands say, or into a closed stream."""
+    from training.cli import main as train
 
-    before, now = io.StringIO(), io.StringIO()
+    root, before, now = logging.getLogger(), io.StringIO(), io.StringIO()
+    listening = list(root.handlers), root.level
     monkeypatch.setattr(sys, "stderr", before)
-    console_log()
+    assert train(["denoiser", "--preset", "debug", "--data", "nowhere", "--run-dir", "run", "--local"]) == 2
+    assert before.getvalue().startswith("latentzoom: error: ")
     before.close()
     monkeypatch.setattr(sys, "stderr", now)
+    logging.getLogger("botocore").info("Found credentials in environment variables.")
     logging.getLogger("latentzoom").warning("hello")
-    assert now.getvalue() == "hello\n"
+    assert now.getvalue() == "" and (root.handlers, root.level) == listening

@@ -21,7 +21,7 @@ import tyro
 
 from pipeline.common_options import COMMON, did_you_mean, now
 from pipeline.errors import UserError
-from pipeline.options import options_of, spelled
+from pipeline.options import is_union, option_name, options_of, spelled
 
 Options = TypeVar("Options")
 _METAVARS: dict[Any, str] = {int: "NUMBER", float: "NUMBER", str: "TEXT", Path: "PATH"}
@@ -40,10 +40,7 @@ def parse(
     """What the words of a command line ask for, over the settings of --config. Raises `UserError` for unknown names and
     for what `kind` does not allow; `SystemExit` where the rest is wrong (2), and for --help and --show-config (0).
     common: whether the common options belong to this command."""
-    from pipeline import settings_file
-
-    options = options_of(kind)
-    asked = with_settings(kind, words, prog) if common else spelled(options, words, prog)
+    asked = with_settings(kind, words, prog) if common else spelled(options_of(kind), words, prog)
     text = inspect.cleandoc(description or str(kind.__doc__ or ""))
     if common:
         text += f"\n\nOptions of every verb: {', '.join(COMMON)} (latentzoom --help says more)."
@@ -52,18 +49,22 @@ def parse(
     if isinstance(device, str) and device and not re.fullmatch(r"(cpu|cuda|mps|xpu)(:\d+)?", device):
         raise UserError(f"--device {device} is not allowed; use cpu, cuda or cuda:1")
     if common and now().show_config:
-        print(settings_file.shown(options, arguments, prog), end="", file=sys.stdout)
+        from pipeline import settings_file
+
+        print(settings_file.shown(options_of(kind), arguments, prog), end="", file=sys.stdout)
         raise SystemExit(0)
     return arguments
 
 
 def with_settings(kind: type, words: Sequence[str], prog: str) -> list[str]:
     """The words in today's spelling, after those that the settings of --config amount to."""
-    from pipeline import settings_file
-
     options = options_of(kind)
     asked = spelled(options, words, prog)
-    return settings_file.before(options, now().config, asked, prog) if now().config else asked
+    if not now().config:
+        return asked
+    from pipeline import settings_file
+
+    return settings_file.before(options, now().config, asked, prog)
 
 
 def _tyro(kind: type[Options], words: Sequence[str], prog: str, description: str) -> Options:
@@ -112,11 +113,8 @@ def _described(hint: Any, field: dataclasses.Field[Any]) -> Any:
     given = next((note for note in notes if hasattr(note, "help_behavior_hint")), None)
     has_default = field.default is not dataclasses.MISSING
     takes_several = any(note in (tyro.conf.Positional, tyro.conf.UseAppendAction) for note in notes)
-    parser = (
-        []
-        if takes_several and typing.get_origin(plain) is tuple
-        else _parser(plain, f"--{field.name.replace('_', '-')}")
-    )
+    is_sequence = takes_several and typing.get_origin(plain) is tuple
+    parser = [] if is_sequence else _parser(plain, option_name(field.name, given))
     described: Any = tyro.conf.arg(
         metavar=getattr(given, "metavar", None) or _metavar(plain),
         help=getattr(given, "help", None),
@@ -131,9 +129,7 @@ def _described(hint: Any, field: dataclasses.Field[Any]) -> Any:
 
 
 _SPEC = tyro.constructors.PrimitiveConstructorSpec
-
-
-_WORDS = tyro.constructors.PrimitiveConstructorSpec(
+_WORDS = _SPEC(
     nargs="*",
     metavar="[TEXT ...]",
     instance_from_str=lambda words: tuple(words),
@@ -145,11 +141,11 @@ _WORDS = tyro.constructors.PrimitiveConstructorSpec(
 def _parser(plain: Any, option: str) -> list[Any]:
     """For numbers, for one of several words, for lists, and for what may be left out: how one word becomes a value, and
     what is said where it is none."""
-    kinds = [kind for kind in typing.get_args(plain) if kind is not type(None)] if _is_union(plain) else [plain]
+    kinds = [kind for kind in typing.get_args(plain) if kind is not type(None)] if is_union(plain) else [plain]
     kind, choices = kinds[0], typing.get_args(kinds[0]) if typing.get_origin(kinds[0]) is typing.Literal else ()
     is_words = bool(choices) and all(isinstance(choice, str) for choice in choices)
     is_list = typing.get_origin(kind) is tuple
-    if len(kinds) != 1 or not (_is_union(plain) or is_words or is_list or plain in (int, float)):
+    if len(kinds) != 1 or not (is_union(plain) or is_words or is_list or plain in (int, float)):
         return []
     convert = _list_of(kind) if is_list else _one_of(kind, choices, is_words)
     return [
@@ -205,13 +201,9 @@ def _word(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def _is_union(plain: Any) -> bool:
-    return typing.get_origin(plain) in (typing.Union, types.UnionType)
-
-
 def _metavar(plain: Any) -> str | None:
     """None where tyro's own words do: choices and flags."""
-    if _is_union(plain):
+    if is_union(plain):
         kinds = [kind for kind in typing.get_args(plain) if kind is not type(None)]
         return _metavar(kinds[0]) if len(kinds) == 1 else None
     if typing.get_origin(plain) is typing.Literal:

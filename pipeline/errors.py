@@ -8,7 +8,6 @@ import re
 import sys
 import traceback
 from collections.abc import Callable
-from typing import Any
 
 from pipeline.extras import missing
 
@@ -100,17 +99,6 @@ def unreachable(where: str, error: BaseException) -> Unreachable:
 def without_secrets(text: str) -> str:
     """`text` whose URLs have no user names, passwords or queries, which may hold signatures."""
     return re.sub(r"(://)[^/@\s'\"]+@", r"\1", re.sub(r"(://[^\s?'\"]*)\?[^\s'\"]*", r"\1", text))
-
-
-def plain_without_secrets(value: Any) -> Any:
-    """Plain JSON with every text in it `without_secrets`: what a run or a bundle keeps of its settings."""
-    if isinstance(value, str):
-        return without_secrets(value)
-    if isinstance(value, dict):
-        return {key: plain_without_secrets(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain_without_secrets(item) for item in value]
-    return value
 
 
 def exit_status(command: Callable[[], int]) -> int:

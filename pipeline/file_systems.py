@@ -57,12 +57,12 @@ def reaching(url: str) -> Iterator[None]:
             error = (
                 error.__cause__ if isinstance(error.__cause__, Exception) else error
             )  # fsspec's word for all of HTTP
-        if isinstance(error, Unreachable) or not is_network_error(error) or is_local(url) or _is_absent(error):
+        if isinstance(error, Unreachable) or not is_network_error(error) or is_local(url) or is_absent(error):
             raise
         raise unreachable(str(url), error) from error
 
 
-def _is_absent(error: BaseException) -> bool:
+def is_absent(error: BaseException) -> bool:
     """Whether a web server, or S3, answered that there is no such thing."""
     response = getattr(error, "response", None)  # botocore's is a dict
     if isinstance(response, dict) and response.get("Error", {}).get("Code") == "NoSuchKey":

@@ -56,7 +56,7 @@ def options_of(kind: type) -> tuple[Option, ...]:
         found.append(
             Option(
                 field=field.name,
-                name=f"--{getattr(described, 'name', None) or field.name}".replace("_", "-"),
+                name=option_name(field.name, described),
                 kind=_kind(inner, notes),
                 aliases=tuple(getattr(described, "aliases", None) or ()),
                 metavar=str(getattr(described, "metavar", None) or ""),
@@ -68,8 +68,17 @@ def options_of(kind: type) -> tuple[Option, ...]:
     return tuple(dataclasses.replace(o, name=o.metavar or o.field) if o.kind == "positional" else o for o in found)
 
 
+def option_name(field: str, described: Any) -> str:
+    """How a field is written on a command line. described: its `tyro.conf.arg`, None for none."""
+    return f"--{getattr(described, 'name', None) or field}".replace("_", "-")
+
+
+def is_union(hint: Any) -> bool:
+    return typing.get_origin(hint) in (typing.Union, types.UnionType)
+
+
 def _plain(hint: Any) -> Any:
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+    if is_union(hint):
         return next(kind for kind in typing.get_args(hint) if kind is not type(None))
     return hint
 

@@ -17,7 +17,7 @@ import re
 import sys
 import traceback
 import urllib.parse
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TextIO, cast
 
 _USERINFO = re.compile(r"(?P<scheme>[a-zA-Z][a-zA-Z0-9+.-]*://)(?P<user>[^/@\s:'\"]*)(?::(?P<password>[^/\s'\"]*))?@")
@@ -72,10 +72,7 @@ def remember_in(text: str) -> None:
 
 def clean(text: str) -> str:
     """`text` without secret values; of a URL what stands before its @ goes altogether, so that it can still be used."""
-    text = url_without_secrets(text)
-    for secret in known_secrets():
-        text = text.replace(secret, _HIDDEN)
-    return text
+    return clean_values(url_without_secrets(text))
 
 
 def redact(text: str) -> str:
@@ -115,14 +112,14 @@ def url_without_secrets(url: str) -> str:
     return _QUERY.sub(r"\g<name>***", _USERINFO.sub(r"\g<scheme>", url))
 
 
-def plain_without_secrets(value: Any) -> Any:
-    """Plain JSON with every text in it cleaned."""
+def plain_without_secrets(value: Any, cleaned: Callable[[str], str] = clean) -> Any:
+    """Plain JSON with every text in it `cleaned`."""
     if isinstance(value, str):
-        return clean(value)
+        return cleaned(value)
     if isinstance(value, dict):
-        return {key: plain_without_secrets(item) for key, item in value.items()}
+        return {key: plain_without_secrets(item, cleaned) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(plain_without_secrets(item) for item in value)
+        return type(value)(plain_without_secrets(item, cleaned) for item in value)
     return value
 
 

@@ -22,9 +22,9 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import Missing, UserError, first_line
-from pipeline.file_systems import _is_absent
 from pipeline.file_systems import absolute as absolute
 from pipeline.file_systems import filesystem as filesystem
+from pipeline.file_systems import is_absent
 from pipeline.file_systems import is_local as is_local
 from pipeline.file_systems import join as join
 from pipeline.file_systems import reaching as reaching
@@ -54,7 +54,7 @@ def _raise_if_silent(fs: fsspec.AbstractFileSystem, path: str) -> None:
     except FileNotFoundError:
         return
     except Exception as error:
-        if not _is_absent(error):
+        if not is_absent(error):
             raise
 
 

@@ -9,7 +9,8 @@ from pipeline import storage
 from pipeline.autoencoder import Autoencoder
 from pipeline.bundle import Bundle, build_autoencoder
 from pipeline.config import ModelConfig, to_dict
-from pipeline.errors import UserError, plain_without_secrets
+from pipeline.errors import UserError, without_secrets
+from pipeline.redact import plain_without_secrets
 from preprocess.shards.loader import ShardLoader
 from preprocess.shards.manifest import Manifest
 from training.config import StageConfig
@@ -102,7 +103,8 @@ class Context:
         reporter = BackgroundReporter([FolderReporter(self.run_dir, resume_step), *further])
         settings = {"stage": self.stage, **to_dict(self.config), "model": to_dict(self.model), "data": self.data}
         started = self.started_from()
-        reporter.params(plain_without_secrets({**settings, "started_from": started} if started else settings))
+        settings |= {"started_from": started} if started else {}
+        reporter.params(plain_without_secrets(settings, without_secrets))
         return reporter
 
     def started_from(self) -> dict[str, dict[str, str]]:

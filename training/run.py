@@ -18,8 +18,9 @@ import torch
 from pipeline import storage
 from pipeline.bundle import Bundle, load_bundle, save_bundle
 from pipeline.config import ModelConfig, to_dict
-from pipeline.errors import UserError, plain_without_secrets, without_secrets
+from pipeline.errors import UserError, without_secrets
 from pipeline.migrations import CONFIG_VERSION
+from pipeline.redact import plain_without_secrets
 from preprocess.shards.manifest import Manifest, load_manifest
 from training.agreement import check_use, take_over
 from training.alarm import shared_alarm
@@ -316,7 +317,7 @@ def _description(context: Context) -> dict[str, Any]:
     return {
         "stage": context.stage,
         "config_version": CONFIG_VERSION,
-        "settings": plain_without_secrets(to_dict(config)),
+        "settings": plain_without_secrets(to_dict(config), without_secrets),
         **({"as_begun": context.as_begun} if context.as_begun else {}),
         "started_from": context.started_from(),
         "model": to_dict(context.model),

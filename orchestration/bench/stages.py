@@ -107,7 +107,7 @@ def bench_loader(arguments: argparse.Namespace) -> dict[str, float]:
     """Stage 2 from shards, as users run it."""
     with tempfile.TemporaryDirectory(prefix="latentzoom-bench-") as folder:
         preset = narrow_preset(arguments.width, arguments.batch)
-        data, bundle = _make_shards(Path(folder), preset.model)
+        data, bundle = make_shards(Path(folder), preset.model)
         config = dataclasses.replace(
             preset.align, steps=3 * arguments.steps, log_every=1, grid_every=0, checkpoint_every=10**6
         )
@@ -133,7 +133,7 @@ def bench_workers(arguments: argparse.Namespace) -> dict[str, float]:
     speeds = {}
     with tempfile.TemporaryDirectory(prefix="latentzoom-bench-") as folder:
         preset = narrow_preset(arguments.width, 2 * arguments.batch)
-        data, bundle = _make_shards(Path(folder), preset.model)
+        data, bundle = make_shards(Path(folder), preset.model)
         config = dataclasses.replace(
             preset.align, steps=2 * arguments.steps, log_every=arguments.steps, grid_every=0, checkpoint_every=10**6
         )
@@ -149,7 +149,7 @@ def bench_workers(arguments: argparse.Namespace) -> dict[str, float]:
     return {"two_workers_speed": speeds[2] / speeds[1]}
 
 
-def _make_shards(folder: Path, model: ModelConfig) -> tuple[str, str]:
+def make_shards(folder: Path, model: ModelConfig) -> tuple[str, str]:
     from PIL import Image
 
     from preprocess.config import PreprocessConfig

@@ -19,8 +19,7 @@ from functools import partial
 from typing import Any
 
 from orchestration.chain.steps import Result, Step, step_keys
-from orchestration.chain.work import _evaluate, _promote, _register, _shards, _train
-from orchestration.chain.work import parent_run as parent_run
+from orchestration.chain.work import evaluate_step, promote_step, register_step, shards_step, train_step
 from orchestration.registry.starts import place, places
 from pipeline import storage
 from pipeline.config import to_dict
@@ -129,10 +128,12 @@ def _steps(chain: Chain, job: Job) -> list[Step]:
     bundle: Address = lambda done: job.autoencoder or None  # noqa: E731
     before = ""
     if not job.autoencoder or data == "pixels":
-        add("pixels", source, lambda done: _shards(chain, "pixels", None))
+        add("pixels", source, lambda done: shards_step(chain, "pixels", None))
         before = "pixels"
     if stages[0] == "autoencoder":
-        add("autoencoder", stage("autoencoder"), lambda done: _train(chain, "autoencoder", "pixels", None), "pixels")
+        add(
+            "autoencoder", stage("autoencoder"), lambda done: train_step(chain, "autoencoder", "pixels", None), "pixels"
+        )
         bundle, before = (lambda done: done["autoencoder"]["bundle"]), "autoencoder"
     if data == "latents":
         given = {**source, "autoencoder": _bundle_digest(job.autoencoder)} if job.autoencoder else {"again": True}
@@ -146,12 +147,12 @@ def _steps(chain: Chain, job: Job) -> list[Step]:
     add(
         "evaluate",
         {**spec_to_dict(dataclasses.replace(job.evaluation, batch_size=1)), "protocol_version": PROTOCOL_VERSION},
-        lambda done: _evaluate(chain, done, before, data, stages),
+        lambda done: evaluate_step(chain, done, before, data, stages),
         before,
     )
     target = {"model_name": job.model_name, "tracking_uri": job.tracking_uri}
-    add("register", target, lambda done: _register(chain, done, before, data), "evaluate")
-    add("promote", {}, lambda done: _promote(chain, done), "register")
+    add("register", target, lambda done: register_step(chain, done, before, data), "evaluate")
+    add("promote", {}, lambda done: promote_step(chain, done), "register")
     return steps
 
 
@@ -188,11 +189,11 @@ def _bundle_of(name: str, done: dict[str, Result]) -> str:
 
 
 def _encode(chain: Chain, bundle: Address, done: dict[str, Result]) -> Result:
-    return _shards(chain, "latents", bundle(done))
+    return shards_step(chain, "latents", bundle(done))
 
 
 def _later_stage(chain: Chain, name: str, data: str, bundle: Address, done: dict[str, Result]) -> Result:
-    return _train(chain, name, data, bundle(done))
+    return train_step(chain, name, data, bundle(done))
 
 
 def _source_settings(config: PreprocessConfig) -> dict[str, Any]:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from orchestration.chain.job import Chain
 
 
-def _shards(chain: Chain, name: str, bundle: str | None) -> Result:
+def shards_step(chain: Chain, name: str, bundle: str | None) -> Result:
     from preprocess.run import preprocess
 
     job, dest = chain.job, chain.folder(name)
@@ -47,7 +47,7 @@ def _shards(chain: Chain, name: str, bundle: str | None) -> Result:
     }
 
 
-def _train(chain: Chain, stage: str, data: str, bundle: str | None) -> Result:
+def train_step(chain: Chain, stage: str, data: str, bundle: str | None) -> Result:
     job, run_dir = chain.job, chain.folder(stage)
     shards = chain.folder(data)
     found = places(job.preset, stage, job.work, job.tracking_uri, local=job.local)
@@ -109,7 +109,7 @@ def parent_run(chain: Chain) -> str:
     return tracking.start_run(job.tracking_uri, name, params=params)
 
 
-def _evaluate(chain: Chain, done: dict[str, Result], last: str, data: str, stages: list[str]) -> Result:
+def evaluate_step(chain: Chain, done: dict[str, Result], last: str, data: str, stages: list[str]) -> Result:
     from orchestration.evaluation.evaluate import evaluate
     from orchestration.evaluation.report_files import log_report, write_report
 
@@ -135,7 +135,7 @@ def _evaluate(chain: Chain, done: dict[str, Result], last: str, data: str, stage
     return {"report": url, "metric": ", ".join(ours[:3]), "outputs": [url]}
 
 
-def _register(chain: Chain, done: dict[str, Result], last: str, data: str) -> Result:
+def register_step(chain: Chain, done: dict[str, Result], last: str, data: str) -> Result:
     from training.evaluation.report import load_report
 
     job, bundle = chain.job, done[last]["bundle"]
@@ -155,7 +155,7 @@ def _register(chain: Chain, done: dict[str, Result], last: str, data: str) -> Re
     return {"version": found.version, "metric": f"{found.uri}, alias {registry.CANDIDATE}"}
 
 
-def _promote(chain: Chain, done: dict[str, Result]) -> Result:
+def promote_step(chain: Chain, done: dict[str, Result]) -> Result:
     from orchestration.registry.judging import Trial, judge
 
     job, version = chain.job, done["register"]["version"]

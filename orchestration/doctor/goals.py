@@ -21,7 +21,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from orchestration.bench.align import AlignStep, narrow_preset
-from orchestration.bench.stages import _make_shards
+from orchestration.bench.stages import make_shards
 from training.config import Preset, override
 from training.engine import Engine
 from training.paper_presets import ffhq_256
@@ -49,7 +49,7 @@ def goal(measured: float, sign: str, bound: float) -> dict[str, Any]:
 
 def stage2(preset: Preset, device: str, folder: Path, num: int) -> dict[str, Any]:
     """num steps to warm up, in which the network is compiled, and num that are measured."""
-    data, bundle = _make_shards(folder, preset.model)
+    data, bundle = make_shards(folder, preset.model)
     config = dataclasses.replace(preset.align, steps=2 * num + 1, log_every=num, grid_every=0, checkpoint_every=10**6)
     config = dataclasses.replace(config, validate_every=0, bundle_every=0)
     preset = dataclasses.replace(preset, align=config)

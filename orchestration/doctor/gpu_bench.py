@@ -61,7 +61,7 @@ class Bench:
         )
 
 
-def _needs(package: str) -> None:
+def needs(package: str) -> None:
     try:
         importlib.import_module(package)
     except ImportError as error:

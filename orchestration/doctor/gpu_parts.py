@@ -19,13 +19,13 @@ from typing import Any
 
 import torch
 
-from orchestration.bench.stages import _make_shards
+from orchestration.bench.stages import make_shards
 from orchestration.doctor.gpu_bench import STAGES as STAGES
 from orchestration.doctor.gpu_bench import Bench as Bench
 from orchestration.doctor.gpu_bench import Figures as Figures
 from orchestration.doctor.gpu_bench import NotHere as NotHere
 from orchestration.doctor.gpu_bench import NotInstalled as NotInstalled
-from orchestration.doctor.gpu_bench import _needs
+from orchestration.doctor.gpu_bench import needs
 from orchestration.doctor.gpu_kernels import kernels as kernels
 from pipeline.errors import first_line
 from pipeline.model import LatentZoom
@@ -37,7 +37,7 @@ _ROOT = Path(__file__).resolve().parents[2]
 def data(bench: Bench) -> Figures:
     """Pictures, encoded to shards, and a bundle of untrained networks."""
     (bench.folder / "shop").mkdir()
-    _make_shards(bench.folder / "shop", bench.preset.model)
+    make_shards(bench.folder / "shop", bench.preset.model)
     return {}
 
 
@@ -57,7 +57,7 @@ def train_stages(bench: Bench, engine: str, name: str) -> Figures:
 def train_two(bench: Bench, engine: str) -> Figures:
     """As `train_stages` in two processes on one device: by NCCL where it lets them share a card, else by gloo."""
     if engine == "deepspeed":
-        _needs("deepspeed")
+        needs("deepspeed")
     said = []
     for backend in ["gloo"] if bench.is_tiny else ["nccl", "gloo"]:
         result = bench.folder / f"{engine}-{backend}.json"
@@ -160,7 +160,7 @@ def decode(bench: Bench) -> Figures:
 
 def tests(bench: Bench) -> Figures:
     """The tests that need a GPU; a rehearsal counts them."""
-    _needs("pytest")
+    needs("pytest")
     if not (_ROOT / "tests").is_dir():
         raise NotHere("the tests come with the source")
     command = [
@@ -186,7 +186,7 @@ def tests(bench: Bench) -> Figures:
 
 def mlflow(bench: Bench) -> Figures:
     """A stage with its figures in a tracking store."""
-    _needs("mlflow")
+    needs("mlflow")
     from orchestration.cli import main
 
     words = ["train", "denoiser", "--preset", "debug", "--data", bench.data, "--bundle", bench.bundle, "--local"]
@@ -201,7 +201,7 @@ def mlflow(bench: Bench) -> Figures:
 
 def ray(bench: Bench) -> Figures:
     """A stage on one Ray Train worker, with distributed data parallel. A rehearsal takes one step."""
-    _needs("ray")
+    needs("ray")
     from orchestration.cluster.ray_train import launch
 
     preset = override(bench.preset, ["denoiser.steps=1", "denoiser.micro_batch=8"]) if bench.is_tiny else bench.preset

@@ -9,13 +9,13 @@ from typing import Any
 from orchestration.registry import champion
 from orchestration.registry import versions as registry
 from orchestration.registry.model_card import stage_line
+from orchestration.registry.version import TAG
 from orchestration.registry.versions import Version
 from orchestration.tracking import store as tracking
 from orchestration.tracking.local_store import artifact_place, local_path
 from pipeline.errors import UserError
 from pipeline.redact import url_without_secrets
 
-_TAG = "latentzoom."
 LOST = "LOST"
 """Begins what the registry knows of and the store no longer has."""
 
@@ -39,24 +39,22 @@ def lineage(uri: str, *, tracking_uri: str | None = None) -> dict[str, str]:
         "registered": _time(found.creation_timestamp),
         "logged model": _logged_model(version, store),
         "bundle": _bundle(version, store),
-        "bundle sha256": tags.get(_TAG + "bundle_digest", ""),
-        "bundle source": tags.get(_TAG + "bundle_source", ""),
+        "bundle sha256": tags.get(TAG + "bundle_digest", ""),
+        "bundle source": tags.get(TAG + "bundle_source", ""),
         **_runs(version, store),
-        "git commit": tags.get(_TAG + "git_commit", ""),
-        "lock sha256": tags.get(_TAG + "lock_sha256", ""),
-        "versions": _plain(tags.get(_TAG + "versions")),
-        "config": tags.get(_TAG + "config", ""),
-        "encoder sha256": tags.get(_TAG + "encoder_identity", ""),
+        "git commit": tags.get(TAG + "git_commit", ""),
+        "lock sha256": tags.get(TAG + "lock_sha256", ""),
+        "versions": _plain(tags.get(TAG + "versions")),
+        "config": tags.get(TAG + "config", ""),
+        "encoder sha256": tags.get(TAG + "encoder_identity", ""),
         "stages": _stages(tags),
-        "training data": _data(
-            tags.get(_TAG + "dataset_url"), tags.get(_TAG + "dataset_digest"), "register with --data"
-        ),
+        "training data": _data(tags.get(TAG + "dataset_url"), tags.get(TAG + "dataset_digest"), "register with --data"),
         "evaluation data": report_lost
         or (_data(report["data"], report["data_digest"], "") if report else _data(None, None, "--report")),
         "figures": report_lost or _figures(report),
-        "promotion": _plain(tags.get(_TAG + "promotion")) if _TAG + "promotion" in tags else "not judged yet",
+        "promotion": _plain(tags.get(TAG + "promotion")) if TAG + "promotion" in tags else "not judged yet",
         "champion before": _before(tags, is_champion=str(aliases.get(registry.CHAMPION, "")) == version.version),
-        "rolled back": tags.get(_TAG + "rolled_back") or "never",
+        "rolled back": tags.get(TAG + "rolled_back") or "never",
         "description": (found.description or "").strip().splitlines()[0] if (found.description or "").strip() else "",
     }
     return {key: value or "not recorded" for key, value in fields.items()}
@@ -71,7 +69,7 @@ def _bundle(version: Version, store: str) -> str:
     try:
         place = registry.bundle_place(version, store)
         local = local_path(place)
-        if local is not None and registry.bundle_digest(local) != version.tags.get(_TAG + "bundle_digest"):
+        if local is not None and registry.bundle_digest(local) != version.tags.get(TAG + "bundle_digest"):
             return f"{LOST}: {place} is not the bundle that was registered"
         return place
     except UserError as error:
@@ -117,7 +115,7 @@ def _before(tags: dict[str, str], *, is_champion: bool) -> str:
 
 
 def _stages(tags: dict[str, str]) -> str:
-    stages = json.loads(tags.get(_TAG + "meta", "{}")).get("stages", {})
+    stages = json.loads(tags.get(TAG + "meta", "{}")).get("stages", {})
     return ", ".join(stage_line(stage, facts) for stage, facts in stages.items())
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from orchestration.registry.logged_model import BUNDLE_PATH
 from orchestration.registry.stored_bundle import bundle_digest, cached, verify_bundle
-from orchestration.registry.version import _TAG, Version, parse_model_uri, require_version
+from orchestration.registry.version import TAG, Version, parse_model_uri, require_version
 from orchestration.tracking import local_store
 from orchestration.tracking import store as tracking
 from pipeline import storage
@@ -39,7 +39,7 @@ def resolve(uri: str, *, tracking_uri: str | None = None) -> Path:
     name, which = parse_model_uri(uri)
     store = tracking.tracking_uri(tracking_uri)
     version = require_version(name, which, store)
-    digest = version.tags.get(_TAG + "bundle_digest", "")
+    digest = version.tags.get(TAG + "bundle_digest", "")
     if not digest:
         raise UserError(f"{version.uri} holds no bundle; it was not registered by `latentzoom register`")
     return cached(digest, bundle_place(version, store), store, f"the bundle of {version.uri}")

@@ -7,7 +7,7 @@ import tempfile
 from typing import Any
 
 from orchestration.registry.logged_model import REPORT_PATH
-from orchestration.registry.version import _TAG, Version
+from orchestration.registry.version import TAG, Version
 from orchestration.tracking import local_store
 from orchestration.tracking import store as tracking
 from pipeline import storage
@@ -16,7 +16,7 @@ from pipeline.errors import UserError
 
 def stored_report(version: Version, *, tracking_uri: str) -> dict[str, Any] | None:
     """The evaluation report given at registration; None when none was. `UserError` when it is lost."""
-    if not version.tags.get(_TAG + "report"):
+    if not version.tags.get(TAG + "report"):
         return None
     reason = "its run and its model are no longer in the store"
     for place in _report_places(version, tracking_uri):
@@ -36,7 +36,7 @@ def _report_places(version: Version, uri: str) -> list[str]:
     places = []
     for lookup, path in (
         (lambda: client.get_logged_model(version.model_id).artifact_location, REPORT_PATH),
-        (lambda: client.get_run(version.run_id).info.artifact_uri, version.tags[_TAG + "report"]),
+        (lambda: client.get_run(version.run_id).info.artifact_uri, version.tags[TAG + "report"]),
     ):
         with contextlib.suppress(UserError), tracking.user_errors(uri):
             places.append(f"{local_store.artifact_place(uri, str(lookup())).rstrip('/')}/{path}")

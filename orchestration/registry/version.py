@@ -10,7 +10,8 @@ from pipeline.errors import UserError
 from pipeline.redact import url_without_secrets
 
 CANDIDATE = "candidate"
-_TAG = "latentzoom."
+TAG = "latentzoom."
+"""What the names of our tags begin with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +55,7 @@ def get_version(name: str, which: str, *, tracking_uri: str | None = None) -> Ve
     return Version(
         name=name,
         version=str(found.version),
-        model_id=found.tags.get(_TAG + "model_id", ""),
+        model_id=found.tags.get(TAG + "model_id", ""),
         run_id=str(found.run_id or ""),
         tags=dict(found.tags),
     )

@@ -27,8 +27,8 @@ from orchestration.registry.stored_bundle import bundle_digest as bundle_digest
 from orchestration.registry.stored_bundle import copy_checked
 from orchestration.registry.stored_bundle import verify_bundle as verify_bundle
 from orchestration.registry.stored_report import stored_report as stored_report
-from orchestration.registry.version import _TAG
 from orchestration.registry.version import CANDIDATE as CANDIDATE
+from orchestration.registry.version import TAG
 from orchestration.registry.version import Version as Version
 from orchestration.registry.version import check_name as check_name
 from orchestration.registry.version import get_version as get_version
@@ -75,7 +75,7 @@ def register(
             model_id = log_model(uri, own_run, folder, bundle, name=name, tags=all_tags, params=params, report=report)
             try:
                 _log_figures(uri, own_run, model_id, metrics or {}, report, dataset)
-                all_tags[_TAG + "model_id"] = model_id
+                all_tags[TAG + "model_id"] = model_id
                 card = model_card(name, bundle, report, dataset, all_tags)
                 version = _create_version(uri, name, model_id, own_run, all_tags, card)
             except BaseException:
@@ -121,10 +121,10 @@ def registered_by(job: str, name: str, *, tracking_uri: str) -> Version | None:
 
 def _tagged(uri: str, name: str, tag: str, value: str) -> list[str]:
     """Numbers of the versions with this tag, the first one first."""
-    conditions = f"{tracking.equals('name', name)} and {tracking.equals(f'tags.`{_TAG}{tag}`', value)}"
+    conditions = f"{tracking.equals('name', name)} and {tracking.equals(f'tags.`{TAG}{tag}`', value)}"
     with tracking.user_errors(uri):
         found = tracking.client(uri).search_model_versions(conditions, max_results=1000)
-    same = [v for v in found if v.name == name and v.tags.get(_TAG + tag) == value]
+    same = [v for v in found if v.name == name and v.tags.get(TAG + tag) == value]
     return sorted((str(v.version) for v in same), key=int)
 
 
@@ -159,7 +159,7 @@ def promote(
             raise UserError(f"{missing.uri} has no evaluation report; run `promote` with --data to evaluate both")
     for version, report in ((old, old_report), (new, new_report)):
         measured = (report or {}).get("bundle_digest")
-        if version is not None and measured not in (None, version.tags.get(_TAG + "bundle_digest")):
+        if version is not None and measured not in (None, version.tags.get(TAG + "bundle_digest")):
             raise UserError(f"{version.uri} is not what was measured, an alias of {name} moved; run `promote` again")
     _require_usable(new, uri)
     decision = decide(old_report, new_report or {}, rule)
@@ -167,7 +167,7 @@ def promote(
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         log = {"decision": decision.summary(), "rule": decision.rule, "time": now}
         if not decision.promote:
-            client.set_model_version_tag(name, new.version, _TAG + "promotion", json.dumps(log))
+            client.set_model_version_tag(name, new.version, TAG + "promotion", json.dumps(log))
             return decision
         with champion.moving(uri, name):
             now_champion = get_version(name, CHAMPION, tracking_uri=uri)
@@ -175,7 +175,7 @@ def promote(
                 raise UserError(f"the champion of {name} changed while it was being judged; run `promote` again")
             if now_champion:
                 champion.settle(uri, name, now_champion.version, now_champion.tags)
-            client.set_model_version_tag(name, new.version, _TAG + "promotion", json.dumps(log))
+            client.set_model_version_tag(name, new.version, TAG + "promotion", json.dumps(log))
             champion.move(uri, name, old.version if old else "", new.version)
     return decision
 
@@ -196,7 +196,7 @@ def rollback(name: str, *, tracking_uri: str | None = None) -> Version:
             raise UserError(f"the champion of {name} changed just now; look at it, and run `rollback` again")
         champion.settle(uri, name, current.version, current.tags)
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        client.set_model_version_tag(name, current.version, _TAG + "rolled_back", now)
+        client.set_model_version_tag(name, current.version, TAG + "rolled_back", now)
         champion.move_back(uri, name, target.version)
     return target
 
@@ -239,7 +239,7 @@ def _version_tags(
         tags |= {"dataset_url": dataset[0], "dataset_digest": dataset[1]}
     if report is not None:
         tags |= {"report": "evaluation/report.json", "evaluation_digest": str(report.get("data_digest", ""))}
-    return {_TAG + key: value for key, value in tags.items() if value}
+    return {TAG + key: value for key, value in tags.items() if value}
 
 
 def _log_figures(

@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from pydantic import BaseModel, Field
 
 from orchestration.serve.catalogue import Catalogue
-from orchestration.serve.deep_zoom import TILE, Pyramid
+from orchestration.serve.deep_zoom import TILE
 from orchestration.serve.desk import Busy, Desk, Unwanted
 from orchestration.serve.features import FeatureWork, IsWanted
 from orchestration.serve.jobs import Jobs
@@ -205,8 +205,7 @@ class Server:
 
     def described(self, scene: Scene) -> Told:
         """What a client is told of a picture."""
-        entry = scene.entry
-        pyramid = Pyramid(entry.size)
+        entry, pyramid = scene.entry, scene.pyramid
         return Told(
             id=entry.id,
             name=entry.name,

@@ -248,8 +248,8 @@ def _evaluation(preset: Preset) -> EvaluationSpec:
 
 
 def _run(chain: Chain, arguments: Arguments, steps: list) -> dict[str, Result]:
-    from orchestration.chain.job import parent_run
     from orchestration.chain.steps import run_steps, statuses
+    from orchestration.chain.work import parent_run
     from orchestration.tracking import store as tracking
     from orchestration.tracking.outages import patiently
     from training.config import STAGES

@@ -78,13 +78,13 @@ def with_settings(command: list[str]) -> list[str]:
     verb, *words = command
     if verb == "import" or not (common := split(words)[0]).config:
         return command
-    rest = [word for word in words if word not in _config_words(words)]
+    rest = _without_config(words)
     kind, place = kind_of(verb, rest)
     first, rest = rest[:place], rest[place:]
     options = options_of(kind)
     return [verb, *first, *settings_file.before(options, common.config, rest, " ".join(["latentzoom", verb, *first]))]
 
 
-def _config_words(words: list[str]) -> list[str]:
+def _without_config(words: list[str]) -> list[str]:
     place = next(i for i, word in enumerate(words) if word.partition("=")[0] == "--config")
-    return words[place : place + (1 if "=" in words[place] else 2)]
+    return words[:place] + words[place + (1 if "=" in words[place] else 2) :]

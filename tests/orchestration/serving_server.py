@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import requests
 import uvicorn
+from PIL import Image
 
 from orchestration.serve.access import Access
 from orchestration.serve.app import Limits, Server, make_app
@@ -52,3 +55,16 @@ def running(
     finally:
         app.should_exit = True
         thread.join()
+
+
+def png(array: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(array).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def wait(until, seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not until():
+        assert time.monotonic() < end
+        time.sleep(0.02)

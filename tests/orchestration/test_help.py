@@ -1,36 +1,12 @@
 """Help and argument mistakes come at once and without Python in them."""
 
-import json
 import subprocess
 import sys
 
 import pytest
+from fresh_commands import answers
 
 from orchestration.cli import VERBS
-
-PROGRAM = """
-import contextlib, io, json, sys
-from orchestration.cli import main
-answers = []
-for line in json.loads(sys.argv[1]):
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            status = main(line)
-        except SystemExit as end:
-            status = end.code
-    heavy = sorted({"torch", "diffusers", "ray", "mlflow"} & sys.modules.keys())
-    answers.append([status, out.getvalue(), err.getvalue(), heavy])
-print(json.dumps(answers))
-"""
-
-
-def answers(lines):
-    """(exit status, what was printed, what was said, heavy modules imported by then) of each command line."""
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, json.dumps(lines)], capture_output=True, text=True, check=True
-    )
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 @pytest.fixture(scope="module")

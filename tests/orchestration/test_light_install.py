@@ -2,50 +2,36 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from fresh_commands import answers
 from PIL import Image
 from tiny_bundle import make_bundle
 
 from orchestration.cli import VERBS
 
 TESTS = Path(__file__).resolve().parent
-PROGRAM = """
-import contextlib, io, json, sys
+HIDE = """
 from distributions import declared, hide_all_but
 hide_all_but(declared())
-from orchestration.cli import main
-answers = []
-for line in json.loads(sys.argv[1]):
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            status = main(line)
-        except SystemExit as end:
-            status = end.code
-    answers.append([status or 0, out.getvalue(), err.getvalue()])
-print(json.dumps(answers))
 """
 
 
-def answers(lines: list[list[str]], folder: Path) -> list[tuple[int, str, str]]:
+def plain_answers(lines: list[list[str]], folder: Path) -> list[tuple[int, str, str]]:
     """(exit status, what was printed, what was said) of each command line, with the plain installation's packages."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS.parents[1]), str(TESTS)])}
-    command = [sys.executable, "-c", PROGRAM, json.dumps(lines)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment)
-    assert done.returncode == 0, done.stderr
-    return [tuple(answer) for answer in json.loads(done.stdout.splitlines()[-1])]
+    found = answers(lines, before=HIDE, folder=folder, environment=environment)
+    return [(status or 0, printed, said) for status, printed, said, _ in found]
 
 
 def test_the_plain_installation_generates_and_upscales(tmp_path):
     Image.effect_noise((20, 16), 60).convert("RGB").save(tmp_path / "small.png")
     make_bundle(tmp_path / "model")
-    made = answers(
+    made = plain_answers(
         [
             ["upscale", "small.png", "large.png", "--scale", "2.5"],
             ["upscale", "small.png", "large.tif", "--scale", "2"],
@@ -86,7 +72,7 @@ def test_what_lacks_an_extra_says_which(tmp_path):
     }
     wrong = [
         (line, answer)
-        for line, answer in zip(asked, answers([line.split() for line in asked], tmp_path))
+        for line, answer in zip(asked, plain_answers([line.split() for line in asked], tmp_path))
         if answer[0] != 2 or f"pip install '{asked[line]}'" not in answer[2].splitlines()[-1] or "Trace" in answer[2]
     ]
     assert wrong == []

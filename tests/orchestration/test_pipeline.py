@@ -154,7 +154,7 @@ def test_a_continued_job_reopens_its_run_and_its_first_error_is_the_one_shown(
             monkeypatch.setattr(tracking, "end_run", lambda *_: (_ for _ in ()).throw(tracking.StoreError("gone")))
         raise UserError("no space left")
 
-    monkeypatch.setattr(job, "_train", train)
+    monkeypatch.setattr(job, "train_step", train)
     for _ in range(2):
         assert main(command(images, work)) == 2
         error = capsys.readouterr().err

@@ -15,7 +15,7 @@ import requests
 import skimage.data
 import torch
 from PIL import Image
-from serving_server import Running, running
+from serving_server import Running, png, running
 from tiny_bundle import make_bundle
 
 from orchestration.serve.app import Limits
@@ -24,12 +24,6 @@ from orchestration.serve.deep_zoom import Pyramid
 from orchestration.serve.shelf import Shelf
 from pipeline import LatentZoom
 from pipeline.errors import UserError
-
-
-def png(array: np.ndarray) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(array).save(stream, "PNG")
-    return stream.getvalue()
 
 
 def pixels(answer: requests.Response) -> np.ndarray:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import io
 import os
 import signal
 import socket
@@ -14,12 +13,10 @@ import threading
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import requests
 import skimage.data
-from PIL import Image
-from serving_server import Running, running
+from serving_server import Running, png, running, wait
 from tiny_bundle import make_bundle
 
 from orchestration.serve import shelf as shelves
@@ -33,23 +30,10 @@ from pipeline.reading import read_picture
 PHOTO = skimage.data.coffee()
 
 
-def png(array: np.ndarray) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(array).save(stream, "PNG")
-    return stream.getvalue()
-
-
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
     with running(tmp_path_factory.mktemp("shelf")) as served:
         yield served
-
-
-def wait(until, seconds: float = 30.0) -> None:
-    end = time.monotonic() + seconds
-    while not until():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def test_pages_of_others_change_nothing(served: Running):
@@ -112,14 +96,14 @@ def test_a_rendering_stops_when_its_client_leaves(served: Running):
     served.get(f"/pictures/{ident}/tiles/10/0_0")
     with socket.create_connection(("127.0.0.1", int(served.url.rpartition(":")[2]))) as client:
         client.sendall(f"GET /pictures/{ident}/render?scale=25 HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
-        wait(lambda: served.server.renderers.busy == 1)
+        wait(lambda: served.server.renderers.busy == 1, 30.0)
         # Tiles are drawn beside it, and another rendering does not take its name.
         name = next(iter(served.server.jobs))
         assert served.get(f"/pictures/{ident}/tiles/12/3_3").status_code == 200
         answer = served.get(f"/pictures/{ident}/render", job=name)
         assert answer.status_code == 422 and "under way already" in answer.json()["error"]
-    wait(lambda: not served.server.jobs)
-    wait(lambda: served.server.renderers.busy == 0)
+    wait(lambda: not served.server.jobs, 30.0)
+    wait(lambda: served.server.renderers.busy == 0, 30.0)
 
 
 def test_a_thread_that_works_on_after_its_time_is_not_free():
@@ -153,7 +137,7 @@ def test_memory_is_bounded_without_a_tile_too(tmp_path):
     with running(tmp_path, limits=Limits(memory_bytes=2 << 20)) as served:
         for number in range(6):
             served.give(png(PHOTO + number))
-        wait(lambda: served.server.samplers.busy == 0)
+        wait(lambda: served.server.samplers.busy == 0, 30.0)
         assert len(served.server.scenes._scenes) <= 2
 
 
@@ -201,19 +185,19 @@ def test_a_latent_that_cannot_be_made_is_said_and_its_progress_told(tmp_path):
         assert not told["is_ready"]
         for _ in range(10):
             go.release()
-        wait(lambda: served.get(f"/pictures/{ident}").json()["progress"] > 0.4)
+        wait(lambda: served.get(f"/pictures/{ident}").json()["progress"] > 0.4, 30.0)
         assert not served.get(f"/pictures/{ident}").json()["is_ready"]
         model._run_denoiser = run
         for _ in range(50):
             go.release()
-        wait(lambda: served.get(f"/pictures/{ident}").json()["is_ready"])
+        wait(lambda: served.get(f"/pictures/{ident}").json()["is_ready"], 30.0)
 
         def broken(*inputs):
             raise UserError("the denoiser is ill")
 
         model._run_denoiser = broken
         ident = served.give(png(PHOTO[:16, 20:36]))["id"]
-        wait(lambda: served.get(f"/pictures/{ident}").json()["problem"])
+        wait(lambda: served.get(f"/pictures/{ident}").json()["problem"], 30.0)
         assert served.get(f"/pictures/{ident}").json()["problem"] == "the denoiser is ill"
         assert served.get(f"/pictures/{ident}/tiles/6/0_0").json()["error"] == "the denoiser is ill"
         model._run_denoiser = run  # it is no picture's end
@@ -288,7 +272,7 @@ def test_ctrl_c_ends_a_long_rendering(tmp_path):
         requests.get(f"{url}/pictures/{ident}/tiles/10/0_0", timeout=60)
         asking = threading.Thread(target=lambda: _quietly(f"{url}/pictures/{ident}/render?scale=25"))
         asking.start()
-        wait(lambda: "latentzoom_serve_rendering 1.0" in requests.get(f"{url}/metrics", timeout=60).text)
+        wait(lambda: "latentzoom_serve_rendering 1.0" in requests.get(f"{url}/metrics", timeout=60).text, 30.0)
         time.sleep(1)
         started = time.monotonic()
         process.send_signal(signal.SIGINT)

@@ -19,7 +19,7 @@ import requests
 import skimage.data
 import torch
 from PIL import Image
-from serving_server import Running, running
+from serving_server import Running, png, running, wait
 
 from orchestration.serve import catalogue as catalogues
 from orchestration.serve import jobs as job_module
@@ -36,23 +36,10 @@ PHOTO = skimage.data.coffee()[:150, :200]
 """Four blocks of features for the starter."""
 
 
-def png(array: np.ndarray) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(array).save(stream, "PNG")
-    return stream.getvalue()
-
-
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
     with running(tmp_path_factory.mktemp("shelf")) as served:
         yield served
-
-
-def wait(until, seconds: float = 60.0) -> None:
-    end = time.monotonic() + seconds
-    while not until():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def test_each_is_served_in_turn_however_much_one_asks_for():

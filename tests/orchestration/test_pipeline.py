@@ -14,6 +14,7 @@ from small_pictures import make_pictures
 from tiny_bundle import make_bundle
 
 from orchestration.chain import job
+from orchestration.chain.work import parent_run
 from orchestration.cli import main
 from orchestration.registry import versions as registry
 from orchestration.tracking import store as tracking
@@ -148,7 +149,7 @@ def test_a_continued_job_reopens_its_run_and_its_first_error_is_the_one_shown(
     seen = []
 
     def train(chain, *_):
-        run = tracking.get_run(uri, job.parent_run(chain))
+        run = tracking.get_run(uri, parent_run(chain))
         seen.append((run.info.run_id, run.info.status))
         if not is_answering:
             monkeypatch.setattr(tracking, "end_run", lambda *_: (_ for _ in ()).throw(tracking.StoreError("gone")))

@@ -95,6 +95,7 @@ class MlflowReporter:
                 self._giving_up.set()
                 self._spill_rest(self._in_flight)  # it may be delivered yet, or end with this process
                 self._spill_rest(self._queue)
+                self._queue.put(None)  # the one from above was taken with the rest: the thread ends when it can
         if self.num_spilled:
             _log.warning(
                 "MLflow at %s could not take %d events; they wait in %s", self._shown, self.num_spilled, self.spill

@@ -52,6 +52,7 @@ def test_figure_that_is_being_sent_when_the_run_ends_is_kept(server: Hanging, tm
     assert kept(tmp_path / "spill.jsonl") == [0, 1, 2]  # the process may end now
     server.answer.set()
     mlflow._thread.join(10)
+    assert not mlflow._thread.is_alive()
     assert kept(tmp_path / "spill.jsonl") == [0, 1, 2]
 
 
@@ -66,6 +67,7 @@ def test_figures_kept_while_older_ones_are_replayed(server: Hanging, tmp_path: P
     mlflow.close()
     server.answer.set()
     mlflow._thread.join(10)
+    assert not mlflow._thread.is_alive()
     assert kept(spill) == [0, 1, 2]
 
 

@@ -10,18 +10,19 @@ from collections.abc import Iterator
 from typing import Any
 
 from orchestration.cluster.ray_train import cpus_for_each, gpus_of_each, machine_cpus, start_ray
-from orchestration.evaluation.speed import with_speed
 from orchestration.registry import versions as registry
 from orchestration.registry.stored_bundle import in_cache
 from orchestration.tracking import store as tracking
 from pipeline import storage
 from pipeline.errors import UserError
+from pipeline.model import LatentZoom
 from preprocess.workers import ActorPool
 from training.evaluation.chunk import Arrays, ChunkWorker
 from training.evaluation.data import Pictures
 from training.evaluation.networks import PACKAGED
 from training.evaluation.report import Report
 from training.evaluation.spec import EvaluationSpec, ModelReference
+from training.evaluation.speed import with_speed
 from training.starts import address
 
 Chunk = tuple[int, int]
@@ -71,19 +72,24 @@ def speed_on_ray(
     tracking_uri: str | None = None,
     gpus_per_worker: float | None = None,
 ) -> Report:
-    """`with_speed` on a worker of the cluster."""
+    """`with_speed` of the model at an address, on a worker of the cluster."""
     import ray
     from ray.exceptions import RayTaskError
 
     with _ray():
         options, device = _place(1, gpus_per_worker)
-        task = ray.remote(with_speed).options(**options)
-        where = {"tracking_uri": tracking.tracking_uri(tracking_uri), "device": device}
+        task = ray.remote(_speed).options(**options)
+        uri = tracking.tracking_uri(tracking_uri)
         try:
-            found: Report = ray.get(task.remote(report, spec, address(model), **where))
+            found: Report = ray.get(task.remote(report, spec, address(model), uri, device))
         except RayTaskError as error:
             raise (error.cause if isinstance(error.cause, UserError) else error) from None
     return found
+
+
+def _speed(report: Report, spec: EvaluationSpec, model: str, tracking_uri: str, device: str) -> Report:
+    found = LatentZoom.load(str(registry.resolve(model, tracking_uri=tracking_uri)), device=device)
+    return with_speed(report, spec, found)
 
 
 @contextlib.contextmanager

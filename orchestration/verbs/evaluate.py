@@ -178,9 +178,12 @@ def run(arguments: Arguments, spec: EvaluationSpec) -> Report:
 
         report = speed_on_ray(report, spec, arguments.model, tracking_uri=uri, gpus_per_worker=gpus)
     elif arguments.speed:
-        from orchestration.evaluation.speed import with_speed
+        from orchestration.registry import versions as registry
+        from pipeline.model import LatentZoom
+        from training.evaluation.speed import with_speed
 
-        report = with_speed(report, spec, arguments.model, tracking_uri=uri, device=device)
+        model = LatentZoom.load(str(registry.resolve(arguments.model, tracking_uri=uri)), device=device)
+        report = with_speed(report, spec, model)
     write_report(report, pictures, arguments.out)
     if arguments.run_id:
         log_report(report, arguments.out, arguments.run_id, tracking_uri=uri)

@@ -6,25 +6,16 @@ import dataclasses
 
 import torch
 
-from orchestration.registry import versions as registry
 from pipeline.metrics.speed import measure
 from pipeline.model import LatentZoom
 from training.evaluation.report import Figure, Report
 from training.evaluation.spec import EvaluationSpec, scale_name, size_name
 
 
-def with_speed(
-    report: Report,
-    spec: EvaluationSpec,
-    address: str,
-    *,
-    tracking_uri: str | None = None,
-    device: str = "cpu",
-    num: int = 3,
-) -> Report:
-    """The report with `fps` and `peak_memory_mb` of the model at `address` added: whole upscaling runs for SR, decoding
-    alone otherwise."""
-    model = LatentZoom.load(str(registry.resolve(address, tracking_uri=tracking_uri)), device=device)
+def with_speed(report: Report, spec: EvaluationSpec, model: LatentZoom, *, num: int = 3) -> Report:
+    """The report with `fps` (pictures a second) and, where the device counts it, `peak_memory_mb` of the model added:
+    whole upscaling runs for SR, decoding alone otherwise; the median of `num` runs after one."""
+    device = str(model.device)
     latent = torch.zeros(1, model.config.autoencoder.latent_channels, *(model.config.latent_size,) * 2, device=device)
     side = model.config.lr_size or model.config.latent_size
     settings = [(scale_name(s), (round(side * s),) * 2) for s in spec.scales]

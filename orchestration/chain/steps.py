@@ -22,6 +22,8 @@ from pipeline.errors import UserError
 
 Result = dict[str, Any]
 State = Literal["done", "stale", "missing"]
+UNFINISHED = "has not finished yet"
+"""Why a step runs that has left no result."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +73,7 @@ def statuses(work: str, steps: Sequence[Step]) -> list[Status]:
 
 def _judge(stored: dict[str, Any] | None, step: Step, keys: dict[str, str]) -> tuple[State, str]:
     if stored is None:
-        return "missing", "has not finished yet"
+        return "missing", UNFINISHED
     if stored["key"] == keys[step.name]:
         gone = [url for url in stored["result"].get("outputs", ()) if not storage.exists(url)]
         return ("missing", f"its result {gone[0]} is gone") if gone else ("done", "")

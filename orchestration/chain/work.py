@@ -61,6 +61,9 @@ def train_step(chain: Chain, stage: str, data: str, bundle: str | None) -> Resul
     return {
         "bundle": result.bundle,
         "run_id": spec["run_id"],
+        "first_loss": result.first_loss,
+        "last_loss": result.last_loss,
+        "num_steps": result.steps,
         "metric": metric,
         "outputs": [storage.join(result.bundle, "config.json")],
     }

@@ -1,41 +1,35 @@
-"""The whole system in two acts, small: every step calls what its own verb calls.
+"""The demo's two acts: photographs enlarged at once, then the chain of `latentzoom pipeline` on one picture.
 
-1. photographs → enlarged by the starter that ships
-2. one picture → shards → autoencoder → shards with latents → decoder → denoiser → align → evaluate → register →
-   promote → load the champion back → draw new fields
+1. photographs → enlarged by the starter that ships; one picture → a folder of pictures
+2. the chain of `latentzoom pipeline` with the preset `demo`, from that folder to the champion → new fields measured at
+   two sizes → the champion loaded back, which draws the sheet
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import re
 import shutil
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
+from orchestration.chain.job import Chain, Job
 from orchestration.chain.steps import Result, Step
-from orchestration.cluster.ray_train import launch
 from orchestration.demo import enlargements, fields, photos
 from orchestration.demo.contact_sheet import contact_sheet
 from orchestration.evaluation.evaluate import evaluate
 from orchestration.pictures.output import save_atomically
 from orchestration.registry import versions as registry
-from orchestration.tracking import store as tracking
-from orchestration.tracking.stage_run import stage_run
-from pipeline.config import to_dict
 from pipeline.errors import UserError
 from pipeline.model import LatentZoom
 from pipeline.starter import starter_path
 from preprocess.config import PreprocessConfig
-from preprocess.run import preprocess
-from training.config import Preset, preset_to_dict
+from training.config import Preset
 from training.evaluation.networks import with_found_lpips
+from training.evaluation.report import load_report
 from training.evaluation.spec import EvaluationSpec
-from training.identity import deciding
 from training.presets import demo as demo_preset
 
 NUM_WORKERS = 2
@@ -86,58 +80,49 @@ def open_demo(work: Path, minutes: float) -> Demo:
 
 
 def act_one(demo: Demo) -> list[Step]:
-    """Photographs enlarged by the starter: seconds. Other weights of the starter, or other LPIPS weights, redo it."""
+    """Photographs enlarged by the starter, and the field laid out: seconds. Other weights of the starter, or other
+    LPIPS weights, redo the first."""
     lpips = with_found_lpips(EvaluationSpec(task="sr", scales=enlargements.SCALES)).lpips
     places = [photo.place for photo in photos.HELD_OUT]
     settings = [places, photos.DETAILS, enlargements.SCALES, registry.bundle_digest(starter_path()), lpips]
-    return [Step(name="enlarge", settings=settings, run=lambda done: _enlarge(demo))]
-
-
-def act_two(demo: Demo) -> list[Step]:
-    """The chain from a picture to the sheet. Keys hold the settings, so another --minutes trains anew and reuses the
-    shards."""
-    preset = preset_to_dict(demo.preset)
-    stage = {name: [deciding(preset[name]), preset["model"]] for name in demo.preset.stages}
-    crops = [CROPS, CROP_PIXELS, demo.preset.model.image_size]
-    (enlarged,) = act_one(demo)
+    field = [photos.FIELD, photos.FIELD_COLUMNS, photos.TURNS]
     return [
-        Step(name="field", settings=[photos.FIELD, photos.FIELD_COLUMNS, photos.TURNS], run=lambda done: _field(demo)),
-        Step(name="images", settings=crops, after=("field",), run=lambda done: _shards(demo, "images", None)),
-        Step(
-            name="autoencoder",
-            settings=stage["autoencoder"],
-            after=("images",),
-            run=lambda done: _train(demo, "autoencoder", "images", None),
-        ),
-        Step(
-            name="latents",
-            settings=crops,
-            after=("autoencoder",),
-            run=lambda done: _shards(demo, "latents", done["autoencoder"]["bundle"]),
-        ),
-        Step(
-            name="decoder",
-            settings=stage["decoder"],
-            after=("latents",),
-            run=lambda done: _train(demo, "decoder", "latents", done["autoencoder"]["bundle"]),
-        ),
-        Step(
-            name="denoiser",
-            settings=stage["denoiser"],
-            after=("decoder",),
-            run=lambda done: _train(demo, "denoiser", "latents", done["decoder"]["bundle"]),
-        ),
-        Step(
-            name="align",
-            settings=stage["align"],
-            after=("denoiser",),
-            run=lambda done: _train(demo, "align", "latents", done["denoiser"]["bundle"]),
-        ),
-        Step(name="evaluate", settings=1, after=("align",), run=lambda done: _evaluate(demo, done["align"]["bundle"])),
-        Step(name="register", settings=0, after=("evaluate",), run=lambda done: _register(demo, done)),
-        Step(name="promote", settings=0, after=("register",), run=lambda done: _promote(demo, done)),
-        Step(name="use", settings=[2, enlarged.settings], after=("promote",), run=lambda done: _use(demo, done)),
+        Step(name="enlarge", settings=settings, run=lambda done: _enlarge(demo)),
+        Step(name="field", settings=field, run=lambda done: _field(demo)),
     ]
+
+
+def act_two(demo: Demo) -> tuple[Chain, list[Step]]:
+    """The chain over what `act_one` laid out, and all steps of the act: the chain's, then the demo's own."""
+    size = demo.preset.model.image_size
+    job = Job(
+        work=str(demo.work),
+        model_name=photos.MODEL_NAME,
+        preset=demo.preset,
+        preprocess=PreprocessConfig(
+            source="folder",
+            source_url=demo.path("field"),
+            dest="",
+            size=size,
+            crop="random",
+            crops_per_image=CROPS,
+            crop_pixels=CROP_PIXELS,
+            val_folder="val",
+            samples_per_shard=192,
+            batch_size=16,
+            encode_threads=1,
+        ),
+        evaluation=EvaluationSpec(task="reconstruction", sizes=(size,), num=96),
+        tracking_uri=demo.tracking_uri,
+        workers=NUM_WORKERS,
+        gpus_per_worker=0.0,  # the preset is one for CPU cores, and two workers of a machine with one GPU would wait
+    )
+    chain, enlarged = Chain(job), act_one(demo)[0]
+    fields_step = Step(name="fields", settings=size, after=("align",), run=lambda done: _fields(demo, chain, done))
+    use = Step(
+        name="use", settings=[2, enlarged.settings], after=("promote", "fields"), run=lambda done: _use(demo, done)
+    )
+    return chain, [*chain.steps, fields_step, use]
 
 
 def _enlarge(demo: Demo) -> Result:
@@ -156,123 +141,26 @@ def _enlarge(demo: Demo) -> Result:
 
 def _field(demo: Demo) -> Result:
     train, held_out = photos.lay_out_field(demo.work / "field")
-    return {"metric": f"Hubble deep field: {train} columns to train on, {held_out} held out"}
-
-
-def _shards(demo: Demo, name: str, bundle: str | None) -> Result:
-    config = PreprocessConfig(
-        source="folder",
-        source_url=demo.path("field"),
-        dest=demo.path("shards", name),
-        autoencoder=bundle,
-        size=demo.preset.model.image_size,
-        crop="random",
-        crops_per_image=CROPS,
-        crop_pixels=CROP_PIXELS,
-        val_folder="val",
-        samples_per_shard=192,
-        batch_size=16,
-        encode_threads=1,
-    )
-    _clear_other_shards(config)
-    summary = preprocess(config)
     return {
-        "metric": f"{summary.num_samples} samples in {summary.num_shards} shards",
-        "digest": summary.manifest_digest,
-        "scale_factor": summary.scale_factor,
+        "metric": f"Hubble deep field: {train} columns to train on, {held_out} held out",
+        "outputs": [str(path) for path in sorted((demo.work / "field").glob("*/*.png"))],
     }
 
 
-def _clear_other_shards(config: PreprocessConfig) -> None:
-    """Shards of another autoencoder or other crops are of no use in the demo's own folder: they are begun anew."""
-    encoder = registry.bundle_digest(config.autoencoder) if config.autoencoder else None
-    mark = json.dumps([config.transform(), config.samples_per_shard, config.val_folder, encoder], sort_keys=True)
-    file = Path(config.dest).with_suffix(".json")
-    if not file.exists() or file.read_text() != mark:
-        shutil.rmtree(config.dest, ignore_errors=True)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(mark)
-
-
-def _train(demo: Demo, stage: str, data: str, bundle: str | None) -> Result:
-    run_dir = demo.path("runs", stage)
-    _clear_other_run(Path(run_dir), demo.preset, stage, bundle)
-    places: dict[str, Any] = {"data": demo.path("shards", data), "run_dir": run_dir}
-    with stage_run(demo.tracking_uri, stage, demo.preset, parent=_parent_run(demo), **places) as spec:
-        result = launch(stage, demo.preset, bundle=bundle, num_workers=NUM_WORKERS, reporter_spec=spec, **places)
-    key = "psnr" if stage in ("autoencoder", "decoder") else "loss"
-    value = result.metrics.get(key, float("nan"))
-    return {
-        "bundle": result.bundle,
-        "first_loss": result.first_loss,
-        "last_loss": result.last_loss,
-        "num_steps": result.steps,
-        "metric": f"{result.steps} steps" + (f", {value:.2f} dB on its last batches" if key == "psnr" else ""),
-        "run_id": spec["run_id"],
-    }
-
-
-def _clear_other_run(run_dir: Path, preset: Preset, stage: str, bundle: str | None) -> None:
-    """A run folder of other settings or another bundle is begun anew; one of these is continued."""
-    digest = registry.bundle_digest(bundle) if bundle else None
-    mark = json.dumps([deciding(to_dict(preset.stage(stage))), to_dict(preset.model), digest], sort_keys=True)
-    file = run_dir / "demo.json"
-    if run_dir.exists() and (not file.exists() or file.read_text() != mark):
-        shutil.rmtree(run_dir)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    file.write_text(mark)
-
-
-def _parent_run(demo: Demo) -> str:
-    uri = demo.tracking_uri
-    return tracking.find_run(uri, "demo") or tracking.start_run(uri, "demo", params=preset_to_dict(demo.preset))
-
-
-def _evaluate(demo: Demo, bundle: str) -> Result:
+def _fields(demo: Demo, chain: Chain, done: dict[str, Result]) -> Result:
+    """How far new fields agree between the model's own size and twice that."""
     size = demo.preset.model.image_size
-    figures: dict[str, Any] = {}
-    for task, num in (("reconstruction", 96), ("generation", 32)):
-        spec = EvaluationSpec(
-            task=task,  # type: ignore[arg-type]
-            sizes=(size,) if task == "reconstruction" else (size, 2 * size),
-            num=num,
-            split="val",
-            num_steps=20,
-        )
-        report, _ = evaluate(bundle, demo.path("shards", "latents"), spec, work_dir=demo.path("evaluation"))
-        figures[task] = report.to_json()
-    name, larger = f"{size}x{size}", f"{2 * size}x{2 * size}"
-    psnr = {f["method"]: f["value"] for f in figures["reconstruction"]["figures"] if f["name"] == "psnr_rgb"}
-    (agreement,) = (f["value"] for f in figures["generation"]["figures"] if f["name"] == "selfssim")
-    return {
-        "reports": figures,
-        "psnr": psnr,
-        "metric": f"held-out strip: {psnr['ours']:.2f} dB, nearest {psnr['nearest']:.2f}, bicubic "
-        f"{psnr['bicubic']:.2f}; new fields at {name} and {larger} agree: SSIM {agreement:.3f}",
-    }
+    spec = EvaluationSpec(task="generation", sizes=(size, 2 * size), num=32, num_steps=20)
+    data, work = chain.folder("latents"), demo.path("fields", chain.keys["align"][:16])
+    report, _ = evaluate(done["align"]["bundle"], data, spec, work_dir=work)
+    (agreement,) = (figure.value for figure in report.figures if figure.name == "selfssim")
+    return {"metric": f"new fields at {size}x{size} and {2 * size}x{2 * size} agree: SSIM {agreement:.3f}"}
 
 
-def _register(demo: Demo, done: dict[str, Result]) -> Result:
-    uri, parent = demo.tracking_uri, _parent_run(demo)
-    report = done["evaluate"]["reports"]["reconstruction"]
-    tracking.log_metrics(uri, parent, {f"psnr_{k}": v for k, v in done["evaluate"]["psnr"].items()}, step=0)
-    version = registry.register(
-        done["align"]["bundle"],
-        photos.MODEL_NAME,
-        tracking_uri=uri,
-        run_id=parent,
-        report=report,
-        dataset=(demo.path("shards", "latents"), done["latents"]["digest"]),
-    )
-    return {"version": version.version, "metric": f"{version.uri}, alias candidate"}
-
-
-def _promote(demo: Demo, done: dict[str, Result]) -> Result:
-    decision = registry.promote(photos.MODEL_NAME, tracking_uri=demo.tracking_uri)
-    champion = registry.get_version(photos.MODEL_NAME, registry.CHAMPION, tracking_uri=demo.tracking_uri)
-    assert champion is not None
-    tracking.end_run(demo.tracking_uri, _parent_run(demo))
-    return {"champion": champion.version, "metric": f"champion is version {champion.version} ({decision.summary()})"}
+def held_out_psnr(results: dict[str, Result]) -> dict[str, float]:
+    """Mean PSNR (dB) of the held-out strip by method: ours, nearest, bicubic."""
+    report = load_report(results["evaluate"]["report"])
+    return {figure.method: figure.value for figure in report.figures if figure.name == "psnr_rgb"}
 
 
 def _use(demo: Demo, done: dict[str, Result]) -> Result:

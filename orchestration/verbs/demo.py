@@ -9,16 +9,14 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from orchestration.chain.lease import sole_job
-from orchestration.chain.steps import Result, Status
+from orchestration.chain.steps import Result
 from orchestration.demo.photos import MODEL_NAME
 from orchestration.text_table import text_table
 from orchestration.tracking import store as tracking
 from pipeline.command_line import parse, plain_help
 from pipeline.common_options import answer
-from pipeline.progress import format_seconds
 
 
 @plain_help
@@ -36,41 +34,21 @@ def main(argv: list[str]) -> int:
     arguments = parse(Arguments, argv, prog="latentzoom demo")
     if not {"RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # for this run alone: none is left in the home folder
-    from orchestration.chain.steps import run_steps, statuses
-    from orchestration.cluster.ray_train import start_ray
+    from orchestration.chain.run import announcer, run_chain
+    from orchestration.chain.steps import run_steps
     from orchestration.demo.chain import act_one, act_two, open_demo
 
     demo = open_demo(arguments.workdir, arguments.minutes)
     start = time.monotonic()
-    with sole_job(str(demo.work), "demo", "--workdir"):
-        first, second = act_one(demo), act_two(demo)
-        num = len(first) + len(second)
-        print(f"latentzoom demo: {num} steps, about {arguments.minutes:g} minutes, in {demo.work}", flush=True)
-        results = run_steps(str(demo.work), first, announce=_announce(start, 0, num))
+    with sole_job(str(demo.work), "demo", "--workdir") as still_ours:
+        print(f"latentzoom demo: two acts, about {arguments.minutes:g} minutes, in {demo.work}", flush=True)
+        results = run_steps(str(demo.work), act_one(demo), announce=announcer(start, "act 1, step"))
         print(_enlarged(results["enlarge"], demo.enlarged), flush=True)
-        needs_ray = any(s.state != "done" for s in statuses(str(demo.work), second)[:7])
-        try:
-            if needs_ray:
-                start_ray()
-            results |= run_steps(str(demo.work), second, announce=_announce(start, len(first), num))
-        finally:
-            if needs_ray:
-                import ray
-
-                ray.shutdown()
+        chain, steps = act_two(demo)
+        chain.still_ours = still_ours
+        results |= run_chain(chain, steps, announce=announcer(start, "act 2, step"))
     answer(f"{_table(results)}\n{_after(demo.work, demo.tracking_uri, results)}", results)
     return 0
-
-
-def _announce(start: float, before: int, num: int) -> Any:
-    """For `run_steps`; before: steps of the acts before this one."""
-
-    def announce(status: Status, index: int, _: int) -> None:
-        clock = format_seconds(time.monotonic() - start)
-        state = "done before" if status.state == "done" else "..." if status.state == "missing" else status.reason
-        print(f"[{clock:>6}] step {before + index}/{num} {status.name}: {state}", flush=True)
-
-    return announce
 
 
 def _enlarged(result: Result, picture: Path) -> str:
@@ -94,7 +72,9 @@ def _number(value: float | None) -> str:
 
 
 def _after(work: Path, tracking_uri: str, results: dict[str, Result]) -> str:
-    psnr = results["evaluate"]["psnr"]
+    from orchestration.demo.chain import held_out_psnr
+
+    psnr = held_out_psnr(results)
     bin_folder = Path(sys.executable).parent
     experiment = tracking.experiment_id(tracking_uri, tracking.EXPERIMENT)
     champion = f"--model models:/{MODEL_NAME}@champion"

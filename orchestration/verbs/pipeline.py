@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,8 +15,7 @@ from orchestration.text_table import text_table
 from pipeline import storage
 from pipeline.command_line import Device, Flag, Repeated, parse, plain_help
 from pipeline.common_options import answer, did_you_mean
-from pipeline.errors import Stopped, UserError
-from pipeline.progress import format_seconds
+from pipeline.errors import UserError
 from pipeline.redact import url_without_secrets
 
 if TYPE_CHECKING:
@@ -96,6 +93,7 @@ def main(argv: list[str]) -> int:
     from orchestration.chain.job import Chain, rehearse_stages
     from orchestration.chain.lease import sole_job
     from orchestration.chain.redo import Redo
+    from orchestration.chain.run import announcer, run_chain
     from orchestration.chain.steps import statuses
     from orchestration.tracking.outages import patiently
 
@@ -120,7 +118,7 @@ def main(argv: list[str]) -> int:
     rehearse_stages(job, steps)
     with sole_job(job.work) as chain.still_ours:
         asked.save(job.work)
-        results = _run(chain, arguments, steps)
+        results = run_chain(chain, steps, announce=announcer(time.monotonic()), retries=arguments.retries)
         patiently(lambda: asked.close().save(job.work), "pipeline")
     answer(f"{results_table(results)}\n{_after(chain, results)}", {"workdir": job.work, "steps": results})
     return 0
@@ -245,50 +243,6 @@ def _evaluation(preset: Preset) -> EvaluationSpec:
         return EvaluationSpec(task="sr", scales=(2.0, 3.0, 4.0), protocols=("rgb", "benchmark"))
     size = model.image_size
     return EvaluationSpec(task="generation", sizes=(size // 2, size * 5 // 8, size * 3 // 4), num_steps=50)
-
-
-def _run(chain: Chain, arguments: Arguments, steps: list) -> dict[str, Result]:
-    from orchestration.chain.steps import run_steps, statuses
-    from orchestration.chain.work import parent_run
-    from orchestration.tracking import store as tracking
-    from orchestration.tracking.outages import patiently
-    from training.config import STAGES
-
-    job, start = chain.job, time.monotonic()
-    trains = set(STAGES)
-    open_steps = [s.name for s in statuses(job.work, steps) if s.state != "done"]
-    needs_ray = not job.local and (bool(trains & set(open_steps)) or job.preprocess.workers or job.evaluate_workers)
-    started = False
-    try:
-        if needs_ray and open_steps:
-            from orchestration.cluster.ray_train import start_ray
-
-            started = start_ray()
-        results = run_steps(
-            job.work, steps, announce=_announce(start), retries=arguments.retries, check=chain.still_ours
-        )
-    except BaseException as error:
-        with contextlib.suppress(UserError):  # the first error is the one to show
-            was_stopped = isinstance(error, (KeyboardInterrupt, Stopped))
-            tracking.end_run(job.tracking_uri, parent_run(chain), "KILLED" if was_stopped else "FAILED")
-        raise
-    finally:
-        if started:
-            import ray
-
-            ray.shutdown()
-    if open_steps:
-        patiently(lambda: tracking.end_run(job.tracking_uri, parent_run(chain)), "pipeline")
-    return results
-
-
-def _announce(start: float) -> Callable[[Status, int, int], None]:
-    def announce(status: Status, index: int, num: int) -> None:
-        clock = format_seconds(time.monotonic() - start)
-        state = "done before" if status.state == "done" else f"{status.state}: {status.reason}"
-        print(f"[{clock:>6}] step {index}/{num} {status.name}: {state}", flush=True)
-
-    return announce
 
 
 def plan_table(chain: Chain, known: list[Status]) -> str:

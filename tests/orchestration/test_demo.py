@@ -79,30 +79,33 @@ def test_a_missing_picture_is_named(tmp_path, monkeypatch):
 
 def test_other_minutes_make_the_training_stale_and_keep_the_shards(tmp_path):
     ten, sixty = open_demo(tmp_path, 10), open_demo(tmp_path, 60)
-    keys = [{s.name: s.key for s in statuses(str(tmp_path), act_two(demo))} for demo in (ten, sixty)]
-    assert keys[0]["images"] == keys[1]["images"]
-    for stage in ("autoencoder", "latents", "align", "use"):
-        assert keys[0][stage] != keys[1][stage]
+    demo_photos.lay_out_field(tmp_path / "field")
+    keys = [{s.name: s.key for s in statuses(str(tmp_path), act_two(demo)[1])} for demo in (ten, sixty)]
+    assert keys[0]["pixels"] == keys[1]["pixels"]
+    for step in ("autoencoder", "latents", "align", "fields", "use"):
+        assert keys[0][step] != keys[1][step]
 
 
-def test_other_crops_begin_the_shards_anew_and_the_same_ones_continue(tmp_path, monkeypatch):
+def test_the_second_act_is_the_chain_of_a_pipeline_over_the_field(tmp_path, monkeypatch):
     monkeypatch.setattr(chain, "CROPS", 2)
     demo = open_demo(tmp_path, 10)
-    demo_photos.lay_out_field(tmp_path / "field")
-    first = chain._shards(demo, "images", None)
-    tar = tmp_path / "shards" / "images" / "shard-000000.tar"
-    written = tar.stat().st_mtime_ns
-    assert chain._shards(demo, "images", None) == first
-    assert tar.stat().st_mtime_ns == written
-    monkeypatch.setattr(chain, "CROPS", 3)
-    assert chain._shards(demo, "images", None)["metric"].startswith("15 samples")
+    run_steps(str(tmp_path), act_one(demo)[1:])
+    pipeline, steps = act_two(demo)
+    assert [step.name for step in steps] == [*pipeline.names(), "fields", "use"]
+    assert pipeline.names() == [
+        *("pixels", "autoencoder", "latents", "decoder", "denoiser", "align", "evaluate", "register", "promote")
+    ]  # fmt: skip
+    result = run_steps(str(tmp_path), steps[:1])["pixels"]
+    assert result["metric"] == "8 train, 2 val in 2 shards"
+    (tmp_path / "field" / "val" / "strip.png").unlink()  # a part of what act one made
+    assert [s.state for s in statuses(str(tmp_path), act_one(demo)[1:])] == ["missing"]
 
 
 def test_the_first_act_enlarges_every_photograph_and_is_kept(tmp_path, monkeypatch):
     """With the real starter, and its real figures: this is what people see first."""
     monkeypatch.setattr(enlargements, "SCALES", (3.3,))
     demo = open_demo(tmp_path, 10)
-    result = run_steps(str(tmp_path), act_one(demo))["enlarge"]
+    result = run_steps(str(tmp_path), act_one(demo)[:1])["enlarge"]
     figures = [Figures(**row) for row in result["figures"]]
     assert [f.photo for f in figures] == [photo.name for photo in HELD_OUT]
     for f in figures:
@@ -110,9 +113,9 @@ def test_the_first_act_enlarges_every_photograph_and_is_kept(tmp_path, monkeypat
         assert f.lpips["latentzoom"] < f.lpips["bicubic"]
     assert result["metric"] == verdict(figures, result["lpips_name"])
     assert Image.open(demo.enlarged).width == 1260
-    assert [s.state for s in statuses(str(tmp_path), act_one(demo))] == ["done"]
+    assert [s.state for s in statuses(str(tmp_path), act_one(demo)[:1])] == ["done"]
     demo.enlarged.unlink()
-    assert [s.state for s in statuses(str(tmp_path), act_one(demo))] == ["missing"]
+    assert [s.state for s in statuses(str(tmp_path), act_one(demo)[:1])] == ["missing"]
 
 
 def test_figures_are_those_of_evaluate(tmp_path):

@@ -91,6 +91,7 @@ def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys, arguments, words):
 QUICK = ["--quick", "--width", "0.05", "--rounds", "1", "--threads", "1", "--device", "cpu"]
 
 
+@pytest.mark.slow
 def test_sampling_sr_and_stage_one_are_measured(tmp_path, capsys, monkeypatch):
     for name, value in (("IMAGE", 32), ("LOW", 4), ("STEPS", 2)):
         monkeypatch.setattr(bench_sampling, name, value)

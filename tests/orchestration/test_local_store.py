@@ -188,6 +188,7 @@ def test_a_data_base_that_was_moved_alone_keeps_its_artifacts_where_they_are(tmp
     assert registry.resolve("models:/m/1", tracking_uri=store(new)).is_dir()
 
 
+@pytest.mark.slow
 def test_a_removed_run_does_not_hide_the_lineage(tmp_path, cache):
     folder = tmp_path / "store"
     registered(tmp_path, folder)

@@ -57,6 +57,7 @@ def test_child_run_carries_metrics_params_images_and_dataset(tmp_path):
     assert run.data.tags["data.training"] == "ab" * 32
 
 
+@pytest.mark.slow
 def test_unreachable_server_never_raises_and_everything_is_replayed(tmp_path, no_retries):
     uri = tracking.tracking_uri(None, tmp_path)
     run_id = tracking.start_run(uri, "stage")

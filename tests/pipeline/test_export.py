@@ -56,6 +56,7 @@ BUNDLES = {
     "direct": direct_bundle,
     "direct-liif": lambda: direct_bundle("liif"),
 }
+QUICK = ("generation", "direct")
 
 
 def export(bundle: Bundle, to: str, folder: Path, *options: str) -> Path:
@@ -101,7 +102,7 @@ for number, one in enumerate(made):
 """
 
 
-@pytest.mark.parametrize("kind", BUNDLES)
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=[] if k in QUICK else pytest.mark.slow) for k in BUNDLES])
 def test_diffusers_alone_draws_the_same_picture(tmp_path, kind):
     bundle = BUNDLES[kind]()
     folder = export(bundle, "diffusers", tmp_path)

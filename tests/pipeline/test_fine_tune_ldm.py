@@ -59,6 +59,7 @@ def test_d_phi_begins_as_the_published_decoder_without_its_up_sampling(kind: str
         assert torch.allclose(decoder.features(latent), expected, atol=1e-4 * float(expected.abs().max()))
 
 
+@pytest.mark.slow
 def test_the_recipe_from_a_checkpoint_to_a_registered_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)

@@ -94,7 +94,7 @@ def test_without_the_fused_operation(monkeypatch: pytest.MonkeyPatch) -> None:
         assert torch.allclose(decoder.render(features, (20, 31)), expected, atol=2e-6)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["light", pytest.param("liif", marks=pytest.mark.slow)])
 def test_extra_memory_is_that_of_the_chunk(kind: str, two_threads: None) -> None:
     """Growth of the process beyond the image itself, at 512² and at 4096². Whole-image activations of this narrow head
     would take two gigabytes."""

@@ -26,6 +26,7 @@ from tests.preprocess.conftest import make_pictures, read_tree
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.slow
 def test_killed_at_20_random_moments_the_bytes_are_the_same(tmp_path):
     make_pictures(tmp_path / "pictures", 20)
     program = Path(__file__).with_name("killer.py")

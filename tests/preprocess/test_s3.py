@@ -51,6 +51,7 @@ def _remote_tree(url: str) -> dict[str, bytes]:
     return {path[len(root) + 1 :]: fs.cat_file(path) for path in fs.find(root)}
 
 
+@pytest.mark.slow
 def test_an_endpoint_that_fails_a_tenth_of_its_requests_gives_the_same_bytes(proxy, config, pictures, tmp_path):
     config = config.replace(crops_per_image=4, crop_fraction=(0.4, 1.0))
     preprocess(config)

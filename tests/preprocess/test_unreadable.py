@@ -151,7 +151,7 @@ def test_places_that_mean_several_tars_or_all_buckets_are_one_line(capsys):
     assert "use braces (shards-{000000..000099}.tar) or a folder" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("num", [12, 70])
+@pytest.mark.parametrize("num", [12, pytest.param(70, marks=pytest.mark.slow)])
 def test_check_lists_all_bad_pictures_at_once(tmp_path, capsys, num):
     make_pictures(tmp_path / "in", num)
     (tmp_path / "in" / "000.png").write_bytes(b"junk")

@@ -71,6 +71,7 @@ def main_fails() -> None:
     os._exit(0)
 
 
+@pytest.mark.slow
 def test_the_first_worker_tells_the_others_before_it_ends() -> None:
     outputs = [process.communicate(timeout=_LONG)[0] for process in start_workers(__file__, "main")]
     assert all("user no room in /data" in output for output in outputs), outputs
@@ -90,6 +91,7 @@ def both_fail() -> None:
         print(f"own: {error}", flush=True)
 
 
+@pytest.mark.slow
 def test_what_fails_later_says_what_failed_first() -> None:
     first, second = (process.communicate(timeout=_LONG)[0] for process in start_workers(__file__, "both"))
     assert "heard: worker 1 failed: RuntimeError: mine, 1; then mine, 0" in first

@@ -26,9 +26,12 @@ CASES = {
     "planted": [],
 }
 """Name of a case → settings of its stage."""
+QUICK = ("decoder, light", "denoiser", "planted", "use")
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [case if case in QUICK else pytest.param(case, marks=pytest.mark.slow) for case in CASES]
+)
 def test_nothing_is_made_on_another_device_and_no_step_waits(
     shop: Shop, sr_shop: Shop, tmp_path: Path, case: str
 ) -> None:

@@ -92,6 +92,7 @@ def test_any_length_is_the_directly_kept_average_within_the_error_that_is_told(l
 SETTINGS = ["denoiser.steps=24", "denoiser.power_ema_every=4", "denoiser.checkpoint_every=5"]
 
 
+@pytest.mark.slow
 def test_a_killed_run_has_the_same_snapshots_and_gives_a_bundle_of_any_length(
     run_stage: Run, shop: Shop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

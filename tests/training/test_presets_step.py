@@ -22,6 +22,9 @@ from training.config import STAGES, Preset, override
 from training.presets import PRESETS, get_preset
 from training.run import TrainResult, student_model, train
 
+QUICK = ("demo", "starter", "starter-sharp", "debug", "ffhq-256", "celebahq-sr-16-128", "df2k-sr")
+"""Of the presets, those whose plain steps are among the quick tests."""
+
 
 def narrow(preset: Preset, *, precision: str = "") -> Preset:
     """The preset's sizes, levels, blocks, attention and losses; widths of 8 and one step of one sample. Models for
@@ -98,7 +101,7 @@ def check(name: str, root: Path) -> None:
     assert picture.size == (56, 40)
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in PRESETS])
 def test_every_stage_steps_once_at_reduced_width(name: str, tmp_path: Path) -> None:
     results = chain(name, tmp_path, deepspeed=False)
     assert [result.stage for result in results] == list(narrow(get_preset(name)).stages)

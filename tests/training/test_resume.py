@@ -56,7 +56,7 @@ def wait_for(process: subprocess.Popen[str], path: Path, text: str) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("kill_at", [7, 18])
+@pytest.mark.parametrize("kill_at", [7, pytest.param(18, marks=pytest.mark.slow)])
 def test_killed_run_ends_like_an_uninterrupted_one(run_stage: Run, shop: Shop, tmp_path: Path, kill_at: int) -> None:
     settings = ["denoiser.steps=24", "denoiser.checkpoint_every=5", "denoiser.schedule=cosine"]
     whole = run_stage("denoiser", *settings, run_dir=tmp_path / "whole")
@@ -72,6 +72,7 @@ def test_killed_run_ends_like_an_uninterrupted_one(run_stage: Run, shop: Shop, t
     assert again.first_loss == whole.first_loss and again.last_loss == whole.last_loss
 
 
+@pytest.mark.slow
 def test_termination_notice_leads_to_a_checkpoint(shop: Shop, tmp_path: Path) -> None:
     settings = ["denoiser.steps=2000", "denoiser.checkpoint_every=2000"]
     process = start(command(shop, tmp_path / "run", *settings))

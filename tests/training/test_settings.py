@@ -48,10 +48,17 @@ def test_wrong_overrides_name_the_setting(setting: str, named: str) -> None:
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_presets_survive_json_and_can_be_sized_up(name: str) -> None:
+def test_presets_survive_json(name: str) -> None:
     preset = get_preset(name)
     assert preset_from_dict(preset_to_dict(preset)) == preset
-    assert "trained parameters" in dry_run("align", preset, 1, "cpu")
+
+
+SIZED = ("demo", "starter", "debug", "ffhq-256")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in SIZED else pytest.mark.slow) for n in PRESETS])
+def test_presets_can_be_sized_up(name: str) -> None:
+    assert "trained parameters" in dry_run("align", get_preset(name), 1, "cpu")
 
 
 def test_unknown_preset_lists_the_known_ones() -> None:

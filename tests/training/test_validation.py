@@ -47,6 +47,7 @@ def run_on(shop: Shop) -> dict[str, str]:
     return {"data": shop.data, "bundle": shop.bundle}
 
 
+@pytest.mark.slow
 def test_a_killed_run_has_the_same_held_out_figures_to_the_bit(
     run_stage: Run, watched_shop: Shop, tmp_path: Path
 ) -> None:
@@ -70,7 +71,8 @@ def test_a_killed_run_has_the_same_held_out_figures_to_the_bit(
     assert len({weights(tmp_path / name) for name in ("whole", "killed")}) == 1
 
 
-@pytest.mark.parametrize("engine", ["ddp", pytest.param("deepspeed", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["ddp", "deepspeed"])
 def test_two_workers_have_the_figures_of_one(watched_shop: Shop, tmp_path: Path, engine: str) -> None:
     """With a learning rate that changes nothing, the figures are equal to the bit: a sample is computed with the same
     others, and all are summed in the same order. DeepSpeed's averages are in pieces (ZeRO 2)."""

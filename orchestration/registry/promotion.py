@@ -30,6 +30,12 @@ class Rule:
     guard: str = "psnr"
     guard_tolerance: float = 0.1
 
+    def __post_init__(self) -> None:
+        """`UserError` for a primary figure of which lower is not better, or of which nothing is known."""
+        known = sorted({name for names in PRIMARY.values() for name in names})
+        if self.primary not in ("auto", *known):
+            raise UserError(f"no rule weighs {self.primary!r} first; --primary is auto or one of {', '.join(known)}")
+
     def text(self) -> str:
         return (
             f"{self.primary} lower by the 95 % interval of the paired difference at most settings and higher at none; "
@@ -102,6 +108,13 @@ def check_comparable(champion: Mapping[str, Any], candidate: Mapping[str, Any]) 
                 f"the figures are not comparable: {words} is {left!r} for the champion and {right!r} for the "
                 "candidate; evaluate both with the same --data and options"
             )
+    inputs = [report.get("lr_size") for report in (champion, candidate)]
+    if candidate.get("sr_mode") == "fixed-input" and None not in inputs and inputs[0] != inputs[1]:
+        raise UserError(
+            f"the figures are not comparable: the champion enlarges inputs of {inputs[0]} pixels and the candidate of "
+            f"{inputs[1]}, so each scale has another truth; evaluate both with --sr-mode fixed-truth, or register the "
+            "candidate under another name"
+        )
     if not all(_has_resamples(report) for report in (champion, candidate)):
         raise UserError("the figures are not comparable: a report has no resamples to pair; evaluate both again")
     if not candidate.get("data_digest"):

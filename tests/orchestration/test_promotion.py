@@ -77,6 +77,20 @@ def test_one_sample_and_other_resamples_decide_nothing():
         decide(report((0.5,)), report(()) | {"figures": [fewer, figure("psnr_rgb", "x0", 25.0)]})
 
 
+def test_models_of_other_input_sizes_are_not_weighed_where_the_truth_follows_the_input():
+    ours, theirs = report((0.4, 0.5), lr_size=8), report((0.5, 0.6), lr_size=16)
+    with pytest.raises(UserError, match="champion enlarges inputs of 16 pixels and the candidate of 8"):
+        decide(theirs, ours)
+    assert decide(theirs | {"sr_mode": "fixed-truth"}, ours | {"sr_mode": "fixed-truth"}).promote
+    assert decide(report((0.5, 0.6)), ours).promote  # a report from before the size was in it
+
+
+@pytest.mark.parametrize("name", ["ssim", "psnr_rgb", "fps", "precision", "nonsense"])
+def test_a_figure_of_which_lower_is_not_better_is_no_primary_one(name):
+    with pytest.raises(UserError, match=f"no rule weighs '{name}' first; --primary is auto or one of fid, "):
+        Rule(primary=name)
+
+
 def test_the_tolerance_is_a_parameter():
     candidate = report((0.4, 0.5), psnr=(24.5, 24.0))
     assert decide(report((0.5, 0.6)), candidate, Rule(guard_tolerance=1.0)).promote

@@ -160,10 +160,25 @@ class ShardActor:
         yield from self.builder.build(shards)
 
 
+def check_room(what: str, needs: dict[str, float], *, can_grow: bool) -> None:
+    """`UserError` where no machine of the cluster has what a single worker needs; where machines may still come, a line
+    that says what is waited for."""
+    rooms = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if any(all(room.get(name, 0.0) >= amount for name, amount in needs.items()) for room in rooms):
+        return
+    each = ", ".join(f"{amount:g} {name}" for name, amount in needs.items() if amount)
+    text = f"{what}: each worker needs {each}, and no machine of the cluster has it"
+    if not can_grow:
+        raise UserError(f"{text}; ask for less for each worker, or add machines")
+    print(f"{text}; waiting for one", file=sys.stderr, flush=True)
+
+
 class WorkerPool(ActorPool[ShardPlan, Built]):
     """Actors that build shards."""
 
     def __init__(self, config: PreprocessConfig, builder: ShardBuilder, todo: list[ShardPlan]) -> None:
+        needs = {"CPU": config.cpus_per_worker, "GPU": config.gpus_per_worker}
+        check_room("preprocess", needs, can_grow=bool(config.ray_address or os.environ.get("RAY_ADDRESS")))
         reference = ray.put(builder)
         options = {"num_cpus": config.cpus_per_worker, "num_gpus": config.gpus_per_worker}
         super().__init__(

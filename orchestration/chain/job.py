@@ -13,6 +13,7 @@ step that was killed finds its own checkpoint again.
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,6 +21,7 @@ from typing import Any
 
 from orchestration.chain.steps import Result, Step, step_keys
 from orchestration.chain.work import evaluate_step, promote_step, register_step, shards_step, train_step
+from orchestration.cluster.elastic import idle_workers
 from orchestration.registry.starts import place, places
 from pipeline import storage
 from pipeline.config import to_dict
@@ -168,12 +170,33 @@ def _stages(job: Job) -> list[str]:
 
 
 def rehearse_stages(job: Job, steps: Collection[Step]) -> None:
-    """`UserError` where one of the stages among the steps could not begin, as far as settings and bundles tell."""
-    stages = [name for name in _stages(job) if name in {step.name for step in steps}]
+    """`UserError` where one of the stages among the steps could not begin, as far as settings, bundles and this machine
+    tell; a warning for workers that a stage leaves idle."""
+    names = {step.name for step in steps}
+    stages = [name for name in _stages(job) if name in names]
+    if not job.local:
+        least, most = (job.workers, job.workers) if isinstance(job.workers, int) else job.workers
+        for name in stages:
+            if idle := idle_workers(name, job.preset.stage(name), least, most):
+                print(f"latentzoom: warning: {idle}", file=sys.stderr, flush=True)
+    _check_encoder(job, names)
     found: dict[str, str] = {}
     for name in stages:
         found |= places(job.preset, name, job.work, job.tracking_uri, local=True)
     rehearse(job.preset, stages, job.autoencoder or None, found)
+
+
+def _check_encoder(job: Job, names: Collection[str]) -> None:
+    """`UserError` where latents would be encoded on a GPU in this process, which has none: hours before they are."""
+    config = job.preprocess
+    if "latents" in names and config.device.startswith("cuda") and not config.workers:
+        import torch
+
+        if not torch.cuda.is_available():
+            raise UserError(
+                f"latents would be encoded on {config.device} in this process, which has no CUDA device; give "
+                "--preprocess-workers, or --preprocess device=cpu"
+            )
 
 
 def _start_digest(job: Job, start: str) -> str:

@@ -131,8 +131,8 @@ def evaluate_step(chain: Chain, done: dict[str, Result], last: str, data: str, s
         gpus_per_worker=job.gpus_per_worker,
         device=job.device,
     )
-    write_report(report, pictures, out)
-    log_report(report, out, parent_run(chain), tracking_uri=job.tracking_uri)
+    names = write_report(report, pictures, out)
+    log_report(report, names, out, parent_run(chain), tracking_uri=job.tracking_uri)
     ours = [f"{f.name} {f.setting} {f.value:.4g}" for f in report.figures if f.method == "ours"]
     url = storage.join(out, "report.json")
     return {"report": url, "metric": ", ".join(ours[:3]), "outputs": [url]}

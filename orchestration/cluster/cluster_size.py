@@ -3,8 +3,10 @@ long as it is at work, and for another machine in place of a lost one."""
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -40,6 +42,22 @@ def await_machines(each: dict[str, float], num: int) -> dict[str, float]:
         return _poll(ray.cluster_resources, each, num)
     finally:
         request_resources(bundles=[])  # from now on the workers' own demand holds the machines
+
+
+def reachable_resources() -> dict[str, float]:
+    """The most of each resource that this cluster has, had on machines that it lost, or may get by its autoscaler: what
+    to plan for while its machines are still starting, or being replaced."""
+    import ray
+    from ray._private.state import state
+
+    found: Counter[str] = Counter()
+    for node in ray.nodes():
+        found.update(node.get("Resources", {}))
+    limits: dict[str, float] = {}
+    with contextlib.suppress(Exception):  # Ray's own Train asks so, and has no public way
+        limits = dict(state.get_max_resources_from_cluster_config() or {})
+    there = ray.cluster_resources()
+    return {name: max(found[name], limits.get(name, 0.0), there.get(name, 0.0)) for name in {*found, *limits, *there}}
 
 
 def _comes(ask: Callable[[], bool], within_s: float) -> bool:

@@ -27,6 +27,18 @@ def worker_counts(config: StageConfig, least: int, most: int) -> tuple[int, ...]
     return tuple(counts)
 
 
+def idle_workers(stage: str, config: StageConfig, least: int, most: int) -> str:
+    """Says that a stage cannot use all workers, whose machines stand idle; empty where it can. `UserError` where it can
+    use none of the numbers."""
+    used = worker_counts(config, least, most)[-1]
+    if used == most:
+        return ""
+    return (
+        f"{stage} uses {used} of {most} workers: its global batch of {config.global_batch} is not shared evenly by "
+        f"{most}; set {stage}.global_batch to a multiple of {most}"
+    )
+
+
 @contextlib.contextmanager
 def scaling_among(counts: tuple[int, ...]) -> Iterator[None]:
     """Ray Train's elastic runs begun within choose among these numbers of workers: with room for others they take the

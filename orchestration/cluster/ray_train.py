@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import logging
 import os
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, wait
@@ -17,8 +18,8 @@ from typing import Any, Literal, TextIO, cast
 
 import torch
 
-from orchestration.cluster.cluster_size import await_machines
-from orchestration.cluster.elastic import scaling_among, worker_counts
+from orchestration.cluster.cluster_size import await_machines, reachable_resources
+from orchestration.cluster.elastic import idle_workers, scaling_among, worker_counts
 from orchestration.cluster.relay import Relay, RelayStream
 from orchestration.tracking.outages import Silent, is_outage
 from pipeline import storage
@@ -117,11 +118,13 @@ def launch(
     from orchestration.cluster.rendezvous import RayNetwork
 
     least, most = (num_workers, num_workers) if isinstance(num_workers, int) else num_workers
+    if idle := idle_workers(stage, preset.stage(stage), least, most):
+        print(f"latentzoom: warning: {idle}", file=sys.stderr, flush=True)
     counts = worker_counts(preset.stage(stage), least, most)
     least, most = counts[0], counts[-1]
     started = start_ray(num_cpus=None if os.environ.get("RAY_ADDRESS") else max(most, os.cpu_count() or 1))
     logging.getLogger("ray.train").setLevel(logging.WARNING)
-    gpus = gpus_of_each(gpus_per_worker, ray.cluster_resources())
+    gpus = gpus_of_each(gpus_per_worker, reachable_resources())
     use_gpu = gpus > 0
     if 0 < gpus < 1 and most > 1:
         raise UserError(
@@ -131,7 +134,7 @@ def launch(
     cpus = cpus_per_worker or (1.0 if use_gpu else max(1.0, cpus_for_each(machine_cpus(), most)))
     is_own = not os.environ.get("RAY_ADDRESS")  # nobody starts machines for it
     there = ray.cluster_resources() if is_own else await_machines({"CPU": cpus, "GPU": gpus}, least)
-    _check_capacity(there, least, cpus, gpus)
+    check_capacity(there, least, cpus, gpus)
     run_dir = storage.absolute(run_dir)
     relay = Relay()
     arguments = {
@@ -295,11 +298,12 @@ def with_equal_memory(preset: Preset, stage: str, num_workers: int, most: int) -
 
 
 def gpus_of_each(asked: float | None, resources: dict[str, float]) -> float:
-    """GPUs of each worker: as many as were asked for, or one where the cluster has any."""
+    """GPUs of each worker: as many as were asked for, or one where the cluster has any or can get them."""
     return float(resources.get("GPU", 0.0) > 0) if asked is None else asked
 
 
-def _check_capacity(resources: dict[str, float], workers: int, cpus: float, gpus: float) -> None:
+def check_capacity(resources: dict[str, float], workers: int, cpus: float, gpus: float) -> None:
+    """`UserError` where the resources have no room for so many workers with so many CPUs and GPUs each."""
     for name, each in (("CPU", cpus), ("GPU", gpus)):
         if (there := resources.get(name, 0.0)) < workers * each:
             raise UserError(

@@ -9,7 +9,8 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from orchestration.cluster.ray_train import cpus_for_each, gpus_of_each, machine_cpus, start_ray
+from orchestration.cluster.cluster_size import await_machines, reachable_resources
+from orchestration.cluster.ray_train import check_capacity, cpus_for_each, gpus_of_each, machine_cpus, start_ray
 from orchestration.registry import versions as registry
 from orchestration.registry.stored_bundle import in_cache
 from orchestration.tracking import store as tracking
@@ -105,12 +106,16 @@ def _ray() -> Iterator[None]:
 
 
 def _place(num_workers: int, gpus_per_worker: float | None) -> tuple[dict[str, Any], str]:
-    """What Ray reserves for each worker, and its device."""
+    """What Ray reserves for each worker, and its device. Waits for a machine that may still come; `UserError` where
+    there is no room for one worker, for which Ray would wait without a word."""
     import ray
 
-    if gpus := gpus_of_each(gpus_per_worker, ray.cluster_resources()):
-        return {"num_cpus": 1, "num_gpus": gpus}, "cuda"
-    return {"num_cpus": cpus_for_each(machine_cpus(), num_workers), "num_gpus": 0}, "cpu"
+    gpus = gpus_of_each(gpus_per_worker, reachable_resources())
+    cpus = 1 if gpus else cpus_for_each(machine_cpus(), num_workers)
+    is_own = not os.environ.get("RAY_ADDRESS")
+    there = ray.cluster_resources() if is_own else await_machines({"CPU": cpus, "GPU": gpus}, 1)
+    check_capacity(there, 1, cpus, gpus)
+    return {"num_cpus": cpus, "num_gpus": gpus}, "cuda" if gpus else "cpu"
 
 
 def _name(chunk: Chunk) -> str:

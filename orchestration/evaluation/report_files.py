@@ -12,8 +12,6 @@ from training.evaluation.report import Report
 from training.evaluation.report_page import markdown, page
 from training.evaluation.report_pictures import plots, strips
 
-_KINDS = (".json", ".md", ".html", ".png")
-
 
 def write_report(report: Report, pictures: Arrays, out: str) -> list[str]:
     """Write all files under `out` (any fsspec URL), report.json last; returns their names."""
@@ -26,17 +24,17 @@ def write_report(report: Report, pictures: Arrays, out: str) -> list[str]:
     return [*files, "report.json"]
 
 
-def log_report(report: Report, out: str, run_id: str, *, tracking_uri: str | None = None) -> None:
-    """Log figures (linked to the data set) and the files of a report to an MLflow run."""
+def log_report(report: Report, names: list[str], out: str, run_id: str, *, tracking_uri: str | None = None) -> None:
+    """Log figures (linked to the data set) and the files of a report to an MLflow run. names: what `write_report` wrote
+    under `out`, where other files may lie."""
     uri = tracking.tracking_uri(tracking_uri)
-    name = report.data.rstrip("/").rsplit("/", 1)[-1]
-    tracking.log_dataset(uri, run_id, report.data, report.data_digest, name=name, context="evaluation")
-    link = (name, tracking.short_digest(report.data_digest))
+    data = report.data.rstrip("/").rsplit("/", 1)[-1]
+    tracking.log_dataset(uri, run_id, report.data, report.data_digest, name=data, context="evaluation")
+    link = (data, tracking.short_digest(report.data_digest))
     with tracking.user_errors(uri):
         tracking.log_metrics(uri, run_id, report.metrics(), dataset=link)
         with tempfile.TemporaryDirectory(prefix="latentzoom-report-") as folder:
-            for file in storage.list_folder(out):
-                if file.endswith(_KINDS):
-                    local = Path(folder) / file
-                    local.write_bytes(storage.read_bytes(storage.join(out, file)))
-                    tracking.client(uri).log_artifact(run_id, str(local), "evaluation")
+            for name in names:
+                local = Path(folder) / name
+                local.write_bytes(storage.read_bytes(storage.join(out, name)))
+                tracking.client(uri).log_artifact(run_id, str(local), "evaluation")

@@ -184,9 +184,9 @@ def run(arguments: Arguments, spec: EvaluationSpec) -> Report:
 
         model = LatentZoom.load(str(registry.resolve(arguments.model, tracking_uri=uri)), device=device)
         report = with_speed(report, spec, model)
-    write_report(report, pictures, arguments.out)
+    names = write_report(report, pictures, arguments.out)
     if arguments.run_id:
-        log_report(report, arguments.out, arguments.run_id, tracking_uri=uri)
+        log_report(report, names, arguments.out, arguments.run_id, tracking_uri=uri)
     return report
 
 

@@ -60,9 +60,9 @@ class Arguments:
     workers: Annotated[str, tyro.conf.arg(metavar="NUM|LEAST:MOST")] = "1"
     """Ray Train workers; a range is elastic."""
     gpus_per_worker: Annotated[float | None, tyro.conf.arg(metavar="N")] = None
-    """0: CPUs; without it one where the cluster has GPUs."""
-    preprocess_workers: int = 0
-    """Ray actors that build shards."""
+    """0: CPUs; without it one where the cluster has GPUs, but latents are encoded on CPUs."""
+    preprocess_workers: int | None = None
+    """Ray actors that build shards; 0: this process; without it as many as train, on a cluster."""
     evaluate_workers: int | None = None
     """Ray workers that evaluate, and measure a champion anew; 0: this process; without it as many as train, on a
     cluster."""
@@ -144,7 +144,7 @@ def make_job(arguments: Arguments) -> Job:
         work=work,
         model_name=arguments.name or preset.model.name,
         preset=preset,
-        preprocess=_preprocess_config(arguments, preset),
+        preprocess=_preprocess_config(arguments, preset, workers_of(arguments, arguments.preprocess_workers, high)),
         evaluation=override(_evaluation(preset), list(arguments.evaluate)),
         tracking_uri=tracking.tracking_uri(arguments.tracking_uri or None, folder=work if is_local else None),
         autoencoder=address(arguments.autoencoder) if arguments.autoencoder else "",
@@ -152,19 +152,19 @@ def make_job(arguments: Arguments) -> Job:
         local=arguments.local,
         workers=low if low == high else (low, high),
         gpus_per_worker=arguments.gpus_per_worker,
-        evaluate_workers=evaluate_workers(arguments, high),
+        evaluate_workers=workers_of(arguments, arguments.evaluate_workers, high),
         device=own_device(arguments.device),
     )
 
 
-def evaluate_workers(arguments: Arguments, most: int) -> int:
-    """Ray workers that evaluate. On a cluster as many as train, where nothing else was asked for: the driver's machine,
-    a head, has no GPU and few CPUs."""
+def workers_of(arguments: Arguments, asked: int | None, most: int) -> int:
+    """Ray workers that build shards or evaluate. On a cluster as many as train, where nothing else was asked for: the
+    driver's machine, a head, has no GPU and few CPUs."""
     if arguments.local:
         return 0
-    if arguments.evaluate_workers is None:
+    if asked is None:
         return most if os.environ.get("RAY_ADDRESS") else 0
-    return int(arguments.evaluate_workers)
+    return int(asked)
 
 
 def begun(job: Job, inits: list[str], *, local: bool) -> Job:
@@ -188,7 +188,7 @@ def begun(job: Job, inits: list[str], *, local: bool) -> Job:
     return dataclasses.replace(job, preset=preset, autoencoder=found(autoencoder) if autoencoder else "")
 
 
-def _preprocess_config(arguments: Arguments, preset: Preset) -> Any:
+def _preprocess_config(arguments: Arguments, preset: Preset, workers: int) -> Any:
     from preprocess.config import PreprocessConfig
     from preprocess.sources import SOURCES
     from training.config import override
@@ -206,8 +206,8 @@ def _preprocess_config(arguments: Arguments, preset: Preset) -> Any:
         condition_resize=model.condition_resize,
         condition_cells="input" if model.task == "direct" else "image",
         device="cuda" if arguments.gpus_per_worker and not arguments.local else arguments.device or "cpu",
-        workers=arguments.preprocess_workers,
-        gpus_per_worker=1.0 if arguments.gpus_per_worker and arguments.preprocess_workers else 0.0,
+        workers=workers,
+        gpus_per_worker=1.0 if arguments.gpus_per_worker and workers else 0.0,
     )
     config = override(config, list(arguments.preprocess))
     if model.task == "direct" and preset.uses_latents and not config.lr_sizes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import itertools
 import json
 import shlex
 from pathlib import Path
@@ -116,6 +117,7 @@ def test_the_checks_would_see_a_wrong_field():
     [
         ({**TRACKED, "shm_gib": 8}, "shm_gib"),
         ({**TRACKED, "gpuWorkers": {"min": 9}}, "gpuWorkers.min = 9 is more than gpuWorkers.max = 4"),
+        ({**TRACKED, "gpuWorkers": {"gpus": 8, "cpus": 4}}, "gpuWorkers.cpus = 4 is less than gpuWorkers.gpus = 8"),
         ({"trackingUri": "http://joe:pass@mlflow:5000"}, "/trackingUri"),
         ({}, "give trackingUri"),
         ({**TRACKED, "job": {"modelName": "Faces and more"}}, "/job/modelName"),
@@ -162,8 +164,20 @@ def test_every_gpu_of_a_node_is_a_worker(gpus, workers):
     values = {**TRACKED, "job": {"enabled": True}, "gpuWorkers": {"gpus": gpus}}
     arguments = job_arguments(values)
     assert arguments.workers == workers and arguments.gpus_per_worker == 1
+    assert arguments.evaluate_workers is None  # as many as train
     (container,) = group(specs(render(values))[0], "gpu")["template"]["spec"]["containers"]
     assert container["resources"]["limits"]["nvidia.com/gpu"] == str(gpus)
+
+
+def test_what_the_guide_replaces_is_the_job_alone():
+    """Replaced by force, a tracking server would lose its disk, and a standing cluster its work."""
+    guide = (Path(__file__).parents[2] / "docs/cluster.md").read_text()
+    (line,) = [line for line in guide.splitlines() if "kubectl replace --force" in line]
+    (only,) = [word for before, word in itertools.pairwise(line.split()) if before == "-s"]
+    values = {**FULL, "cluster": {"enabled": True}}
+    result = helm("template", "x", str(CHART), "-f", "-", "-s", only, input=yaml.safe_dump(values))
+    assert result.returncode == 0, result.stderr
+    assert [each["kind"] for each in yaml.safe_load_all(result.stdout) if each] == ["RayJob"]
 
 
 def test_a_mistake_in_the_command_builds_no_second_cluster():

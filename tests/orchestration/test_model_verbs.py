@@ -10,6 +10,7 @@ from tiny_bundle import make_bundle
 from orchestration.cli import main
 from orchestration.registry import versions as registry
 from orchestration.tracking import store as tracking
+from pipeline import storage
 from pipeline.metrics import lpips_package
 from preprocess.config import PreprocessConfig
 from preprocess.run import preprocess
@@ -159,9 +160,11 @@ def test_figures_and_pages_go_to_a_run_linked_to_the_data(work, out):
     make_bundle(work / "one", task="sr")
     uri = tracking.tracking_uri()
     run_id = tracking.start_run(uri, "judge")
+    storage.write_bytes(storage.join(out, "strip-x9.png"), b"of a report before, or of somebody else")
     assert main(["evaluate", "--model", "one", *SR, "--out", out, "--run-id", run_id]) == 0
     run = tracking.get_run(uri, run_id)
     assert run.data.metrics["psnr_rgb/x2"] > 0 and "psnr_rgb/x2/bicubic" in run.data.metrics
     assert run.inputs.dataset_inputs[0].dataset.name == "photos"
-    assert "evaluation/strip-x2.png" in [f.path for f in tracking.client(uri).list_artifacts(run_id, "evaluation")]
-    assert "evaluation/report.html" in [f.path for f in tracking.client(uri).list_artifacts(run_id, "evaluation")]
+    logged = [f.path for f in tracking.client(uri).list_artifacts(run_id, "evaluation")]
+    assert {"evaluation/strip-x2.png", "evaluation/report.html", "evaluation/report.json"} <= set(logged)
+    assert "evaluation/strip-x9.png" not in logged

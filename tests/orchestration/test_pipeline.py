@@ -202,6 +202,33 @@ def test_on_a_cluster_the_workers_evaluate_and_not_the_head(images, tmp_path, mo
     words = [word for word in command(images, tmp_path / "work", "--workers", "2:4")[1:] if word != "--local"]
     made = make_job(parse(Arguments, [*words, *more], prog="latentzoom pipeline"))
     assert made.evaluate_workers == workers and made.gpus_per_worker is None  # as the cluster has them
+    assert made.preprocess.workers == (0 if "--local" in more or not address else 4)
+
+
+def on_workers(images: Path, work: Path, *more: str) -> list[str]:
+    words = [word for word in command(images, work, *more) if word != "--local"]
+    words[words.index("cpu") - 1 : words.index("cpu") + 1] = []
+    return words
+
+
+def test_latents_on_a_gpu_that_is_not_here_are_refused_before_anything_is_trained(
+    images, tmp_path, capsys, monkeypatch
+):
+    """On a head that has none, with --preprocess-workers 0."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    words = on_workers(images, tmp_path / "work", "--gpus-per-worker", "1", "--preprocess-workers", "0")
+    assert main(words) == 2
+    assert "latents would be encoded on cuda in this process, which has no CUDA" in capsys.readouterr().err
+    assert main([*words, "--dry-run"]) == 0
+    assert "would not begin: latents would be encoded on cuda" in capsys.readouterr().err
+
+
+def test_a_dry_run_knows_workers_that_no_batch_is_shared_by(images, tmp_path, capsys):
+    assert main(on_workers(images, tmp_path / "work", "--dry-run", "--workers", "2:3")) == 0
+    warned = capsys.readouterr().err
+    assert "warning: decoder uses 2 of 3 workers: its global batch of" in warned and "would not begin" not in warned
+    assert main(on_workers(images, tmp_path / "work", "--dry-run", "--workers", "32")) == 0
+    assert "would not begin: " in capsys.readouterr().err
 
 
 @pytest.mark.slow

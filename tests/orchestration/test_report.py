@@ -63,11 +63,15 @@ def test_rows_of_another_data_set_stay_away(dataset, is_published):
         assert "Published" not in page(made)
 
 
-def test_speed_has_the_published_columns():
-    made = report("sr", [figure("fps", "x8", 20.0), figure("fps", "x9", 19.0)])
-    header, rows = dict(tables(made))["Speed"]
+def test_speed_has_the_published_columns_where_the_same_was_measured():
+    figures = [figure("fps", "x8", 20.0), figure("fps", "x9", 19.0)]
+    theirs = {"dataset": "celebahq", "sr_mode": "fixed-input", "lr_size": 16}
+    header, rows = dict(tables(report("sr", figures, **theirs)))["Speed"]
     assert header[3:] == ["IDM (published)", "paper (published)"]
     assert [row[3:] for row in rows] == [["0.0202", "0.2568"], ["–", "–"]]
+    for other in ({"dataset": ""}, {"lr_size": 32}, {"sr_mode": "fixed-truth"}):
+        made = report("sr", figures, **(theirs | other))
+        assert "ublished" not in " ".join(dict(tables(made))["Speed"][0]) and "Published" not in page(made)
 
 
 def test_selfssim_is_drawn_against_every_size():

@@ -4,13 +4,16 @@ as what comes back. Without a cluster."""
 from __future__ import annotations
 
 import types
+from collections import Counter
 
 import pytest
 
 from orchestration.cluster import cluster_size, ray_train
+from orchestration.evaluation import on_ray
 from orchestration.tracking.outages import Silent, is_outage
 from pipeline import storage
 from pipeline.errors import UserError, unreachable
+from preprocess.workers import check_room
 from training.config import preset_to_dict
 from training.presets import get_preset
 
@@ -87,6 +90,47 @@ class Cluster:
 
     def sleep(self, seconds: float) -> None:
         self.clock += seconds
+
+
+@pytest.fixture
+def nodes(monkeypatch):
+    """Machines that Ray tells of, and what its autoscaler may bring → to be filled."""
+    found, limits = [], {}
+    monkeypatch.setattr("ray.nodes", lambda: found)
+    monkeypatch.setattr("ray._private.state.state.get_max_resources_from_cluster_config", lambda: limits or None)
+    monkeypatch.setattr(
+        "ray.cluster_resources", lambda: dict(sum((Counter(n["Resources"]) for n in found if n["Alive"]), Counter()))
+    )
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    return found, limits
+
+
+def test_gpus_that_are_still_starting_or_were_just_lost_are_planned_for(nodes):
+    found, limits = nodes
+    found.append({"Alive": True, "Resources": {"CPU": 4.0}})
+    assert ray_train.gpus_of_each(None, cluster_size.reachable_resources()) == 0
+    limits |= {"CPU": 64, "GPU": 8}
+    assert ray_train.gpus_of_each(None, cluster_size.reachable_resources()) == 1
+    limits.clear()
+    found.append({"Alive": False, "Resources": {"CPU": 8.0, "GPU": 2.0}})
+    assert ray_train.gpus_of_each(None, cluster_size.reachable_resources()) == 1
+
+
+def test_evaluation_that_no_machine_has_room_for_is_one_line(nodes):
+    nodes[0].append({"Alive": True, "Resources": {"CPU": 2.0}})
+    assert on_ray._place(2, None) == ({"num_cpus": 1, "num_gpus": 0.0}, "cpu")
+    with pytest.raises(UserError, match="1 workers with 1 GPU each need 1 GPU, and Ray has 0"):
+        on_ray._place(2, 1.0)
+
+
+def test_shards_that_no_machine_has_room_for_are_one_line_and_waited_for_where_some_may_come(nodes, capsys):
+    nodes[0].extend([{"Alive": True, "Resources": {"CPU": 2.0}}, {"Alive": True, "Resources": {"GPU": 1.0}}])
+    check_room("preprocess", {"CPU": 1.0, "GPU": 0.0}, can_grow=False)
+    needs = {"CPU": 1.0, "GPU": 1.0}  # which no single machine has
+    with pytest.raises(UserError, match="each worker needs 1 CPU, 1 GPU, and no machine of the cluster has it"):
+        check_room("preprocess", needs, can_grow=False)
+    check_room("preprocess", needs, can_grow=True)
+    assert capsys.readouterr().err.endswith("waiting for one\n")
 
 
 def test_another_machine_in_place_of_a_lost_one_is_waited_for(monkeypatch, capsys):

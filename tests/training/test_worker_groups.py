@@ -70,7 +70,9 @@ def test_workers_have_a_gpu_each_where_there_are_any(asked: float | None, there:
 def eight_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     """What Ray says of a cluster."""
     ray = pytest.importorskip("ray")
-    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 16.0, "GPU": 8.0})
+    there = {"CPU": 16.0, "GPU": 8.0}
+    monkeypatch.setattr(ray, "cluster_resources", lambda: there)
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": there}])
     monkeypatch.setattr(ray_train, "start_ray", lambda **_: False)
 
 

@@ -88,6 +88,12 @@ class Published:
     rows: dict[str, dict[str, dict[str, float]]]
 
 
+def speed_beside(dataset: str, task: str, sr_mode: str, lr_size: int) -> dict[str, dict[str, float]]:
+    """Published pictures a second by method and scale, where the report is of the same task, data and input size."""
+    is_theirs = sr_mode == "fixed-input" and bool(beside(dataset, task, sr_mode, lr_size))
+    return SPEED if is_theirs else {}
+
+
 def beside(dataset: str, task: str, sr_mode: str = "", lr_size: int = 0) -> list[Published]:
     """Published tables that belong beside a report: those of its data set, its task, its way to make pairs and its
     input size."""

@@ -93,8 +93,12 @@ def _published(report: Report) -> list[published.Published]:
     ]
 
 
+def _published_speed(report: Report) -> dict[str, dict[str, float]]:
+    return published.speed_beside(report.dataset, report.task, report.sr_mode, report.lr_size)
+
+
 def _captions(report: Report) -> list[str]:
-    has_speed = any(f.name == "fps" for f in report.figures) and report.task == "sr"
+    has_speed = any(f.name == "fps" for f in report.figures) and bool(_published_speed(report))
     return [table.caption for table in _published(report)] + ([published.SPEED_CAPTION] if has_speed else [])
 
 
@@ -112,7 +116,7 @@ def _selfssim_table(report: Report) -> Table:
 
 
 def _speed_table(report: Report) -> Table:
-    others = published.SPEED if report.task == "sr" else {}
+    others = _published_speed(report)
     rows = []
     for f in [f for f in report.figures if f.name == "fps"]:
         memory = report.get("peak_memory_mb", f.setting)

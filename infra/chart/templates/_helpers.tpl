@@ -6,6 +6,9 @@
 {{- fail (printf "%s.min = %d is more than %s.max = %d" $name (int $group.min) $name (int $group.max)) -}}
 {{- end -}}
 {{- end -}}
+{{- if lt (int .Values.gpuWorkers.cpus) (int .Values.gpuWorkers.gpus) -}}
+{{- fail (printf "gpuWorkers.cpus = %d is less than gpuWorkers.gpus = %d: each GPU's worker needs a CPU" (int .Values.gpuWorkers.cpus) (int .Values.gpuWorkers.gpus)) -}}
+{{- end -}}
 {{- end -}}
 
 {{- define "latentzoom.trackingUri" -}}
@@ -157,6 +160,7 @@ workerGroupSpecs:
 latentzoom pipeline --preset {{ $job.preset }} --source {{ $job.source }} --source-url {{ $job.sourceUrl | squote }}
 {{- printf " --workdir %s --name %s" (squote $job.workdir) (squote $job.modelName) }}
 {{- if eq $least $most }} --workers {{ $most }}{{ else }} --workers {{ $least }}:{{ $most }}{{ end }} --gpus-per-worker 1
-{{- printf " --preprocess-workers %v --evaluate-workers %v" $job.preprocessWorkers $job.evaluateWorkers }}
+{{- printf " --preprocess-workers %v" $job.preprocessWorkers }}
+{{- if not (kindIs "invalid" $job.evaluateWorkers) }}{{ printf " --evaluate-workers %v" $job.evaluateWorkers }}{{ end }}
 {{- range $job.settings }} --set {{ . | squote }}{{ end }}
 {{- end -}}

@@ -32,7 +32,7 @@ def submit_command(
     from orchestration.cluster import jobs
 
     jobs.check_command(command)
-    for note in local_paths(command):
+    for note in [*local_paths(command), *unkept_results(command)]:
         print(f"note: {note}", file=sys.stderr)
     address = jobs.default_address(address)
     working_dir = own_source() if working_dir is None else working_dir
@@ -104,6 +104,29 @@ def local_paths(command: list[str]) -> list[str]:
             absolute = storage.absolute(value)
             notes.append(f"{value} is a path of this machine; every node must see it, as {absolute}, on shared storage")
     return notes
+
+
+_RESULTS = {
+    "evaluate": ("--out", "evaluation"),
+    "promote": ("--workdir", "promotion"),
+    "generate": ("--out", "generated"),
+}
+"""The option that names the folder of a verb's results, and its value where it is not given."""
+
+
+def unkept_results(command: list[str]) -> list[str]:
+    """What a job would write to its own folder on the head, which goes with it."""
+    verb, *words = command
+    if verb not in _RESULTS:
+        return []
+    option, value = _RESULTS[verb]
+    for place, word in enumerate(words):
+        name, equals, given = word.partition("=")
+        if name == option:
+            value = given if equals else "".join(words[place + 1 : place + 2])
+    if "://" in value or value.startswith("/"):
+        return []
+    return [f"{verb} {option} {value} is in the job's own folder on the head and goes with it; give {option} URL"]
 
 
 def _environment(assignments: Sequence[str]) -> dict[str, str]:

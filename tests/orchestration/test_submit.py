@@ -21,7 +21,7 @@ from small_pictures import make_pictures
 
 from orchestration.cli import main
 from orchestration.cluster import jobs
-from orchestration.cluster.submitting import _commit, _environment, own_source
+from orchestration.cluster.submitting import _commit, _environment, own_source, unkept_results
 from orchestration.tracking import store as tracking
 from pipeline.errors import UserError
 from training.commit import commit_of
@@ -311,3 +311,19 @@ def test_a_stopped_training_job_leaves_a_checkpoint_and_continues(head: Head, at
     steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert steps == sorted(set(steps)) and steps[-1] == step + 2  # none twice
     assert tracking.get_run(uri, run_id).info.status == "FINISHED"
+
+
+@pytest.mark.parametrize(
+    ("words", "place"),
+    [
+        ("evaluate --model m --data d", "--out evaluation"),
+        ("evaluate --model m --out=e", "--out e"),
+        ("promote faces", "--workdir promotion"),
+        ("evaluate --model m --out s3://bucket/e", ""),
+        ("promote faces --workdir /mnt/shared/p", ""),
+        ("doctor --nodes", ""),
+    ],
+)
+def test_results_that_would_go_with_the_head_are_named(words, place):
+    notes = unkept_results(words.split())
+    assert len(notes) == bool(place) and all(f"{place} is in the job's own folder" in note for note in notes)

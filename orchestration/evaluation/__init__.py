@@ -1,1 +1,1 @@
-"""Figures of a model on a data set: chunks, feature networks, figures, reports."""
+"""An evaluation of a model at an address: chunks on this machine or a cluster, the report on disk and in MLflow."""

@@ -95,38 +95,66 @@ def devices() -> list[Finding]:
         for number in range(torch.cuda.device_count()):
             free, total = torch.cuda.mem_get_info(number)
             text = f"cuda:{number} {torch.cuda.get_device_name(number)}, {free / GIB:.0f} of {total / GIB:.0f} GiB free"
+            if trouble := _without_code(number):
+                found.append(Finding("trouble", "devices", f"{text}; {trouble[0]}", trouble[1]))
+                continue
             busy = free < total / 2
             todo = "another process uses it; see nvidia-smi" if busy else ""
             found.append(Finding("warning" if busy else "ok", "devices", text, todo))
         return found
     if shutil.which("nvidia-smi"):
-        text, todo = _unused_driver(driver_version())
+        text, todo = _unused_driver(*driver_and_capability())
         return [Finding("trouble", "devices", f"{text}, but torch {torch.__version__} cannot use it", todo)]
     return [Finding("ok", "devices", f"no GPU; {os.cpu_count()} CPU cores")]
 
 
-def driver_version() -> str:
-    """The NVIDIA driver's version, as in "580.65.06"; empty when nvidia-smi does not tell."""
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+def driver_and_capability() -> tuple[str, tuple[int, int] | None]:
+    """The NVIDIA driver's version, as in "580.65.06", and the first GPU's compute capability; empty and None where
+    nvidia-smi does not tell."""
+    command = ["nvidia-smi", "--query-gpu=driver_version,compute_cap", "--format=csv,noheader"]
     try:
         lines = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.splitlines()
     except (OSError, subprocess.SubprocessError):
-        return ""
-    return lines[0].strip() if lines else ""
+        return "", None
+    version, _, capability = (lines or [""])[0].partition(",")
+    found = re.fullmatch(r"\s*(\d+)\.(\d+)\s*", capability)
+    return version.strip(), (int(found[1]), int(found[2])) if found else None
 
 
-def _unused_driver(version: str) -> tuple[str, str]:
-    """What there is, and what to do: install the newest of torch's builds that the driver runs."""
-    if build := torch_builds.for_driver(version):
+def _without_code(number: int) -> tuple[str, str] | None:
+    """What is wrong with a GPU of a generation that this torch has no code for, and what to do; None where it has."""
+    import torch
+
+    capability = torch.cuda.get_device_capability(number)
+    generations = [
+        int(arch.removeprefix("sm_").rstrip("abcdef")) for arch in torch.cuda.get_arch_list() if "sm_" in arch
+    ]
+    has_forward = any(arch.startswith("compute_") for arch in torch.cuda.get_arch_list())  # compiled for newer ones
+    same = [g for g in generations if g // 10 == capability[0] and g % 10 <= capability[1]]
+    if not generations or same or (has_forward and capability[0] * 10 > max(generations)):
+        return None
+    name = f"compute capability {capability[0]}.{capability[1]}"
+    return f"torch {torch.__version__} has no code for its {name}", _install(driver_and_capability()[0], capability)
+
+
+def _install(version: str, capability: tuple[int, int] | None) -> str:
+    """What to do: install the newest of torch's builds that runs on the driver and the GPU, or update the driver."""
+    if build := torch_builds.for_driver(version, capability):
         # `make setup` would keep a torch of the same version, whatever its build.
-        install = f"pip uninstall -y torch; pip install --index-url {build.index} torch=={torch_builds.TORCH}"
-        return f"NVIDIA driver {version}", install
-    oldest = torch_builds.BUILDS[-1]
-    needed = ".".join(map(str, oldest.driver[:2]))
+        return f"pip uninstall -y torch; pip install --index-url {build.index} torch=={torch_builds.TORCH}"
+    builds = torch_builds.for_capability(capability)
+    if not builds:
+        return f"no build of torch {torch_builds.TORCH} has code for this GPU: use another one"
+    needed = ".".join(map(str, builds[-1].driver[:2]))
+    what = "runs on with this GPU" if capability else "runs on"
+    return f"update the driver: the oldest that torch {torch_builds.TORCH} {what} is {needed}"
+
+
+def _unused_driver(version: str, capability: tuple[int, int] | None) -> tuple[str, str]:
+    """What there is, and what to do."""
     if not version:
         return "an NVIDIA driver that nvidia-smi cannot ask", "look at `nvidia-smi`; in a container: --gpus all"
-    todo = f"update the driver: the oldest that torch {torch_builds.TORCH} runs on is {needed}"
-    return f"NVIDIA driver {version}", todo
+    return f"NVIDIA driver {version}", _install(version, capability)
 
 
 def disks(storages: Iterable[str] = ()) -> list[Finding]:

@@ -165,6 +165,10 @@ def test_a_cluster_is_checked_from_outside_and_on_every_node(tmp_path, monkeypat
         ("580.65.06", "pip install --index-url https://download.pytorch.org/whl/cu130 torch==2.13.0"),
         ("550.54.15", "pip install --index-url https://download.pytorch.org/whl/cu126 torch==2.13.0"),
         ("470.82.01", "update the driver: the oldest that torch 2.13.0 runs on is 525.60"),
+        ("580.65.06, 7.0", "pip install --index-url https://download.pytorch.org/whl/cu126 torch==2.13.0"),  # Volta
+        ("570.86.15, 12.0", "update the driver: the oldest that torch 2.13.0 runs on with this GPU is 580.65"),
+        ("580.65.06, 3.7", "no build of torch 2.13.0 has code for this GPU"),
+        ("580.65.06, [N/A]", "pip install --index-url https://download.pytorch.org/whl/cu130 torch==2.13.0"),
         ("", "look at `nvidia-smi`"),
     ],
 )
@@ -175,7 +179,27 @@ def test_a_driver_that_torch_does_not_use_gets_the_build_that_it_runs(tmp_path, 
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     (finding,) = doctor.devices()
-    assert finding.level == "trouble" and says in finding.todo and driver in finding.text
+    assert finding.level == "trouble" and says in finding.todo and driver.partition(",")[0] in finding.text
+
+
+@pytest.mark.parametrize(
+    ("capability", "archs", "level"),
+    [
+        ((9, 0), ["sm_75", "sm_80", "sm_90", "sm_100", "sm_120"], "ok"),
+        ((8, 9), ["sm_75", "sm_80", "sm_86", "sm_90"], "ok"),  # as sm_86
+        ((7, 0), ["sm_75", "sm_80", "sm_90"], "trouble"),
+        ((12, 0), ["sm_50", "sm_80", "sm_90"], "trouble"),
+        ((12, 0), ["sm_80", "sm_90", "compute_90"], "ok"),  # compiled when it is first used
+    ],
+)
+def test_a_gpu_that_this_torch_has_no_code_for_is_trouble(monkeypatch, capability, archs, level):
+    for name, value in {
+        "is_available": True, "device_count": 1, "mem_get_info": (9 << 30, 9 << 30), "get_device_name": "card",
+        "get_device_capability": capability, "get_arch_list": archs,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(f"torch.cuda.{name}", lambda *_, value=value: value)
+    (finding,) = doctor.devices()
+    assert finding.level == level and ("has no code for its compute capability" in finding.text) is (level != "ok")
 
 
 def test_the_image_the_makefile_and_the_lock_have_torch_builds_that_exist():

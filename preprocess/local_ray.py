@@ -13,8 +13,14 @@ def loopback_only() -> Iterator[None]:
 
     Ray has this for Windows and macOS, where it keeps firewalls from asking, and one setting for it. It decides which
     address a node calls its own, so a Ray that other machines are to join must be started outside of the block.
+
+    Its token is looked up anew: a process remembers the first it used, of a cluster that it spoke with before, and the
+    one it starts now would refuse it.
     """
     from ray._private import ray_constants
+    from ray._raylet import AuthenticationTokenLoader
+
+    AuthenticationTokenLoader.instance().reset_cache()
 
     name = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
     before, was_enabled = os.environ.get(name), ray_constants.ENABLE_RAY_CLUSTER

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import secrets
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,8 +34,24 @@ class Arguments:
 
 def main(argv: list[str]) -> int:
     arguments = parse(Arguments, argv, prog="latentzoom demo")
-    if not {"RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # for this run alone: none is left in the home folder
+    with _own_token():
+        return _run(arguments)
+
+
+@contextlib.contextmanager
+def _own_token() -> Iterator[None]:
+    """A token for the Ray of this run alone, where none is set: none is left in the home folder."""
+    if {"RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
+        yield
+        return
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    try:
+        yield
+    finally:
+        os.environ.pop("RAY_AUTH_TOKEN", None)
+
+
+def _run(arguments: Arguments) -> int:
     from orchestration.chain.run import announcer, run_chain
     from orchestration.chain.steps import run_steps
     from orchestration.demo.chain import act_one, act_two, open_demo

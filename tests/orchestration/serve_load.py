@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import io
 import random
 import signal
@@ -28,6 +29,9 @@ import numpy as np
 import psutil
 import skimage.data
 from PIL import Image
+
+REST_S = 8.0
+"""What was freed is given back within five seconds."""
 
 
 def start(folder: Path, *words: str) -> tuple[subprocess.Popen[str], str]:
@@ -150,17 +154,31 @@ async def rounds(url: str, server: psutil.Process, num_users: int, seconds: floa
 
 
 async def watch(url: str, server: psutil.Process, num_users: int, minutes: float, every: float = 60.0) -> list[int]:
-    """Walks in new pictures, `every` seconds each → resident bytes after each, printed beside what is reported."""
+    """Walks in new pictures, `every` seconds each → resident bytes after each, when nobody asks and what was freed has
+    been given back; printed beside the most there was meanwhile, and what is reported."""
     resident = []
     async with session_of() as session:
         for minute in range(round(minutes * 60 / every)):
             users = await users_of(session, url, num_users, first=1000 * (minute + 1))
+            during = asyncio.create_task(residents(server, 2 * every))
             taken = await one_round(session, url, server, users, every, minute % 2)
-            resident.append(server.memory_info().rss)
+            during.cancel()
+            most = max(await during)
+            resident.append(min(await residents(server, REST_S)))
             reported = await metric(session, url, "memory_bytes")
-            print(f"{(minute + 1) * every / 60:4.1f} min: resident {resident[-1] >> 20} MiB, reported "
-                  f"{int(reported) >> 20} MiB; {taken}", flush=True)  # fmt: skip
+            print(f"{(minute + 1) * every / 60:4.1f} min: resident {resident[-1] >> 20} MiB, at most {most >> 20} MiB "
+                  f"under way, reported {int(reported) >> 20} MiB; {taken}", flush=True)  # fmt: skip
     return resident
+
+
+async def residents(server: psutil.Process, seconds: float) -> list[int]:
+    """Resident bytes four times a second, for so long or until it is cancelled."""
+    found = []
+    with contextlib.suppress(asyncio.CancelledError):
+        for _ in range(round(4 * seconds)):
+            found.append(server.memory_info().rss)
+            await asyncio.sleep(0.25)
+    return found
 
 
 def main() -> None:

@@ -102,7 +102,9 @@ for number, one in enumerate(made):
 """
 
 
-@pytest.mark.parametrize("kind", [pytest.param(k, marks=[] if k in QUICK else pytest.mark.slow) for k in BUNDLES])
+@pytest.mark.parametrize(
+    "kind", [pytest.param(k, marks=[] if k in QUICK else [pytest.mark.slow, pytest.mark.more]) for k in BUNDLES]
+)
 def test_diffusers_alone_draws_the_same_picture(tmp_path, kind):
     bundle = BUNDLES[kind]()
     folder = export(bundle, "diffusers", tmp_path)

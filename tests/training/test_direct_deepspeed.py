@@ -48,11 +48,11 @@ def start(stage: str, data: str, bundle: str, run_dir: Path, settings: list[str]
     ("kind", "zero_stage", "precision"),
     [
         ("drawn", 3, "bf16"),
-        ("cached", 1, "fp32"),
-        ("joint", 1, "fp32"),
+        pytest.param("cached", 1, "fp32", marks=pytest.mark.more),
+        pytest.param("joint", 1, "fp32", marks=pytest.mark.more),
         ("joint", 3, "fp32"),
         ("distill", 1, "fp32"),
-        ("distill", 3, "fp32"),
+        pytest.param("distill", 3, "fp32", marks=pytest.mark.more),
     ],
 )
 def test_it_trains_as_the_plain_engine_does_and_a_killed_run_ends_like_an_uninterrupted_one(

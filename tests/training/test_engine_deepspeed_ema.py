@@ -101,7 +101,7 @@ def start(folder: Path, rank: int, size: int) -> subprocess.Popen[bytes]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("num_workers", [1, 2])
+@pytest.mark.parametrize("num_workers", [pytest.param(1, marks=pytest.mark.more), 2])
 def test_partitioned_average_equals_the_plain_one_after_500_steps(tmp_path: Path, num_workers: int) -> None:
     workers = [start(tmp_path, rank, num_workers) for rank in range(num_workers)]
     try:

@@ -30,7 +30,8 @@ QUICK = ("decoder, light", "denoiser", "planted", "use")
 
 
 @pytest.mark.parametrize(
-    "case", [case if case in QUICK else pytest.param(case, marks=pytest.mark.slow) for case in CASES]
+    "case",
+    [case if case in QUICK else pytest.param(case, marks=[pytest.mark.slow, pytest.mark.more]) for case in CASES],
 )
 def test_nothing_is_made_on_another_device_and_no_step_waits(
     shop: Shop, sr_shop: Shop, tmp_path: Path, case: str

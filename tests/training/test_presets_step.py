@@ -22,8 +22,11 @@ from training.config import STAGES, Preset, override
 from training.presets import PRESETS, get_preset
 from training.run import TrainResult, student_model, train
 
+MORE = [pytest.mark.slow, pytest.mark.more]
 QUICK = ("demo", "starter", "starter-sharp", "debug", "ffhq-256", "celebahq-sr-16-128", "df2k-sr")
 """Of the presets, those whose plain steps are among the quick tests."""
+CI = ("starter-sharp", "ffhq-256", "celebahq-sr-16-128", "df2k-sr")
+"""Those whose steps under DeepSpeed are among the slow tests that CI runs: one of each kind of model."""
 
 
 def narrow(preset: Preset, *, precision: str = "") -> Preset:
@@ -101,7 +104,7 @@ def check(name: str, root: Path) -> None:
     assert picture.size == (56, 40)
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in PRESETS])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in QUICK else MORE) for n in PRESETS])
 def test_every_stage_steps_once_at_reduced_width(name: str, tmp_path: Path) -> None:
     results = chain(name, tmp_path, deepspeed=False)
     assert [result.stage for result in results] == list(narrow(get_preset(name)).stages)
@@ -110,7 +113,7 @@ def test_every_stage_steps_once_at_reduced_width(name: str, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in CI else pytest.mark.more) for n in PRESETS])
 def test_every_stage_steps_once_under_deepspeed(name: str, tmp_path: Path) -> None:
     here = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "OMP_NUM_THREADS": "1"}
     words = [sys.executable, __file__, name, str(tmp_path)]

@@ -71,7 +71,13 @@ def finish(process: subprocess.Popen[str], run_dir: Path) -> dict[str, Any]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "zero_stage, precision, kill_at", [(1, "fp32", 13), (1, "fp32", 31), (1, "bf16", 31), (3, "fp32", 31)]
+    "zero_stage, precision, kill_at",
+    [
+        pytest.param(1, "fp32", 13, marks=pytest.mark.more),
+        pytest.param(1, "fp32", 31, marks=pytest.mark.more),
+        (1, "bf16", 31),
+        (3, "fp32", 31),
+    ],
 )
 def test_killed_deepspeed_run_ends_like_an_uninterrupted_one(
     shop: Shop, tmp_path: Path, zero_stage: int, precision: str, kill_at: int
@@ -96,7 +102,9 @@ def test_killed_deepspeed_run_ends_like_an_uninterrupted_one(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+@pytest.mark.parametrize(
+    "zero_stage", [0, pytest.param(1, marks=pytest.mark.more), 2, pytest.param(3, marks=pytest.mark.more)]
+)
 def test_a_run_whose_weights_were_bf16_goes_on(shop: Shop, tmp_path: Path, zero_stage: int) -> None:
     """Its checkpoint's masters become the weights: the next losses are those of a run that was today's all along."""
     names = ["checkpoint_every=10", f"zero_stage={zero_stage}", "precision=bf16"]

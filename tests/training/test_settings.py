@@ -56,7 +56,9 @@ def test_presets_survive_json(name: str) -> None:
 SIZED = ("demo", "starter", "debug", "ffhq-256")
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in SIZED else pytest.mark.slow) for n in PRESETS])
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in SIZED else [pytest.mark.slow, pytest.mark.more]) for n in PRESETS]
+)
 def test_presets_can_be_sized_up(name: str) -> None:
     assert "trained parameters" in dry_run("align", get_preset(name), 1, "cpu")
 

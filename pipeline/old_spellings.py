@@ -8,7 +8,6 @@ from collections.abc import Sequence
 OLD: dict[str, dict[str, str]] = {
     "demo": {"--work": "--workdir"},
     "generate": {"--batch": "--batch-size"},
-    "import": {"--config": "--model-config"},
     "lineage": {"--as-json": "--json"},
     "plan": {"--sampler-steps": "--steps"},
     "preprocess": {"--plan": "--dry-run", "--num-threads": "--threads"},

@@ -206,6 +206,26 @@ def test_what_show_config_prints_can_be_fed_in_again(command, capsys, tmp_path):
     assert again == want
 
 
+def printed(capsys, *words):
+    """What a whole command line prints that prints and does nothing else."""
+    with pytest.raises(SystemExit) as end:
+        main(list(words))
+    found = capsys.readouterr()
+    assert (end.value.code, found.err) == (0, "")
+    return found.out
+
+
+@pytest.mark.parametrize("command", ALL)
+def test_settings_go_round_on_the_whole_command_line(command, capsys, tmp_path):
+    """`parse` alone does not see how the command reads its words before."""
+    name = command.split()
+    text = printed(capsys, *name, *needed(ALL[command]), "--show-config")
+    file = tmp_path / "settings.yaml"
+    file.write_text(text)
+    for words in (["--config", str(file), *name], [*name, f"--config={file}"], [*name, "--config", str(file)]):
+        assert printed(capsys, *words, "--show-config") == text
+
+
 @pytest.mark.parametrize("name", ["settings.yaml", "settings.toml"])
 def test_settings_of_a_file_hold_until_the_command_line_says_otherwise(name, tmp_path):
     from training.cli import Arguments
@@ -267,7 +287,6 @@ def test_lists_are_one_word_with_commas_and_older_ones_are_understood(capsys):
         (["generate", "--batch", "2"], ["generate", "--batch-size", "2"]),
         (["bench", "--json", "a.json"], ["bench", "--out", "a.json"]),
         (["bench", "--json", "--quick"], ["bench", "--json", "--quick"]),
-        (["import", "ldm", "--config", "c"], ["import", "ldm", "--model-config", "c"]),
         (["submit", "--detach", "generate", "--batch", "2"], ["submit", "--detach", "generate", "--batch-size", "2"]),
     ],
 )
@@ -296,6 +315,10 @@ def test_a_submitted_verb_takes_its_settings_along(tmp_path):
     assert with_settings(["preprocess", "folder", f"--config={file}", "S", "D"][:2]) == ["preprocess", "folder"]
     assert with_settings(["upscale", "--config", str(file), str(file), "out"]) == [
         "upscale", "--scale=3", str(file), "out",
+    ]  # fmt: skip
+    file.write_text("ckpt: a.ckpt\nmodel-config: m.yaml\nout: b\n")
+    assert with_settings(["import", "ldm", "--config", str(file)]) == [
+        "import", "ldm", "--model-config=m.yaml", "--out=b", "a.ckpt",
     ]  # fmt: skip
 
 

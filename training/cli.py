@@ -12,7 +12,7 @@ import tyro
 from pipeline.command_line import Device, Flag, Repeated, parse, plain_help
 from pipeline.common_options import answer, console_log, did_you_mean, taken
 from pipeline.config import to_dict
-from pipeline.errors import UserError, exit_status
+from pipeline.errors import UserError, arrived, exit_status
 from pipeline.progress import format_seconds
 from pipeline.redact import cleaned_output
 from training.config import STAGES, Preset, override
@@ -176,5 +176,5 @@ def parse_workers(text: str) -> tuple[int, int]:
 
 if __name__ == "__main__":
     with cleaned_output(sys.argv[1:]):
-        status = main()
+        status = arrived(main)
     sys.exit(status)

@@ -4,6 +4,8 @@ import dataclasses
 import io
 import json
 import logging
+import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -380,12 +382,41 @@ def test_other_shells_know_every_option(shell, capsys):
     assert "upscale" in script
 
 
-def test_a_closed_answer_is_no_crash(verb):
-    class Closed(io.StringIO):
-        def write(self, text):
-            raise BrokenPipeError
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["orchestration.cli", "--version"],
+        ["orchestration.cli", "upscale", "--help"],
+        ["orchestration.cli", "import", "--help", "--quiet"],
+        ["orchestration.cli", "upscale", "a.png", "b.png", "--scale", "2", "--show-config"],
+        ["orchestration.cli", "--completion", "bash"],
+        ["preprocess", "--help"],
+        ["training.cli", "--help"],
+    ],
+    ids=" ".join,
+)
+def test_a_closed_answer_is_no_crash(words):
+    end, stdout = os.pipe()
+    os.close(end)
+    done = subprocess.run([sys.executable, "-m", *words], stdout=stdout, stderr=subprocess.PIPE, cwd=ROOT)
+    os.close(stdout)
+    assert (done.returncode, done.stderr) == (0, b"")
 
-    verb(lambda words: print("x", file=Closed()) or 0)
+
+@pytest.mark.parametrize("words", ["--version", "upscale --help"])
+def test_no_standard_output_is_no_crash(words):
+    command = f"exec {shlex.quote(sys.executable)} -m orchestration.cli {words} >&-"
+    done = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_another_pipe_that_breaks_is_not_taken_for_the_answer(verb):
+    """Such as the socket of a store: nobody has seen enough then."""
+
+    def work(words):
+        raise BrokenPipeError
+
+    verb(work)
     with pytest.raises(BrokenPipeError):
         main(["stand-in"])
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from orchestration.command_log import crash, logged
 from orchestration.interruptible import interruptible
-from pipeline.common_options import COMMON, Common, answer, did_you_mean, in_force, split
+from pipeline.common_options import COMMON, Common, answer, did_you_mean, in_force, out, split
 from pipeline.errors import UserError, arrived, exit_status
 from pipeline.old_spellings import modern
 from pipeline.redact import cleaned_output, remember_in
@@ -72,11 +72,13 @@ def _read(argv: list[str]) -> tuple[Common, list[str]]:
     while place < len(argv) and argv[place].partition("=")[0] in COMMON:
         place += 1 + (argv[place] in COMMON and bool(COMMON[argv[place]][0]))
     before, [verb, *words] = argv[:place], argv[place:] or [""]
-    words = modern(verb, words)
+    quiet = "--quiet" in before
+    words = modern(verb, words, quiet=quiet)
     end = len(words)
     if verb == "submit":
         end = next((i for i, word in enumerate(words) if word in VERBS), end)
-        words = words[: end + 1] + (modern(words[end], words[end + 1 :]) if end < len(words) else [])
+        quiet = quiet or "--quiet" in words[:end]
+        words = words[: end + 1] + (modern(words[end], words[end + 1 :], quiet=quiet) if end < len(words) else [])
     common, own = split([*before, *words[:end]])
     return common, [verb, *own, *words[end:]]
 
@@ -94,14 +96,14 @@ def _say_any_name() -> None:
 
 def _run(verb: str, rest: list[str]) -> int:
     if verb in ("", "-h", "--help", "help"):
-        print(_help())
+        print(_help(), file=out())
         return 0 if verb else 2
     if verb in ("-V", "--version"):
         return _version()
     if verb == "--completion":
         from orchestration.completion import script
 
-        print(script(rest[0] if rest else ""), end="")
+        print(script(rest[0] if rest else ""), end="", file=out())
         return 0
     if verb not in VERBS:
         near = did_you_mean(verb, VERBS) or f"; use one of {', '.join(VERBS)}"

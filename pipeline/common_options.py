@@ -115,8 +115,14 @@ def answer(text: str, data: Any) -> None:
 
 
 def out() -> TextIO:
-    """Where the answer goes, for what is no line of text."""
+    """Where the answer goes, for what is no line of text, and for help and settings that were asked for."""
     return _out or sys.stdout
+
+
+def note(text: str) -> None:
+    """Say on standard error what is good to know; nothing with --quiet."""
+    if not now().quiet:
+        print(text, file=sys.stderr, flush=True)
 
 
 def plain(value: Any) -> Any:

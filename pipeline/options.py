@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 import types
 import typing
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from pipeline.common_options import COMMON, did_you_mean
+from pipeline.common_options import COMMON, did_you_mean, note
 from pipeline.errors import UserError
 
 Kind = Literal["flag", "pair", "value", "list", "repeated", "positional"]
@@ -144,7 +143,7 @@ def spelled(options: Sequence[Option], words: Sequence[str], prog: str) -> list[
                 values.insert(0, made[place])
             if len(values) > 1:
                 joined = ",".join(values)
-                print(f"latentzoom: note: a list is one word with commas: {name} {joined}", file=sys.stderr)
+                note(f"latentzoom: note: a list is one word with commas: {name} {joined}")
                 values = [joined]
             if option.field in lists:
                 made[lists[option.field]] = values[0]

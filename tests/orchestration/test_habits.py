@@ -1,5 +1,6 @@
 """One set of habits: what every verb shares, at the boundary. Nothing here imports torch."""
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -70,6 +71,58 @@ def test_every_verb_that_reports_has_an_answer():
     for name, (module, _) in VERBS.items():
         text = (ROOT / f"{doing.get(name, module).replace('.', '/')}.py").read_text()
         assert ("answer(" in text) == (name != "serve"), name
+
+
+@pytest.mark.parametrize("option", ["--quiet", "--json"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--help"],
+        ["help"],
+        ["--completion", "bash"],
+        ["upscale", "--help"],
+        ["import", "--help"],
+        ["import", "ldm", "--help"],
+        ["preprocess", "--help"],
+        ["preprocess", "folder", "--help"],
+        ["train", "--help"],
+        ["submit", "--help"],
+        ["upscale", "a.png", "b.png", "--scale", "2", "--show-config"],
+        ["import", "onnx", "a", "--out", "b", "--show-config"],
+    ],
+    ids=" ".join,
+)
+def test_what_was_asked_for_is_on_standard_output(words, option, capsys):
+    def said():
+        found = capsys.readouterr()
+        assert found.err == ""
+        return found.out
+
+    def run(*line):
+        with contextlib.suppress(SystemExit):
+            main(list(line))
+
+    run(*words)
+    text = said()
+    assert len(text) > 50
+    for line in ([*words, option], [option, *words]):
+        run(*line)
+        assert said() == text
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["preprocess", "folder", "a", "b", "--lr-sizes", "16", "32", "--show-config"],
+        ["demo", "--work", "a", "--show-config"],
+        ["preprocess", "folder", "a", "b", "--plan", "--show-config"],
+    ],
+)
+def test_quiet_says_no_notes(words, capsys):
+    for line, is_said in ((words, True), (["--quiet", *words], False), ([*words, "--quiet"], False)):
+        with pytest.raises(SystemExit):
+            main(line)
+        assert ("note: " in capsys.readouterr().err) == is_said
 
 
 def test_quiet_shows_no_progress(verb, capsys):

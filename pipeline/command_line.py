@@ -46,7 +46,7 @@ def parse(
         text += f"\n\nOptions of every verb: {', '.join(COMMON)} (latentzoom --help says more)."
     arguments = _tyro(kind, asked, prog, text)
     device = getattr(arguments, "device", None)
-    if isinstance(device, str) and device and not re.fullmatch(r"(cpu|cuda|mps|xpu)(:\d+)?", device):
+    if isinstance(device, str) and device and not re.fullmatch(r"cpu(:0)?|(cuda|mps|xpu)(:\d+)?", device):
         raise UserError(f"--device {device} is not allowed; use cpu, cuda or cuda:1")
     if common and now().show_config:
         from pipeline import settings_file

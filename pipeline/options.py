@@ -120,7 +120,7 @@ def spelled(options: Sequence[Option], words: Sequence[str], prog: str) -> list[
             return [*made, word, *rest]
         option = named(options, word)
         if option is None:
-            if word.startswith("--") and word != "--help" and not word.startswith("--tyro-"):
+            if _is_unknown(word, known):
                 name = word.partition("=")[0]
                 near = did_you_mean(name.replace("_", "-"), [*known, *COMMON])
                 raise UserError(f"{prog} has no option {name}{near} ({prog} --help lists all)")
@@ -129,7 +129,7 @@ def spelled(options: Sequence[Option], words: Sequence[str], prog: str) -> list[
         if option.kind in ("flag", "pair"):
             made.append(word)
             continue
-        if "=" in word and word.startswith("--"):
+        if "=" in word:
             name, value = word.split("=", 1)
             values = [value]
         else:
@@ -153,14 +153,25 @@ def spelled(options: Sequence[Option], words: Sequence[str], prog: str) -> list[
     return made
 
 
+def _is_unknown(word: str, known: Sequence[str]) -> bool:
+    """Whether a word that is no option looks like one. `-5` is a value, and `-oout.png` is -o with its value."""
+    if word.startswith("--"):
+        return word != "--help" and not word.startswith("--tyro-")
+    return word[:1] == "-" and word not in ("-", "-h") and word[:2] not in known and not _is_number(word)
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
 def _is_more(word: str, option: Option, has_positionals: bool) -> bool:
     """Whether a word after a list's first is one more of the list, as lists were written before."""
     if word.startswith("-") and not option.is_number:
         return False
     if option.is_number:
-        try:
-            float(word)
-        except ValueError:
-            return False
-        return True
+        return _is_number(word)
     return not word.startswith("--") and (not has_positionals or ("/" not in word and not Path(word).exists()))

@@ -116,6 +116,8 @@ def _run(arguments: Arguments, run: Run) -> int:
         return 0
     if arguments.local and (arguments.workers != "1" or arguments.gpus_per_worker is not None):
         raise UserError("--local trains in this process alone; leave out --workers and --gpus-per-worker, or --local")
+    if arguments.threads < 0:
+        raise UserError(f"--threads {arguments.threads} is not allowed; use 0 for torch's choice, or a number")
     if arguments.profile < 0:
         raise UserError(f"--profile {arguments.profile} is not allowed; use a number of steps")
     result = run(arguments, preset)

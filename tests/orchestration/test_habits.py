@@ -212,6 +212,47 @@ def test_verbose_shows_where_a_mistake_came_from(verb, capsys):
     assert main(["stand-in", "--verbose", "--quiet"]) == 2
 
 
+EVALUATE = ["--model", "m", "--data", "d", "--task", "sr", "--scales", "2"]
+TRAIN = ["train", "denoiser", "--preset", "debug", "--data", "d", "--run-dir", "r"]
+PIPELINE = ["pipeline", "--preset", "debug", "--source", "folder", "--source-url", "d", "--workdir", "w"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["doctor", "--only", "kernels"], "--only is an option of --gpu"),
+        (["doctor", "--device", "cpu"], "--device is an option of --gpu"),
+        (["doctor", "--out", "there"], "--out is an option of --gpu"),
+        (["evaluate", *EVALUATE, "--workers", "-1"], "--workers -1 is not allowed"),
+        (["evaluate", *EVALUATE, "--workers", "1", "--gpus-per-worker", "-1"], "--gpus-per-worker -1 is not allowed"),
+        (["promote", "m", "--workers", "-1"], "--workers -1 is not allowed"),
+        ([*PIPELINE, "--evaluate-workers", "-1"], "--evaluate-workers -1 is not allowed"),
+        ([*PIPELINE, "--preprocess-workers", "-1"], "--preprocess-workers -1 is not allowed"),
+        ([*TRAIN, "--local", "--threads", "-1"], "--threads -1 is not allowed"),
+        (["upscale", "a.png", "b.png", "--scale", "2", "--device", "cpu:7"], "--device cpu:7 is not allowed"),
+        (["upscale", "-q", "a.png", "b.png", "--scale", "2"], "latentzoom upscale has no option -q ("),
+        (["jobs", "-f"], "latentzoom jobs has no option -f ("),
+        ([*TRAIN, "-x=3"], "latentzoom train has no option -x ("),
+    ],
+)
+def test_what_cannot_be_meant_is_one_line(words, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    found = capsys.readouterr()
+    assert said in found.err and found.err.count("\n") == 1 and not found.out
+
+
+def test_words_with_a_dash_may_be_values(tmp_path):
+    upscale = ALL["upscale"]
+    assert asked(upscale, ["a.png", "-", "--scale", "2"]).pictures == ("a.png", "-")
+    assert asked(upscale, ["a.png", "-5", "--seed", "-1"]).pictures == ("a.png", "-5")
+    for words in (["-ob.png"], ["-o=b.png"], ["-o", "b.png"], ["--out=b.png"]):
+        assert asked(upscale, [*words, "a.png"]).out == "b.png"
+    file = tmp_path / "settings.yaml"
+    file.write_text("pictures: [a.png, b.png]\n")
+    assert asked(upscale, ["-o=b.png", "c.png"], Common(config=str(file))).pictures == ("c.png",)
+
+
 @pytest.mark.parametrize(
     ("words", "near"),
     [
@@ -225,6 +266,11 @@ def test_verbose_shows_where_a_mistake_came_from(verb, capsys):
         (["train", "decoder", "--preset", "debgu", "--data", "d", "--run-dir", "r"], "did you mean debug?"),
         (["submit", "trian"], "did you mean train?"),
         (["--completion", "bsh"], "did you mean bash?"),
+        (["bench", "--only", "kernl"], "did you mean kernel?"),
+        (["upscale", "a.png", "b.png", "--scale", "2", "--look", "faithfull"], "did you mean faithful?"),
+        (["promote", "m", "--primary", "lpipss"], "did you mean lpips"),
+        (["evaluate", *EVALUATE, "--protocols", "div2"], "did you mean div2k?"),
+        (["evaluate", *EVALUATE, "--dataset", "div2"], "did you mean div2k?"),
     ],
 )
 def test_unknown_names_suggest_the_near_one(words, near, capsys):

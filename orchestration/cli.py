@@ -11,8 +11,8 @@ from pathlib import Path
 
 from orchestration.command_log import crash, logged
 from orchestration.interruptible import interruptible
-from pipeline.common_options import COMMON, Common, answer, did_you_mean, in_force, split
-from pipeline.errors import UserError, exit_status
+from pipeline.common_options import COMMON, Common, answer, did_you_mean, in_force, out, split
+from pipeline.errors import UserError, arrived, exit_status
 from pipeline.old_spellings import modern
 from pipeline.redact import cleaned_output, remember_in
 
@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     _say_any_name()
     with cleaned_output(argv), interruptible():
-        return _flushed(exit_status(lambda: _main(argv)))
+        return arrived(lambda: exit_status(lambda: _main(argv)))
 
 
 def _main(argv: list[str]) -> int:
@@ -72,50 +72,38 @@ def _read(argv: list[str]) -> tuple[Common, list[str]]:
     while place < len(argv) and argv[place].partition("=")[0] in COMMON:
         place += 1 + (argv[place] in COMMON and bool(COMMON[argv[place]][0]))
     before, [verb, *words] = argv[:place], argv[place:] or [""]
-    words = modern(verb, words)
+    quiet = "--quiet" in before
+    words = modern(verb, words, quiet=quiet)
     end = len(words)
     if verb == "submit":
         end = next((i for i, word in enumerate(words) if word in VERBS), end)
-        words = words[: end + 1] + (modern(words[end], words[end + 1 :]) if end < len(words) else [])
+        quiet = quiet or "--quiet" in words[:end]
+        words = words[: end + 1] + (modern(words[end], words[end + 1 :], quiet=quiet) if end < len(words) else [])
     common, own = split([*before, *words[:end]])
     return common, [verb, *own, *words[end:]]
 
 
 def _say_any_name() -> None:
     """Names of files that are no text, or none that this terminal's encoding has, must end no work; neither must a
-    standard error that is closed."""
-    if sys.stderr is None:
-        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    standard output or standard error that is closed."""
+    sys.stdout = open(os.devnull, "w") if sys.stdout is None else sys.stdout  # noqa: SIM115
+    sys.stderr = open(os.devnull, "w") if sys.stderr is None else sys.stderr  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
             is_utf8 = stream.encoding.lower().replace("-", "") == "utf8"
             stream.reconfigure(errors="surrogateescape" if is_utf8 else "backslashreplace")
 
 
-def _flushed(status: int) -> int:
-    """`status`, once what was printed has arrived: where it cannot, a line instead of what Python says as it ends."""
-    try:
-        if sys.stdout is not None:
-            sys.stdout.flush()
-    except OSError as error:
-        with contextlib.suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if not isinstance(error, BrokenPipeError):  # a reader that has seen enough is no mistake
-            print(f"latentzoom: error: cannot write to standard output: {error.strerror}", file=sys.stderr)
-            return status or 2
-    return status
-
-
 def _run(verb: str, rest: list[str]) -> int:
     if verb in ("", "-h", "--help", "help"):
-        print(_help())
+        print(_help(), file=out())
         return 0 if verb else 2
     if verb in ("-V", "--version"):
         return _version()
     if verb == "--completion":
         from orchestration.completion import script
 
-        print(script(rest[0] if rest else ""), end="")
+        print(script(rest[0] if rest else ""), end="", file=out())
         return 0
     if verb not in VERBS:
         near = did_you_mean(verb, VERBS) or f"; use one of {', '.join(VERBS)}"

@@ -17,6 +17,7 @@ from orchestration.serve.arguments import Arguments
 from orchestration.serve.on_ray import NAME, Replicas, application
 from orchestration.serve.settings import Settings
 from orchestration.tracking import store as tracking
+from pipeline.common_options import note, out
 from pipeline.errors import UserError
 from pipeline.progress import Notice
 
@@ -71,8 +72,8 @@ def run_on_ray(arguments: Arguments, token: str, notice: Notice) -> int:
     serve.start(http_options={"host": arguments.host, "port": arguments.port, "location": "EveryNode"})
     serve.run(made, name=NAME, route_prefix="/")
     notice.over()
-    print(_address(arguments.host, arguments.port, ""), flush=True)
-    print(f"it stays when this job ends; end it with: serve delete {NAME}", file=sys.stderr)
+    print(_address(arguments.host, arguments.port, ""), file=out(), flush=True)
+    note(f"it stays when this job ends; end it with: serve delete {NAME}")
     return 0
 
 

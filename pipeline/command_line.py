@@ -19,7 +19,7 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
-from pipeline.common_options import COMMON, did_you_mean, now
+from pipeline.common_options import COMMON, did_you_mean, now, out
 from pipeline.errors import UserError
 from pipeline.options import is_union, option_name, options_of, spelled
 
@@ -46,12 +46,12 @@ def parse(
         text += f"\n\nOptions of every verb: {', '.join(COMMON)} (latentzoom --help says more)."
     arguments = _tyro(kind, asked, prog, text)
     device = getattr(arguments, "device", None)
-    if isinstance(device, str) and device and not re.fullmatch(r"(cpu|cuda|mps|xpu)(:\d+)?", device):
+    if isinstance(device, str) and device and not re.fullmatch(r"cpu(:0)?|(cuda|mps|xpu)(:\d+)?", device):
         raise UserError(f"--device {device} is not allowed; use cpu, cuda or cuda:1")
     if common and now().show_config:
         from pipeline import settings_file
 
-        print(settings_file.shown(options_of(kind), arguments, prog), end="", file=sys.stdout)
+        print(settings_file.shown(options_of(kind), arguments, prog), end="", file=out())
         raise SystemExit(0)
     return arguments
 
@@ -71,7 +71,7 @@ def _tyro(kind: type[Options], words: Sequence[str], prog: str, description: str
     tyro._experimental_options["ansi_codes"] = not os.environ.get("NO_COLOR")
     said = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(out()):  # for --help
             return tyro.cli(kind, prog=prog, args=words, description=description)
     except SystemExit as end:
         error: BaseException | None = end

@@ -55,9 +55,8 @@ def now() -> Common:
     return _now or Common()
 
 
-def split(words: Sequence[str], without: Sequence[str] = ()) -> tuple[Common, list[str]]:
-    """The common options among the words of a command, and its other words. without: options that mean something else
-    here. Raises `UserError`."""
+def split(words: Sequence[str]) -> tuple[Common, list[str]]:
+    """The common options among the words of a command, and its other words. Raises `UserError`."""
     found: dict[str, Any] = {}
     rest: list[str] = []
     left = iter(words)
@@ -66,7 +65,7 @@ def split(words: Sequence[str], without: Sequence[str] = ()) -> tuple[Common, li
             rest += [word, *left]
             break
         name, sign, value = word.partition("=")
-        if name not in COMMON or name in without:
+        if name not in COMMON:
             rest.append(word)
             continue
         field = name[2:].replace("-", "_")
@@ -116,8 +115,14 @@ def answer(text: str, data: Any) -> None:
 
 
 def out() -> TextIO:
-    """Where the answer goes, for what is no line of text."""
+    """Where the answer goes, for what is no line of text, and for help and settings that were asked for."""
     return _out or sys.stdout
+
+
+def note(text: str) -> None:
+    """Say on standard error what is good to know; nothing with --quiet."""
+    if not now().quiet:
+        print(text, file=sys.stderr, flush=True)
 
 
 def plain(value: Any) -> Any:

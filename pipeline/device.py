@@ -16,4 +16,7 @@ def checked_device(device: torch.device | str) -> torch.device:
         is_real, reason = False, first_line(error).split(". ")[0]
     if not is_real:
         raise UserError(f"device {str(device)!r} is not there ({reason}); use cpu, cuda, or cuda:1")
-    return torch.device(device)
+    asked = torch.device(device)
+    if asked.type == "cpu" and asked.index:  # which PyTorch takes for the one there is
+        raise UserError(f"device {str(device)!r} is not there (there is one CPU device); use cpu")
+    return asked

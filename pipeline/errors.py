@@ -3,7 +3,9 @@ was asked to stop, and the same command continues; one line and 75."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import os
 import re
 import sys
 import traceback
@@ -30,6 +32,11 @@ class Unreachable(UserError, OSError):
 class Stopped(BaseException):
     """The run was asked to stop and has written a checkpoint. The message is one line. Like KeyboardInterrupt this is
     no failure, so it passes by whatever handles those."""
+
+
+class NobodyReads(BaseException):
+    """Who was to read standard output is gone. No failure either: what takes a broken pipe for a lost connection, and
+    tries again, does not see it. Other pipes and sockets that break are a BrokenPipeError."""
 
 
 def require(condition: bool, name: str, value: object, allowed: str) -> None:
@@ -135,6 +142,39 @@ def exit_status(command: Callable[[], int]) -> int:
         what_next = str(error) or "run the same command again to continue"
         print(f"\nlatentzoom: interrupted; {what_next}", file=sys.stderr)
         return 130
+
+
+def arrived(command: Callable[[], int]) -> int:
+    """Run a command → its exit status, once what it printed has arrived; within `cleaned_output`. 0 where the reader of
+    standard output is gone: who has seen enough made no mistake. Where it cannot be written otherwise, a line instead
+    of what Python says as it ends."""
+    try:
+        try:
+            return _flushed(command())
+        except SystemExit as end:  # of --help and --show-config
+            end.code = _flushed(end.code if isinstance(end.code, int) else 0)
+            raise
+    except NobodyReads:
+        _give_up_output()
+        return 0
+
+
+def _flushed(status: int) -> int:
+    try:
+        sys.stdout.flush()
+    except NobodyReads:
+        _give_up_output()
+    except OSError as error:
+        _give_up_output()
+        print(f"latentzoom: error: cannot write to standard output: {error.strerror}", file=sys.stderr)
+        return status or 2
+    return status
+
+
+def _give_up_output() -> None:
+    """What is still to be written to standard output goes nowhere: Python tries once more as it ends, and complains."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _told(command: Callable[[], int]) -> int:

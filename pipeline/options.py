@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 import types
 import typing
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from pipeline.common_options import COMMON, did_you_mean
+from pipeline.common_options import COMMON, did_you_mean, note
 from pipeline.errors import UserError
 
 Kind = Literal["flag", "pair", "value", "list", "repeated", "positional"]
@@ -121,7 +120,7 @@ def spelled(options: Sequence[Option], words: Sequence[str], prog: str) -> list[
             return [*made, word, *rest]
         option = named(options, word)
         if option is None:
-            if word.startswith("--") and word != "--help" and not word.startswith("--tyro-"):
+            if _is_unknown(word, known):
                 name = word.partition("=")[0]
                 near = did_you_mean(name.replace("_", "-"), [*known, *COMMON])
                 raise UserError(f"{prog} has no option {name}{near} ({prog} --help lists all)")
@@ -130,7 +129,7 @@ def spelled(options: Sequence[Option], words: Sequence[str], prog: str) -> list[
         if option.kind in ("flag", "pair"):
             made.append(word)
             continue
-        if "=" in word and word.startswith("--"):
+        if "=" in word:
             name, value = word.split("=", 1)
             values = [value]
         else:
@@ -144,7 +143,7 @@ def spelled(options: Sequence[Option], words: Sequence[str], prog: str) -> list[
                 values.insert(0, made[place])
             if len(values) > 1:
                 joined = ",".join(values)
-                print(f"latentzoom: note: a list is one word with commas: {name} {joined}", file=sys.stderr)
+                note(f"latentzoom: note: a list is one word with commas: {name} {joined}")
                 values = [joined]
             if option.field in lists:
                 made[lists[option.field]] = values[0]
@@ -154,14 +153,25 @@ def spelled(options: Sequence[Option], words: Sequence[str], prog: str) -> list[
     return made
 
 
+def _is_unknown(word: str, known: Sequence[str]) -> bool:
+    """Whether a word that is no option looks like one. `-5` is a value, and `-oout.png` is -o with its value."""
+    if word.startswith("--"):
+        return word != "--help" and not word.startswith("--tyro-")
+    return word[:1] == "-" and word not in ("-", "-h") and word[:2] not in known and not _is_number(word)
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
 def _is_more(word: str, option: Option, has_positionals: bool) -> bool:
     """Whether a word after a list's first is one more of the list, as lists were written before."""
     if word.startswith("-") and not option.is_number:
         return False
     if option.is_number:
-        try:
-            float(word)
-        except ValueError:
-            return False
-        return True
+        return _is_number(word)
     return not word.startswith("--") and (not has_positionals or ("/" not in word and not Path(word).exists()))

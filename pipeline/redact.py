@@ -20,6 +20,8 @@ import urllib.parse
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TextIO, cast
 
+from pipeline.errors import NobodyReads
+
 _USERINFO = re.compile(r"(?P<scheme>[a-zA-Z][a-zA-Z0-9+.-]*://)(?P<user>[^/@\s:'\"]*)(?::(?P<password>[^/\s'\"]*))?@")
 _WORDS = r"(?:password|passwd|secret|token|api_?key|access_?key|secret_?key|private_?key|account_?key|credentials?)"
 _ASSIGNED = re.compile(
@@ -146,7 +148,7 @@ def cleaned_output(words: Sequence[str]) -> Iterator[None]:
 
     logging.setLogRecordFactory(record)
     sys.excepthook = _say_exception
-    streams = cast(TextIO, CleanStream(sys.stdout)), cast(TextIO, CleanStream(sys.stderr))
+    streams = cast(TextIO, CleanOutput(sys.stdout)), cast(TextIO, CleanStream(sys.stderr))
     try:
         with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]):
             yield
@@ -196,3 +198,19 @@ class CleanStream(io.TextIOBase):
 
     def close(self) -> None:
         """The stream goes on: it belongs to the process."""
+
+
+class CleanOutput(CleanStream):
+    """Standard output. That its reader is gone is told from other pipes that break."""
+
+    def write(self, text: str) -> int:
+        try:
+            return super().write(text)
+        except BrokenPipeError as error:
+            raise NobodyReads from error
+
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except BrokenPipeError as error:
+            raise NobodyReads from error

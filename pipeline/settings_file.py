@@ -42,7 +42,7 @@ def _has_positional(options: Sequence[Option], words: Sequence[str]) -> bool:
         option = named(options, word)
         if option is None:
             return not word.startswith("--") or word == "--"
-        if option.kind not in ("flag", "pair") and not (word.startswith("--") and "=" in word):
+        if option.kind not in ("flag", "pair") and "=" not in word:
             next(left, None)
     return False
 

@@ -7,6 +7,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Literal
 
+from pipeline.common_options import did_you_mean
 from pipeline.errors import UserError
 
 Look = Literal["faithful", "sharp"]
@@ -16,7 +17,7 @@ LOOKS: tuple[Look, ...] = typing.get_args(Look)
 def starter_path(look: str = "faithful") -> str:
     """The folder of the bundle for a look. `UserError` for an unknown look or where the files are missing."""
     if look not in LOOKS:
-        raise UserError(f"look {look!r} is not known; use {' or '.join(LOOKS)}")
+        raise UserError(f"look {look!r} is not known; use {' or '.join(LOOKS)}{did_you_mean(look, LOOKS)}")
     folder = Path(str(resources.files("pipeline"))) / "weights" / f"starter-{look}"
     for name in ("config.json", "autoencoder.safetensors", "decoder.safetensors"):
         if not (folder / name).is_file():

@@ -11,7 +11,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from pipeline import command_line
-from pipeline.common_options import answer, did_you_mean, taken
+from pipeline.common_options import answer, did_you_mean, out, taken
 from pipeline.errors import Stopped, UserError, exit_status
 from preprocess.config import CheckConfig, PreprocessConfig, VerifyConfig
 from preprocess.reencode import ReencodeConfig
@@ -53,7 +53,7 @@ def _sigterm_stops() -> Iterator[None]:
 
 def _dispatch(argv: list[str], observe: Observer | None, bundle_of: Callable[[str], str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
-        print(_help())
+        print(_help(), file=out())
         return 0 if argv else 2
     if argv[0] == "verify":
         return _verify(argv[1:])

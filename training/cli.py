@@ -12,7 +12,7 @@ import tyro
 from pipeline.command_line import Device, Flag, Repeated, parse, plain_help
 from pipeline.common_options import answer, console_log, did_you_mean, taken
 from pipeline.config import to_dict
-from pipeline.errors import UserError, exit_status
+from pipeline.errors import UserError, arrived, exit_status
 from pipeline.progress import format_seconds
 from pipeline.redact import cleaned_output
 from training.config import STAGES, Preset, override
@@ -116,6 +116,8 @@ def _run(arguments: Arguments, run: Run) -> int:
         return 0
     if arguments.local and (arguments.workers != "1" or arguments.gpus_per_worker is not None):
         raise UserError("--local trains in this process alone; leave out --workers and --gpus-per-worker, or --local")
+    if arguments.threads < 0:
+        raise UserError(f"--threads {arguments.threads} is not allowed; use 0 for torch's choice, or a number")
     if arguments.profile < 0:
         raise UserError(f"--profile {arguments.profile} is not allowed; use a number of steps")
     result = run(arguments, preset)
@@ -176,5 +178,5 @@ def parse_workers(text: str) -> tuple[int, int]:
 
 if __name__ == "__main__":
     with cleaned_output(sys.argv[1:]):
-        status = main()
+        status = arrived(main)
     sys.exit(status)

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from pipeline.common_options import note
+
 if TYPE_CHECKING:
     from orchestration.bench.table import Options, Results, Row
 
@@ -39,7 +41,7 @@ def run(options: Options, parts: tuple[str, ...]) -> Results:
     try:
         peak = matrix_peak(options)
         for part in parts:
-            print(f"bench: {part} ...", file=sys.stderr, flush=True)
+            note(f"bench: {part} ...")
             module, name = PARTS[part]
             measure: Callable[[Options, float], list[Row]] = getattr(import_module(module), name)
             rows += measure(options, peak)

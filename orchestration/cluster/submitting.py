@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline import storage
-from pipeline.common_options import answer, now, out
+from pipeline.common_options import answer, note, now, out
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -32,8 +32,8 @@ def submit_command(
     from orchestration.cluster import jobs
 
     jobs.check_command(command)
-    for note in [*local_paths(command), *unkept_results(command)]:
-        print(f"note: {note}", file=sys.stderr)
+    for line in [*local_paths(command), *unkept_results(command)]:
+        note(f"note: {line}")
     address = jobs.default_address(address)
     working_dir = own_source() if working_dir is None else working_dir
     environment = jobs.runtime_env(working_dir, {**_commit(working_dir), **_environment(env)})
@@ -72,7 +72,11 @@ def follow_to_end(client: object, address: str, job: str) -> int:
         return jobs.STOPPED
     status = jobs.exit_status(details)
     why = f": {details.message}" if status and details.message and details.driver_exit_code is None else ""
-    print(f"job {job} {details.status.value}, exit status {status}{why}", file=sys.stderr)
+    ended = f"job {job} {details.status.value}, exit status {status}{why}"
+    if status:
+        print(ended, file=sys.stderr)
+    else:
+        note(ended)
     if now().json:
         answer("", jobs.facts(details))
     return status
@@ -140,8 +144,10 @@ def _environment(assignments: Sequence[str]) -> dict[str, str]:
         return values
     if urllib.parse.urlsplit(uri).hostname in _LOOPBACK:
         shown = url_without_secrets(uri)
-        print(f"note: MLFLOW_TRACKING_URI={shown} is this machine's own address and is not sent; the cluster's own "
-              f"holds, or give --env MLFLOW_TRACKING_URI=URL", file=sys.stderr)  # fmt: skip
+        note(
+            f"note: MLFLOW_TRACKING_URI={shown} is this machine's own address and is not sent; the cluster's own "
+            "holds, or give --env MLFLOW_TRACKING_URI=URL"
+        )
     elif url_without_secrets(uri) == uri:
         values["MLFLOW_TRACKING_URI"] = uri
     return values

@@ -258,7 +258,7 @@ def _write(
 
 
 def _write_to_pipe(drawing: Drawing, facts: Facts, on_pixels: Callable[[int], object] | None) -> None:
-    if sys.stdout is None:
+    if sys.__stdout__ is None:
         raise UserError("standard output is closed; write to a file")
     if now().json:
         raise UserError("--json and a picture on standard output contradict; write to a file, or leave --json out")

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.common_options import did_you_mean
 from pipeline.errors import UserError
 from pipeline.metrics.bootstrap import paired_interval
 from training.evaluation.spec import ONE_STEP
@@ -34,7 +35,10 @@ class Rule:
         """`UserError` for a primary figure of which lower is not better, or of which nothing is known."""
         known = sorted({name for names in PRIMARY.values() for name in names})
         if self.primary not in ("auto", *known):
-            raise UserError(f"no rule weighs {self.primary!r} first; --primary is auto or one of {', '.join(known)}")
+            near = did_you_mean(self.primary, ["auto", *known])
+            raise UserError(
+                f"no rule weighs {self.primary!r} first{near}; --primary is auto or one of {', '.join(known)}"
+            )
 
     def text(self) -> str:
         return (

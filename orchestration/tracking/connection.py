@@ -6,7 +6,6 @@ import contextlib
 import fcntl
 import functools
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +20,7 @@ from orchestration.tracking.local_store import (
     require_store,
 )
 from orchestration.tracking.store_errors import StoreSilent, user_errors
+from pipeline.common_options import note
 from pipeline.errors import UserError, first_line
 from pipeline.redact import plain_without_secrets, url_without_secrets
 
@@ -91,7 +91,7 @@ def make_store(uri: str) -> MlflowClient:
             _opened(uri)
             old = follow_move(uri)
         if old is not None:
-            print(f"note: {file} was moved or copied; its records no longer point to {old}", file=sys.stderr)
+            note(f"note: {file} was moved or copied; its records no longer point to {old}")
     return _client(uri)
 
 

@@ -12,7 +12,7 @@ from orchestration.bench.parts import PARTS as PARTS
 from orchestration.bench.parts import run as run
 from orchestration.pictures.writable import check_file
 from pipeline.command_line import Device, Flag, parse, plain_help
-from pipeline.common_options import answer, plain
+from pipeline.common_options import answer, did_you_mean, plain
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Arguments:
 def main(argv: list[str]) -> int:
     arguments = parse(Arguments, argv, prog="latentzoom bench")
     if unknown := sorted(set(arguments.only) - set(PARTS)):
-        raise UserError(f"no part {', '.join(unknown)}; use {', '.join(PARTS)}")
+        raise UserError(f"no part {', '.join(unknown)}{did_you_mean(unknown[0], PARTS)}; use {', '.join(PARTS)}")
     if len(arguments.compare) > 2 or arguments.threads < 1 or arguments.rounds < 1 or not 0 < arguments.width <= 4:
         raise UserError("--compare takes one or two files, --threads and --rounds at least 1, --width 0 to 4")
     import torch

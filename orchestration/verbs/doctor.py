@@ -43,6 +43,8 @@ def main(argv: list[str]) -> int:
     arguments = parse(Arguments, argv, prog="latentzoom doctor")
     if arguments.gpu:
         return _check_gpu(arguments)
+    if alone := [name for name in ("only", "device", "out") if getattr(arguments, name) != getattr(Arguments, name)]:
+        raise UserError(f"--{alone[0]} is an option of --gpu; give --gpu too, or leave it out")
     from orchestration.doctor import machine, servers
 
     found = machine.machine(arguments.storage)

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from orchestration.cluster.devices import check_workers
 from orchestration.text_table import text_table
 from pipeline import storage
 from pipeline.command_line import Device, Flag, parse, plain_help
@@ -91,6 +92,7 @@ class Arguments:
 
 def main(argv: list[str]) -> int:
     arguments = parse(Arguments, argv, prog="latentzoom evaluate")
+    check_workers("--workers", arguments.workers)
     spec = EvaluationSpec(
         task=arguments.task,
         sizes=arguments.sizes,

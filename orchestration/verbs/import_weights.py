@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from pipeline.command_line import Flag, kind_of, parse, plain_help
-from pipeline.common_options import answer
+from pipeline.common_options import answer, out
 
 if TYPE_CHECKING:
     from pipeline.bundle import Bundle
@@ -120,7 +120,7 @@ KINDS: dict[str, type[Wanted]] = {
 def main(argv: list[str]) -> int:
     """Run the command; returns its exit code."""
     if not argv or argv[0] in ("-h", "--help"):
-        print(_help())
+        print(_help(), file=out())
         return 0 if argv else 2
     return _run(parsed(argv))
 

@@ -127,7 +127,7 @@ def main(argv: list[str]) -> int:
 def make_job(arguments: Arguments) -> Job:
     """Everything the command line decides, checked. Raises `UserError`."""
     from orchestration.chain.job import Job
-    from orchestration.cluster.devices import own_device
+    from orchestration.cluster.devices import check_workers, own_device
     from orchestration.tracking import store as tracking
     from training.cli import parse_workers
     from training.config import override
@@ -137,6 +137,8 @@ def make_job(arguments: Arguments) -> Job:
     preset = override(get_preset(arguments.preset), list(arguments.set))
     work = storage.absolute(arguments.workdir)
     low, high = parse_workers(arguments.workers)
+    check_workers("--preprocess-workers", arguments.preprocess_workers or 0)
+    check_workers("--evaluate-workers", arguments.evaluate_workers or 0)
     is_local = storage.is_local(work)
     if not (arguments.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or is_local):
         raise UserError(f"--workdir {work} is remote: name the tracking server with --tracking-uri http://HOST:5000")

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import tyro
 
+from orchestration.cluster.devices import check_workers
 from orchestration.registry.judging import Trial, judge
 from orchestration.registry.promotion import Rule
 from pipeline.command_line import Device, parse, plain_help
@@ -42,6 +43,7 @@ class Arguments:
 
 def main(argv: list[str]) -> int:
     arguments = parse(Arguments, argv, prog="latentzoom promote")
+    check_workers("--workers", arguments.workers)
     trial = Trial(
         name=arguments.name,
         candidate=arguments.candidate,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from dataclasses import dataclass
 from typing import Annotated
@@ -10,7 +9,7 @@ from typing import Annotated
 import tyro
 
 from pipeline.command_line import parse, plain_help
-from pipeline.common_options import answer
+from pipeline.common_options import answer, note
 
 
 @plain_help
@@ -32,7 +31,7 @@ def main(argv: list[str]) -> int:
     client = jobs.connect(address)
     with jobs.user_errors(address):
         client.stop_job(arguments.job)
-    print(f"{arguments.job} was asked to stop; a training stage writes a checkpoint first", file=sys.stderr, flush=True)
+    note(f"{arguments.job} was asked to stop; a training stage writes a checkpoint first")
     while not (details := jobs.details(client, address, arguments.job)).status.is_terminal():
         time.sleep(0.3)
     answer(f"{arguments.job} {details.status.value}", jobs.facts(details))

@@ -76,7 +76,7 @@ def with_settings(command: list[str]) -> list[str]:
     from pipeline import settings_file
 
     verb, *words = command
-    if verb == "import" or not (common := split(words)[0]).config:
+    if not (common := split(words)[0]).config:
         return command
     rest = _without_config(words)
     kind, place = kind_of(verb, rest)

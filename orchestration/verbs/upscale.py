@@ -3,7 +3,6 @@ library is imported that takes its time; `orchestration.pictures.upscaling` does
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from orchestration.pictures.places import PIPE, Places, left_out_line, places
@@ -11,6 +10,7 @@ from orchestration.pictures.upscale_arguments import Arguments as Arguments
 from orchestration.pictures.writable import check_file, check_folder
 from pipeline.allocator import keep_freed_memory
 from pipeline.command_line import parse
+from pipeline.common_options import note
 from pipeline.errors import UserError
 from pipeline.progress import Notice
 from pipeline.starter import starter_path
@@ -20,7 +20,7 @@ def main(argv: list[str]) -> int:
     arguments = parse(Arguments, argv, prog="latentzoom upscale")
     found = _checked(arguments)
     if line := left_out_line(found.left_out):
-        print(f"latentzoom: {line}", file=sys.stderr)
+        note(f"latentzoom: {line}")
     with Notice(f"latentzoom: loading {arguments.model or 'the starter'}") as notice:
         from orchestration.pictures.upscaling import run
 

@@ -122,7 +122,7 @@ def _weight_file(source: str) -> Path | None:
         todo = "put the config.json of its repository beside it"
         raise UserError(f"{source} holds the weights of a diffusers autoencoder, without a configuration; {todo}")
     if any(key.removeprefix("first_stage_model.").startswith("encoder.down.") for key in keys):
-        todo = f"use `latentzoom import ldm {source} --config its.yaml`"
+        todo = f"use `latentzoom import ldm {source} --model-config its.yaml`"
         raise UserError(f"{source} is a checkpoint with CompVis' names (Stable Diffusion in one file); {todo}")
     raise UserError(f"{source} holds no autoencoder; its first tensor is {min(keys, default='none')}")
 

@@ -1,9 +1,12 @@
 """One set of habits: what every verb shares, at the boundary. Nothing here imports torch."""
 
+import contextlib
 import dataclasses
 import io
 import json
 import logging
+import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -68,6 +71,58 @@ def test_every_verb_that_reports_has_an_answer():
     for name, (module, _) in VERBS.items():
         text = (ROOT / f"{doing.get(name, module).replace('.', '/')}.py").read_text()
         assert ("answer(" in text) == (name != "serve"), name
+
+
+@pytest.mark.parametrize("option", ["--quiet", "--json"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--help"],
+        ["help"],
+        ["--completion", "bash"],
+        ["upscale", "--help"],
+        ["import", "--help"],
+        ["import", "ldm", "--help"],
+        ["preprocess", "--help"],
+        ["preprocess", "folder", "--help"],
+        ["train", "--help"],
+        ["submit", "--help"],
+        ["upscale", "a.png", "b.png", "--scale", "2", "--show-config"],
+        ["import", "onnx", "a", "--out", "b", "--show-config"],
+    ],
+    ids=" ".join,
+)
+def test_what_was_asked_for_is_on_standard_output(words, option, capsys):
+    def said():
+        found = capsys.readouterr()
+        assert found.err == ""
+        return found.out
+
+    def run(*line):
+        with contextlib.suppress(SystemExit):
+            main(list(line))
+
+    run(*words)
+    text = said()
+    assert len(text) > 50
+    for line in ([*words, option], [option, *words]):
+        run(*line)
+        assert said() == text
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["preprocess", "folder", "a", "b", "--lr-sizes", "16", "32", "--show-config"],
+        ["demo", "--work", "a", "--show-config"],
+        ["preprocess", "folder", "a", "b", "--plan", "--show-config"],
+    ],
+)
+def test_quiet_says_no_notes(words, capsys):
+    for line, is_said in ((words, True), (["--quiet", *words], False), ([*words, "--quiet"], False)):
+        with pytest.raises(SystemExit):
+            main(line)
+        assert ("note: " in capsys.readouterr().err) == is_said
 
 
 def test_quiet_shows_no_progress(verb, capsys):
@@ -157,6 +212,47 @@ def test_verbose_shows_where_a_mistake_came_from(verb, capsys):
     assert main(["stand-in", "--verbose", "--quiet"]) == 2
 
 
+EVALUATE = ["--model", "m", "--data", "d", "--task", "sr", "--scales", "2"]
+TRAIN = ["train", "denoiser", "--preset", "debug", "--data", "d", "--run-dir", "r"]
+PIPELINE = ["pipeline", "--preset", "debug", "--source", "folder", "--source-url", "d", "--workdir", "w"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["doctor", "--only", "kernels"], "--only is an option of --gpu"),
+        (["doctor", "--device", "cpu"], "--device is an option of --gpu"),
+        (["doctor", "--out", "there"], "--out is an option of --gpu"),
+        (["evaluate", *EVALUATE, "--workers", "-1"], "--workers -1 is not allowed"),
+        (["evaluate", *EVALUATE, "--workers", "1", "--gpus-per-worker", "-1"], "--gpus-per-worker -1 is not allowed"),
+        (["promote", "m", "--workers", "-1"], "--workers -1 is not allowed"),
+        ([*PIPELINE, "--evaluate-workers", "-1"], "--evaluate-workers -1 is not allowed"),
+        ([*PIPELINE, "--preprocess-workers", "-1"], "--preprocess-workers -1 is not allowed"),
+        ([*TRAIN, "--local", "--threads", "-1"], "--threads -1 is not allowed"),
+        (["upscale", "a.png", "b.png", "--scale", "2", "--device", "cpu:7"], "--device cpu:7 is not allowed"),
+        (["upscale", "-q", "a.png", "b.png", "--scale", "2"], "latentzoom upscale has no option -q ("),
+        (["jobs", "-f"], "latentzoom jobs has no option -f ("),
+        ([*TRAIN, "-x=3"], "latentzoom train has no option -x ("),
+    ],
+)
+def test_what_cannot_be_meant_is_one_line(words, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    found = capsys.readouterr()
+    assert said in found.err and found.err.count("\n") == 1 and not found.out
+
+
+def test_words_with_a_dash_may_be_values(tmp_path):
+    upscale = ALL["upscale"]
+    assert asked(upscale, ["a.png", "-", "--scale", "2"]).pictures == ("a.png", "-")
+    assert asked(upscale, ["a.png", "-5", "--seed", "-1"]).pictures == ("a.png", "-5")
+    for words in (["-ob.png"], ["-o=b.png"], ["-o", "b.png"], ["--out=b.png"]):
+        assert asked(upscale, [*words, "a.png"]).out == "b.png"
+    file = tmp_path / "settings.yaml"
+    file.write_text("pictures: [a.png, b.png]\n")
+    assert asked(upscale, ["-o=b.png", "c.png"], Common(config=str(file))).pictures == ("c.png",)
+
+
 @pytest.mark.parametrize(
     ("words", "near"),
     [
@@ -170,6 +266,11 @@ def test_verbose_shows_where_a_mistake_came_from(verb, capsys):
         (["train", "decoder", "--preset", "debgu", "--data", "d", "--run-dir", "r"], "did you mean debug?"),
         (["submit", "trian"], "did you mean train?"),
         (["--completion", "bsh"], "did you mean bash?"),
+        (["bench", "--only", "kernl"], "did you mean kernel?"),
+        (["upscale", "a.png", "b.png", "--scale", "2", "--look", "faithfull"], "did you mean faithful?"),
+        (["promote", "m", "--primary", "lpipss"], "did you mean lpips"),
+        (["evaluate", *EVALUATE, "--protocols", "div2"], "did you mean div2k?"),
+        (["evaluate", *EVALUATE, "--dataset", "div2"], "did you mean div2k?"),
     ],
 )
 def test_unknown_names_suggest_the_near_one(words, near, capsys):
@@ -204,6 +305,26 @@ def test_what_show_config_prints_can_be_fed_in_again(command, capsys, tmp_path):
         assert again.whole() == want.whole()
         want, again = (dataclasses.replace(one, set=()) for one in (want, again))
     assert again == want
+
+
+def printed(capsys, *words):
+    """What a whole command line prints that prints and does nothing else."""
+    with pytest.raises(SystemExit) as end:
+        main(list(words))
+    found = capsys.readouterr()
+    assert (end.value.code, found.err) == (0, "")
+    return found.out
+
+
+@pytest.mark.parametrize("command", ALL)
+def test_settings_go_round_on_the_whole_command_line(command, capsys, tmp_path):
+    """`parse` alone does not see how the command reads its words before."""
+    name = command.split()
+    text = printed(capsys, *name, *needed(ALL[command]), "--show-config")
+    file = tmp_path / "settings.yaml"
+    file.write_text(text)
+    for words in (["--config", str(file), *name], [*name, f"--config={file}"], [*name, "--config", str(file)]):
+        assert printed(capsys, *words, "--show-config") == text
 
 
 @pytest.mark.parametrize("name", ["settings.yaml", "settings.toml"])
@@ -267,7 +388,6 @@ def test_lists_are_one_word_with_commas_and_older_ones_are_understood(capsys):
         (["generate", "--batch", "2"], ["generate", "--batch-size", "2"]),
         (["bench", "--json", "a.json"], ["bench", "--out", "a.json"]),
         (["bench", "--json", "--quick"], ["bench", "--json", "--quick"]),
-        (["import", "ldm", "--config", "c"], ["import", "ldm", "--model-config", "c"]),
         (["submit", "--detach", "generate", "--batch", "2"], ["submit", "--detach", "generate", "--batch-size", "2"]),
     ],
 )
@@ -296,6 +416,10 @@ def test_a_submitted_verb_takes_its_settings_along(tmp_path):
     assert with_settings(["preprocess", "folder", f"--config={file}", "S", "D"][:2]) == ["preprocess", "folder"]
     assert with_settings(["upscale", "--config", str(file), str(file), "out"]) == [
         "upscale", "--scale=3", str(file), "out",
+    ]  # fmt: skip
+    file.write_text("ckpt: a.ckpt\nmodel-config: m.yaml\nout: b\n")
+    assert with_settings(["import", "ldm", "--config", str(file)]) == [
+        "import", "ldm", "--model-config=m.yaml", "--out=b", "a.ckpt",
     ]  # fmt: skip
 
 
@@ -357,12 +481,41 @@ def test_other_shells_know_every_option(shell, capsys):
     assert "upscale" in script
 
 
-def test_a_closed_answer_is_no_crash(verb):
-    class Closed(io.StringIO):
-        def write(self, text):
-            raise BrokenPipeError
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["orchestration.cli", "--version"],
+        ["orchestration.cli", "upscale", "--help"],
+        ["orchestration.cli", "import", "--help", "--quiet"],
+        ["orchestration.cli", "upscale", "a.png", "b.png", "--scale", "2", "--show-config"],
+        ["orchestration.cli", "--completion", "bash"],
+        ["preprocess", "--help"],
+        ["training.cli", "--help"],
+    ],
+    ids=" ".join,
+)
+def test_a_closed_answer_is_no_crash(words):
+    end, stdout = os.pipe()
+    os.close(end)
+    done = subprocess.run([sys.executable, "-m", *words], stdout=stdout, stderr=subprocess.PIPE, cwd=ROOT)
+    os.close(stdout)
+    assert (done.returncode, done.stderr) == (0, b"")
 
-    verb(lambda words: print("x", file=Closed()) or 0)
+
+@pytest.mark.parametrize("words", ["--version", "upscale --help"])
+def test_no_standard_output_is_no_crash(words):
+    command = f"exec {shlex.quote(sys.executable)} -m orchestration.cli {words} >&-"
+    done = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_another_pipe_that_breaks_is_not_taken_for_the_answer(verb):
+    """Such as the socket of a store: nobody has seen enough then."""
+
+    def work(words):
+        raise BrokenPipeError
+
+    verb(work)
     with pytest.raises(BrokenPipeError):
         main(["stand-in"])
 

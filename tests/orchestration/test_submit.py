@@ -23,7 +23,8 @@ from orchestration.cli import main
 from orchestration.cluster import jobs
 from orchestration.cluster.submitting import _commit, _environment, own_source, unkept_results
 from orchestration.tracking import store as tracking
-from pipeline.errors import UserError
+from pipeline.common_options import Common, in_force
+from pipeline.errors import NobodyReads, UserError
 from training.commit import commit_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -164,6 +165,9 @@ def test_a_tracking_server_goes_along_where_the_cluster_can_mean_the_same(monkey
     assert _environment([]) == sent
     assert ("is not sent" in capsys.readouterr().err) == ("127.0.0.1" in uri)
     assert _environment(["MLFLOW_TRACKING_URI=http://other"]) == {"MLFLOW_TRACKING_URI": "http://other"}
+    with in_force(Common(quiet=True)):
+        assert _environment([]) == sent
+    assert not capsys.readouterr().err
 
 
 class Flaky:
@@ -195,6 +199,16 @@ def test_a_log_that_breaks_off_goes_on_where_it_was_and_a_silent_head_is_waited_
     assert capsys.readouterr().err.count("no Ray head answers at http://h:8265") == 20
     with pytest.raises(UserError, match="no Ray head answers at .*asked 35 times"):
         jobs.follow(Flaky(silent=99), "http://h:8265", "job", out)
+
+
+def test_a_log_that_nobody_reads_any_more_is_no_lost_connection(capsys):
+    class Closed(io.StringIO):
+        def write(self, text):
+            raise NobodyReads
+
+    with pytest.raises(NobodyReads):
+        jobs.follow(Flaky(silent=0), "http://h:8265", "job", Closed())
+    assert not capsys.readouterr().err
 
 
 def test_the_commit_goes_along_with_the_source(tmp_path):

@@ -222,6 +222,8 @@ def test_folders_find_every_kind_of_picture_and_say_what_was_left_out(tmp_path, 
     assert [opened(tmp_path / "out" / n).format for n in names] == ["JPEG", "AVIF", "PNG", "WEBP", "PNG"]
     said = capsys.readouterr().err
     assert "left out 3 files that are no pictures" in said and "1 .heic" in said and "1 without suffix" in said
+    assert upscale("--scale", 2, folder, tmp_path / "out", "--quiet") == 0
+    assert not capsys.readouterr().err
 
 
 def test_results_that_would_meet_are_refused(tmp_path):

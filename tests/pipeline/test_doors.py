@@ -236,6 +236,7 @@ def test_no_value_without_meaning_becomes_a_pixel(value: float) -> None:
         (lambda z: z.upscale(photo(4, 4), 2, seed=1.5), "seed = 1.5 is not allowed"),
         (lambda z: z.upscale(photo(4, 4), 2, num_steps=-1), "num_steps = -1 is not allowed"),
         (lambda z: LatentZoom.starter(device="tpu"), "device 'tpu' is not there"),
+        (lambda z: LatentZoom.starter(device="cpu:7"), "device 'cpu:7' is not there"),
     ],
 )
 def test_pythons_mistakes_are_one_line(starter: LatentZoom, call: Any, words: str) -> None:

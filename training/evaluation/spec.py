@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from pipeline.common_options import did_you_mean
 from pipeline.config import to_dict
 from pipeline.errors import UserError
 from pipeline.metrics.protocols import PROTOCOLS, Protocol
@@ -78,10 +79,14 @@ class EvaluationSpec:
         if any(s < 1 for s in self.sizes):
             raise UserError(f"sizes = {self.sizes} is not allowed; use positive numbers")
         if self.dataset and self.dataset not in DATASETS:
-            raise UserError(f"dataset = {self.dataset!r} has no published figures; use one of {', '.join(DATASETS)}")
+            near = did_you_mean(self.dataset, DATASETS)
+            raise UserError(
+                f"dataset = {self.dataset!r} has no published figures{near}; use one of {', '.join(DATASETS)}"
+            )
         for protocol in self.protocols:
             if protocol not in PROTOCOLS:
-                raise UserError(f"protocol {protocol!r} is not known; use one of {', '.join(PROTOCOLS)}")
+                near = did_you_mean(protocol, PROTOCOLS)
+                raise UserError(f"protocol {protocol!r} is not known{near}; use one of {', '.join(PROTOCOLS)}")
 
     def fingerprint(self, bundle_digest: str, data_digest: str, teacher_digest: str = "") -> str:
         """Hash of all that decides a chunk's numbers, except how many chunks there are and how they are batched."""

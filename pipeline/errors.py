@@ -34,6 +34,10 @@ class Stopped(BaseException):
     no failure, so it passes by whatever handles those."""
 
 
+UNREAD = 128 + 13
+"""Exit status of a command that was cut short as its standard output was closed: of SIGPIPE, as of other programs."""
+
+
 class NobodyReads(BaseException):
     """Who was to read standard output is gone. No failure either: what takes a broken pipe for a lost connection, and
     tries again, does not see it. Other pipes and sockets that break are a BrokenPipeError."""
@@ -145,18 +149,22 @@ def exit_status(command: Callable[[], int]) -> int:
 
 
 def arrived(command: Callable[[], int]) -> int:
-    """Run a command → its exit status, once what it printed has arrived; within `cleaned_output`. 0 where the reader of
-    standard output is gone: who has seen enough made no mistake. Where it cannot be written otherwise, a line instead
-    of what Python says as it ends."""
+    """Run a command → its exit status, once what it printed has arrived; within `cleaned_output`. Where the reader of
+    standard output has gone, nothing is said: the command's own status if it was through, else what a shell reports of
+    a program that the lost pipe ended. Where it cannot be written otherwise, a line instead of what Python says as it
+    ends."""
+    status = UNREAD
     try:
         try:
-            return _flushed(command())
+            status = command()
+            return _flushed(status)
         except SystemExit as end:  # of --help and --show-config
-            end.code = _flushed(end.code if isinstance(end.code, int) else 0)
+            status = end.code if isinstance(end.code, int) else 0
+            end.code = _flushed(status)
             raise
     except NobodyReads:
         _give_up_output()
-        return 0
+        return status
 
 
 def _flushed(status: int) -> int:

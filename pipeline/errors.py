@@ -4,6 +4,7 @@ was asked to stop, and the same command continues; one line and 75."""
 from __future__ import annotations
 
 import errno
+import math
 import re
 import sys
 import traceback
@@ -36,6 +37,26 @@ def require(condition: bool, name: str, value: object, allowed: str) -> None:
     """Raise `UserError` naming the setting, its value and what is allowed, unless `condition` holds."""
     if not condition:
         raise UserError(f"{name} = {value!r} is not allowed; use {allowed}")
+
+
+MOST = 1 << 31
+"""Of a count that nothing bounds: more are a slip of the hand, and the libraries below count in so many bits."""
+
+
+def require_range(options: object, least: float, most: float, *names: str) -> None:
+    """Raise `UserError` naming the option, its value and what is allowed unless the field of each name, or each of its
+    values where it holds several, is a number from `least` to `most`. What was not given (None) is allowed."""
+    for name in names:
+        value = getattr(options, name)
+        for one in value if isinstance(value, tuple) else (value,):
+            if one is not None and not (least <= one <= most and math.isfinite(one)):
+                shown = f"{one:.6g}" if isinstance(one, float) else one
+                allowed = f"{least:g} or more" if most == math.inf else f"{least:g} to {_plain(most)}"
+                raise UserError(f"--{name.replace('_', '-')} {shown} is not allowed; use {allowed}")
+
+
+def _plain(number: float) -> str:
+    return f"{number:g}" if isinstance(number, float) else str(number)
 
 
 def first_line(error: BaseException) -> str:

@@ -333,6 +333,23 @@ complete_line latentzoom submit gen
 complete_line latentzoom submit generate --la
 complete_line latentzoom --completion f
 complete_line latentzoom upscale pictu
+complete_line latentzoom --log-file a.log ups
+complete_line latentzoom --log-file = a.log ups
+complete_line latentzoom --log-file ups
+complete_line latentzoom train dec
+complete_line latentzoom train --preset debug dec
+complete_line latentzoom train decoder dec
+complete_line latentzoom submit --ad
+complete_line latentzoom submit train --ad
+complete_line latentzoom submit --detach train --ste
+complete_line latentzoom submit --address http://head:8265 train dec
+complete_line latentzoom submit train decoder --address http://head:8265 --ste
+complete_line latentzoom submit --env A=b preprocess fold
+complete_line latentzoom upscale --dtype = b
+complete_line latentzoom upscale --dtype =
+complete_line latentzoom upscale --look sh
+complete_line latentzoom preprocess --qui
+complete_line latentzoom submit preprocess folder --lr-
 """
 
 
@@ -342,7 +359,9 @@ def test_bash_completes_verbs_kinds_options_and_choices(capsys):
     done = subprocess.run(["bash", "-c", BASH.format(script=script)], capture_output=True, text=True, check=True)
     assert done.stderr == ""
     assert done.stdout.split("\n") == [
-        "upscale", "--scale", "bfloat16", "folder", "--lr-sizes", "generate", "--latent-size", "fish", "", "",
+        "upscale", "--scale", "bfloat16", "folder", "--lr-sizes", "generate", "--latent-size", "fish", "",
+        "upscale", "upscale", "", "decoder", "decoder", "", "--address", "--address", "--steps", "decoder", "--steps",
+        "folder", "bfloat16", "float32 bfloat16 float16", "sharp", "--quiet", "--lr-sizes", "",
     ]  # fmt: skip
 
 

@@ -39,24 +39,26 @@ def require(condition: bool, name: str, value: object, allowed: str) -> None:
         raise UserError(f"{name} = {value!r} is not allowed; use {allowed}")
 
 
-MOST = 1 << 31
-"""Of a count that nothing bounds: more are a slip of the hand, and the libraries below count in so many bits."""
+MANY = 1 << 31
+"""Of a count that nothing else bounds: more is a slip of the hand."""
+SEEDS = (-(1 << 62), 1 << 62)
+"""Least and largest seed: one may be added to the number of a sample, and PyTorch takes 64 bits."""
 
 
-def require_range(options: object, least: float, most: float, *names: str) -> None:
+def require_range(options: object, least: float, most: float, *names: str, is_open: bool = False) -> None:
     """Raise `UserError` naming the option, its value and what is allowed unless the field of each name, or each of its
-    values where it holds several, is a number from `least` to `most`. What was not given (None) is allowed."""
+    values where it holds several, is a number from `least` to `most`. None, which was not given, is allowed. is_open:
+    `least` itself is not."""
     for name in names:
         value = getattr(options, name)
         for one in value if isinstance(value, tuple) else (value,):
-            if one is not None and not (least <= one <= most and math.isfinite(one)):
-                shown = f"{one:.6g}" if isinstance(one, float) else one
-                allowed = f"{least:g} or more" if most == math.inf else f"{least:g} to {_plain(most)}"
-                raise UserError(f"--{name.replace('_', '-')} {shown} is not allowed; use {allowed}")
-
-
-def _plain(number: float) -> str:
-    return f"{number:g}" if isinstance(number, float) else str(number)
+            if one is None or (least <= one <= most and math.isfinite(one) and not (is_open and one == least)):
+                continue
+            shown = f"{one:.6g}" if isinstance(one, float) else one
+            allowed = f"more than {least}, to {most}" if is_open else f"{least} to {most}"
+            if most == MANY and one < least:
+                allowed = f"{least} or more"
+            raise UserError(f"--{name.replace('_', '-')} {shown} is not allowed; use {allowed}")
 
 
 def first_line(error: BaseException) -> str:

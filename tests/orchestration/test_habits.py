@@ -4,6 +4,8 @@ import dataclasses
 import io
 import json
 import logging
+import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -102,6 +104,21 @@ def test_a_defect_of_ours_is_one_line_and_70(verb, capsys, tmp_path, monkeypatch
     file = tmp_path / "mine.log"
     assert main(["stand-in", "--log-file", str(file)]) == 70
     assert str(file) in capsys.readouterr().err and "Traceback" in file.read_text()
+
+
+@pytest.mark.parametrize("module", ["preprocess", "training.cli"])
+def test_a_defect_is_one_line_without_latentzoom_before_the_verb(module, tmp_path):
+    """Of a command that is started as a module of its own, too."""
+    broken = "import pipeline.command_line as c, runpy, sys; c.parse = lambda *_, **__: {}['x']; "
+    words = ["verify" if module == "preprocess" else "decoder", "shards", "--url", "s3://me:hunter22@host/x"]
+    broken += f"sys.argv[1:] = {words}; runpy.run_module({module!r}, run_name='__main__', alter_sys=True)"
+    environment = {**os.environ, "LATENTZOOM_CACHE": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", broken], capture_output=True, text=True, env=environment)
+    (log,) = (tmp_path / "logs").iterdir()
+    assert done.returncode == 70 and done.stderr.count("\n") == 1 and str(log) in done.stderr, done.stderr
+    held = log.read_text()
+    assert "Traceback" in held and f"latentzoom {module.split('.')[0].replace('training', 'train')} " in held
+    assert "hunter22" not in held + done.stderr
 
 
 def test_a_crash_report_that_cannot_be_written_is_said(verb, capsys, tmp_path, monkeypatch):
@@ -373,7 +390,9 @@ def test_other_shells_know_every_option(shell, capsys):
         for option in options_of(options):
             for name in option.names:
                 assert (f"-l {name[2:]}" if shell == "fish" and name.startswith("--") else name[-1:]) in script
-    assert "upscale" in script
+    assert "upscale" in script and "autoencoder decoder denoiser" in script and "faithful sharp" in script
+    if shell == "fish":  # what may be submitted is a verb
+        assert re.search(r"from submit; and not __fish_seen_subcommand_from demo .*' -a 'demo ", script)
 
 
 def test_a_closed_answer_is_no_crash(verb):

@@ -178,7 +178,7 @@ def _one_of(kind: Any, choices: tuple[Any, ...], is_words: bool) -> Callable[[st
             value = word if choices else kind(word)
         except ValueError:
             raise ValueError(f"{word!r} is not a {'whole ' if kind is int else ''}number") from None
-        if kind is int and not -_LARGEST <= value < _LARGEST:
+        if isinstance(value, int) and not -_LARGEST <= value < _LARGEST:
             raise ValueError(f"{word!r} is too large a number")
         return value
 

@@ -112,3 +112,11 @@ def test_no_number_is_a_defect(folder, monkeypatch, capsys, command):
             if status not in (0, 1, 2) or (status == 2 and len(said) != 1) or (must and not is_refused):
                 wrong.append((f"{name}={value}", status, said))
         assert wrong == []
+
+
+@pytest.mark.parametrize("value", ["1" + 24 * "0", "NaN", "-Infinity", "1e999", "[8, 1e999]"])
+def test_no_number_of_a_setting_is_a_defect(folder, monkeypatch, capsys, value):
+    monkeypatch.chdir(folder)
+    for setting in ("autoencoder.global_batch", "autoencoder.lr", "model.image_size"):
+        assert main(["train", *LINES["train"].split(), "--dry-run", "--set", f"{setting}={value}"]) == 2
+        assert capsys.readouterr().err.count("\n") == 1

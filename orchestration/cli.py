@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import io
 import os
 import sys
-from pathlib import Path
 
-from orchestration.command_log import crash, logged
 from orchestration.interruptible import interruptible
-from pipeline.common_options import COMMON, Common, answer, did_you_mean, in_force, out, split
+from pipeline.command_log import recorded
+from pipeline.common_options import COMMON, Common, answer, did_you_mean, out, split
 from pipeline.errors import UserError, arrived, exit_status
 from pipeline.old_spellings import modern
-from pipeline.redact import cleaned_output, remember_in
+from pipeline.redact import cleaned_output
 
 VERBS: dict[str, tuple[str, str]] = {
     "demo": ("orchestration.verbs.demo", "enlarge photographs, then train, register and use a tiny model"),
@@ -53,16 +51,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _main(argv: list[str]) -> int:
     common, (verb, *words) = _read(argv)
-    if common.config:
-        with contextlib.suppress(OSError):  # which is said where it is read
-            remember_in(Path(common.config).read_text(errors="replace"))
-    with logged(common.log_file, [verb, *words]), in_force(common):
-        try:
-            return exit_status(lambda: _run(verb, words))
-        except BrokenPipeError:
-            raise
-        except Exception as error:
-            return crash(error, [verb, *words], common.log_file)
+    return recorded(lambda: _run(verb, words), [verb, *words], common)
 
 
 def _read(argv: list[str]) -> tuple[Common, list[str]]:

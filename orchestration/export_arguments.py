@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import tyro
 
 from pipeline.command_line import Flag, plain_help
+from pipeline.errors import UserError
 
 
 @plain_help
@@ -34,3 +36,10 @@ class Arguments:
     registration, and the starter's own."""
     tracking_uri: Annotated[str, tyro.conf.arg(metavar="URI")] = ""
     """MLflow store for models:/ addresses; without it MLFLOW_TRACKING_URI."""
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9.+_-]*", self.licence):
+            raise UserError(
+                f"--licence {self.licence!r} is not allowed; use an identifier as the hub and SPDX have them, such as "
+                "Apache-2.0 or CC-BY-SA-4.0 (or other)"
+            )

@@ -24,6 +24,8 @@ from pipeline.errors import UserError
 from pipeline.options import is_union, option_name, options_of, spelled
 
 Options = TypeVar("Options")
+_LARGEST = 1 << 63
+"""Whole numbers of 64 bits are below it: what takes a count or a size takes no more."""
 _METAVARS: dict[Any, str] = {int: "NUMBER", float: "NUMBER", str: "TEXT", Path: "PATH"}
 
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
@@ -173,9 +175,12 @@ def _one_of(kind: Any, choices: tuple[Any, ...], is_words: bool) -> Callable[[st
             near = did_you_mean(word, [choice for choice in choices if choice])
             raise ValueError(f"{word!r} is none of {', '.join(choice for choice in choices if choice)}{near}")
         try:
-            return word if choices else kind(word)
+            value = word if choices else kind(word)
         except ValueError:
             raise ValueError(f"{word!r} is not a {'whole ' if kind is int else ''}number") from None
+        if isinstance(value, int) and not -_LARGEST <= value < _LARGEST:
+            raise ValueError(f"{word!r} is too large a number")
+        return value
 
     return parsed
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
 import re
 import sys
@@ -47,6 +48,28 @@ def require(condition: bool, name: str, value: object, allowed: str) -> None:
     """Raise `UserError` naming the setting, its value and what is allowed, unless `condition` holds."""
     if not condition:
         raise UserError(f"{name} = {value!r} is not allowed; use {allowed}")
+
+
+MANY = 1 << 31
+"""Of a count that nothing else bounds: more is a slip of the hand."""
+SEEDS = (-(1 << 62), 1 << 62)
+"""Least and largest seed: one may be added to the number of a sample, and PyTorch takes 64 bits."""
+
+
+def require_range(options: object, least: float, most: float, *names: str, is_open: bool = False) -> None:
+    """Raise `UserError` naming the option, its value and what is allowed unless the field of each name, or each of its
+    values where it holds several, is a number from `least` to `most`. None, which was not given, is allowed. is_open:
+    `least` itself is not."""
+    for name in names:
+        value = getattr(options, name)
+        for one in value if isinstance(value, tuple) else (value,):
+            if one is None or (least <= one <= most and math.isfinite(one) and not (is_open and one == least)):
+                continue
+            shown = f"{one:.6g}" if isinstance(one, float) else one
+            allowed = f"more than {least}, to {most}" if is_open else f"{least} to {most}"
+            if most == MANY and one < least:
+                allowed = f"{least} or more"
+            raise UserError(f"--{name.replace('_', '-')} {shown} is not allowed; use {allowed}")
 
 
 def first_line(error: BaseException) -> str:

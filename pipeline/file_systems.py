@@ -74,6 +74,14 @@ def is_local(url: str) -> bool:
     return isinstance(filesystem(url)[0], LocalFileSystem)
 
 
+def local_path(url: str) -> Path | None:
+    """The path of what lies on this machine, /path or file:///path; None for another address, whose client need not be
+    installed."""
+    if "://" not in url:
+        return Path(url)
+    return Path(filesystem(url)[1]) if url.startswith("file://") else None
+
+
 def join(url: str, *parts: str) -> str:
     """`url` with path parts appended. Parts may not leave the folder."""
     for part in parts:

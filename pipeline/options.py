@@ -67,6 +67,13 @@ def options_of(kind: type) -> tuple[Option, ...]:
     return tuple(dataclasses.replace(o, name=o.metavar or o.field) if o.kind == "positional" else o for o in found)
 
 
+def words_of(option: Option) -> tuple[str, ...]:
+    """What may stand for its value, for completion: its choices, or those that its metavar lists; () for anything."""
+    listed = tuple(option.metavar.split("|"))
+    is_list = len(listed) > 1 and all(word == word.lower() for word in listed)
+    return option.choices or (listed if is_list else ())
+
+
 def option_name(field: str, described: Any) -> str:
     """How a field is written on a command line. described: its `tyro.conf.arg`, None for none."""
     return f"--{getattr(described, 'name', None) or field}".replace("_", "-")
@@ -150,6 +157,10 @@ def spelled(options: Sequence[Option], words: Sequence[str], prog: str) -> list[
                 continue
             lists[option.field] = len(made) + 1
         made += [name, *values]
+        if values and "=" in word and option.kind != "list":
+            made[-2:] = _joined(name, values[0])
+    for place in sorted(lists.values(), reverse=True):
+        made[place - 1 : place + 1] = _joined(*made[place - 1 : place + 1])
     return made
 
 
@@ -166,6 +177,11 @@ def _is_number(word: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _joined(name: str, value: str) -> list[str]:
+    """An option and its value, as one word where the value would be taken for an option."""
+    return [f"{name}={value}"] if value.startswith("-") else [name, value]
 
 
 def _is_more(word: str, option: Option, has_positionals: bool) -> bool:

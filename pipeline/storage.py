@@ -33,6 +33,11 @@ from pipeline.retry import ONCE, Retries
 _CHUNK = 8 << 20
 
 
+def cache_folder() -> Path:
+    """Of this user: LATENTZOOM_CACHE, else ~/.cache/latentzoom."""
+    return Path(os.environ.get("LATENTZOOM_CACHE") or Path.home() / ".cache" / "latentzoom")
+
+
 def exists(url: str, *, retries: Retries = ONCE) -> bool:
     def look() -> bool:
         fs, path = filesystem(url)

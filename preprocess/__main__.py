@@ -2,10 +2,7 @@
 
 import sys
 
-from pipeline.errors import arrived
-from pipeline.redact import cleaned_output
+from pipeline.command_log import alone
 from preprocess.cli import main
 
-with cleaned_output(sys.argv[1:]):
-    status = arrived(lambda: main(sys.argv[1:]))
-sys.exit(status)
+sys.exit(alone("preprocess", main, sys.argv[1:]))

@@ -10,8 +10,11 @@ from typing import Annotated, Any, Literal, Self
 import tyro
 
 from pipeline.command_line import Flag, plain_help
-from pipeline.errors import UserError
+from pipeline.errors import MANY, SEEDS, UserError, require_range
+from pipeline.sizes import MAX_SIDE
 
+LARGEST_SAMPLE = 1 << 14
+MOST_THREADS, MOST_WORKERS = 4096, 100_000
 FULL_RESOLUTION_SOURCES = ("div2k", "flickr2k", "df2k")
 
 
@@ -132,34 +135,30 @@ class PreprocessConfig:
             ".tar::" not in self.source_url, "SOURCE", self.source_url,
             "braces (shards-{000000..000099}.tar) or a folder for several tars",
         )  # fmt: skip
-        _require(self.size >= 8, "size", self.size, "at least 8 pixels")
+        require_range(self, 8, LARGEST_SAMPLE, "size", "sizes")
         _require(0 < low <= high <= 1, "crop_fraction", self.crop_fraction, "0 < smallest <= largest <= 1")
-        _require(self.crops_per_image >= 1, "crops_per_image", self.crops_per_image, "at least 1")
+        require_range(self, 1, 1_000_000, "crops_per_image")
         _require(
             self.crop in ("auto", "random") or self.crops_per_image == 1,
             "crops_per_image",
             self.crops_per_image,
             "--crop random with more than one crop per image",
         )
-        _require(self.crop_pixels >= 0, "crop_pixels", self.crop_pixels, "0 or a number of pixels")
+        require_range(self, 0, MAX_SIDE, "crop_pixels")
         _require(0 <= self.val_fraction < 1, "val_fraction", self.val_fraction, "0 <= fraction < 1")
-        _require(self.samples_per_shard >= 1, "samples_per_shard", self.samples_per_shard, "at least 1")
-        _require(self.shard_bytes >= 0, "shard_bytes", self.shard_bytes, "0 or a number of bytes")
-        _require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
-        _require(self.limit >= 0, "limit", self.limit, "0 or a number of images")
-        _require(self.workers >= 0, "workers", self.workers, "0 or a number of actors")
-        _require(self.retries >= 1, "retries", self.retries, "at least 1")
-        _require(0 <= self.max_reject_fraction <= 1, "max_reject_fraction", self.max_reject_fraction, "0 to 1")
-        _require(self.max_rejects >= 0, "max_rejects", self.max_rejects, "0 or a number of images")
-        _require(self.max_pixels >= 1, "max_pixels", self.max_pixels, "at least 1")
+        require_range(self, 1, MANY, "samples_per_shard", "batch_size")
+        require_range(self, 0, MANY, "limit", "max_rejects")
+        require_range(self, 0, 1 << 50, "shard_bytes")
+        require_range(self, 1, 1 << 50, "max_pixels")
+        require_range(self, 0, MOST_WORKERS, "workers")
+        require_range(self, 1, 1000, "retries")
+        require_range(self, 0, 1, "max_reject_fraction")
+        require_range(self, *SEEDS, "seed")
         for lr_size in self.lr_sizes:
             _require(1 <= lr_size < self.size, "lr_sizes", lr_size, f"sizes from 1 to {self.size - 1}")
         _require(len(set(self.lr_sizes)) == len(self.lr_sizes), "lr_sizes", self.lr_sizes, "each size once")
         _require(len(set(self.sizes)) == len(self.sizes), "sizes", self.sizes, "each size once")
-        for name in ("encode_threads", "decode_threads"):
-            _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or a number of threads")
-        for name in ("gpus_per_worker", "cpus_per_worker"):
-            _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        require_range(self, 0, MOST_THREADS, "encode_threads", "decode_threads", "gpus_per_worker", "cpus_per_worker")
         _require(
             re.fullmatch(r"cpu|cuda(:[0-9]+)?", self.device) is not None, "device", self.device, "cpu, cuda or cuda:1"
         )
@@ -212,6 +211,10 @@ class CheckConfig(PreprocessConfig):
     processes: int = 0
     """Processes that read and decode; 0: the number of cores."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_range(self, 0, MOST_THREADS, "processes")
+
 
 @plain_help
 @dataclass(frozen=True, kw_only=True)
@@ -222,6 +225,9 @@ class VerifyConfig:
     """Folder of the shards (any fsspec URL)."""
     threads: int = 4
     """Shards that are looked at at once."""
+
+    def __post_init__(self) -> None:
+        require_range(self, 1, MOST_THREADS, "threads")
 
 
 _TRANSFORM_FIELDS = (

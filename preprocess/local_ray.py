@@ -18,7 +18,7 @@ def loopback_only() -> Iterator[None]:
     one it starts now would refuse it.
     """
     from ray._private import ray_constants
-    from ray._raylet import AuthenticationTokenLoader
+    from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 
     AuthenticationTokenLoader.instance().reset_cache()
 

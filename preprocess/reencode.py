@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from pipeline.command_line import plain_help
-from preprocess.config import PreprocessConfig
+from pipeline.errors import MANY, require_range
+from preprocess.config import LARGEST_SAMPLE, MOST_THREADS, MOST_WORKERS, PreprocessConfig
 from preprocess.shards.manifest import load_manifest
 
 
@@ -39,6 +40,12 @@ class ReencodeConfig:
     """Ray actors that build shards; 0: this process."""
     gpus_per_worker: float = 0.0
     """GPUs of one actor."""
+
+    def __post_init__(self) -> None:
+        require_range(self, 1, LARGEST_SAMPLE, "lr_sizes")
+        require_range(self, 1, MANY, "batch_size", "samples_per_shard")
+        require_range(self, 0, MOST_WORKERS, "workers")
+        require_range(self, 0, MOST_THREADS, "gpus_per_worker")
 
     def as_run(self) -> PreprocessConfig:
         """The preprocessing run that does it."""

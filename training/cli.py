@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from pipeline.command_line import Device, Flag, Repeated, parse, plain_help
+from pipeline.command_log import alone
 from pipeline.common_options import answer, console_log, did_you_mean, taken
 from pipeline.config import to_dict
-from pipeline.errors import UserError, arrived, exit_status
+from pipeline.errors import MANY, UserError, exit_status, require_range
 from pipeline.progress import format_seconds
-from pipeline.redact import cleaned_output
 from training.config import STAGES, Preset, override
 from training.presets import PRESETS, get_preset
 
@@ -69,6 +69,13 @@ class Arguments:
     dry_run: Flag = False
     """Check, and print sizes, memory, steps and time."""
 
+    def __post_init__(self) -> None:
+        require_range(self, 1, MANY, "steps")
+        require_range(self, 0, MANY, "profile")
+        require_range(self, -1, MANY, "max_failures")
+        require_range(self, 0, 4096, "threads")
+        require_range(self, 0, 1000, "gpus_per_worker")
+
     def whole(self) -> dict[str, Any]:
         """All settings of the preset, for --show-config."""
         return {"set": whole_preset(self.preset, self.set)}
@@ -116,10 +123,6 @@ def _run(arguments: Arguments, run: Run) -> int:
         return 0
     if arguments.local and (arguments.workers != "1" or arguments.gpus_per_worker is not None):
         raise UserError("--local trains in this process alone; leave out --workers and --gpus-per-worker, or --local")
-    if arguments.threads < 0:
-        raise UserError(f"--threads {arguments.threads} is not allowed; use 0 for torch's choice, or a number")
-    if arguments.profile < 0:
-        raise UserError(f"--profile {arguments.profile} is not allowed; use a number of steps")
     result = run(arguments, preset)
     figures = f" in {format_seconds(result.seconds)}, loss {result.first_loss:.4g} → {result.last_loss:.4g}"
     answer(f"{result.stage}: {result.steps} steps{figures if result.steps else ''}; bundle in {result.bundle}", result)
@@ -177,6 +180,4 @@ def parse_workers(text: str) -> tuple[int, int]:
 
 
 if __name__ == "__main__":
-    with cleaned_output(sys.argv[1:]):
-        status = arrived(main)
-    sys.exit(status)
+    sys.exit(alone("train", main, sys.argv[1:]))

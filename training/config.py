@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
@@ -105,9 +106,21 @@ def override(config: D, assignments: Sequence[str]) -> D:
 
 def _parse(text: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, parse_int=_whole, parse_float=_finite, parse_constant=_finite)
     except json.JSONDecodeError:
         return {"True": True, "False": False, "None": None}.get(text, text)
+
+
+def _whole(text: str) -> int:
+    if len(text) > 19 or not -(1 << 63) <= int(text) < 1 << 63:
+        raise UserError(f"{text[:40]} is too large a number for a setting")
+    return int(text)
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(float(text)):
+        raise UserError(f"{text} is no number that a setting can be")
+    return float(text)
 
 
 def first_stage_unit(kind: str, side: int) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -47,7 +48,6 @@ class PreprocessingMetrics:
         self._gauges: dict[str, Any] = {}
 
     def __call__(self, figures: dict[str, float]) -> None:
-        import ray
-
-        if ray.is_initialized():
+        ray = sys.modules.get("ray")  # who is in Ray has loaded it; who has not does not need it
+        if ray is not None and ray.is_initialized():
             set_gauges(self._gauges, figures, {"stage": "preprocess"})

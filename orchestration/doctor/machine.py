@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Literal
 
 from orchestration.doctor import torch_builds
-from orchestration.registry.stored_bundle import cache_folder
 from pipeline import storage
 from pipeline.errors import UserError, first_line
 from pipeline.extras import extra_of, install
 from pipeline.redact import redact, url_without_secrets
+from pipeline.storage import cache_folder
 
 Level = Literal["ok", "warning", "trouble"]
 GIB = 1 << 30

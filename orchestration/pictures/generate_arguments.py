@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from pipeline.command_line import Device, Flag, plain_help
+from pipeline.errors import MANY, SEEDS, require_range
 from pipeline.formats import FORMATS
 
 
@@ -56,6 +57,13 @@ class Arguments:
     """Precision of the networks. bfloat16 suits recent GPUs; it changes pixels by a level or two."""
     tracking_uri: Annotated[str, tyro.conf.arg(metavar="URI")] = ""
     """MLflow store for models:/ addresses; without it MLFLOW_TRACKING_URI."""
+
+    def __post_init__(self) -> None:
+        require_range(self, 1, MANY, "num", "batch_size", "steps")
+        require_range(self, 0, MANY, "preview")
+        require_range(self, 0, 1, "eta")
+        require_range(self, 1, 100, "quality")
+        require_range(self, *SEEDS, "seed")
 
     @property
     def is_single(self) -> bool:

@@ -9,6 +9,7 @@ import tyro
 
 from orchestration.pictures.wanted_size import WantedSize
 from pipeline.command_line import Device, Flag, plain_help
+from pipeline.errors import MANY, SEEDS, require_range
 
 
 @plain_help
@@ -75,6 +76,12 @@ class Arguments:
     """Precision of the networks. bfloat16 suits recent GPUs; it changes pixels by a level or two."""
     tracking_uri: Annotated[str, tyro.conf.arg(metavar="URI")] = ""
     """MLflow store for models:/ addresses; without it MLFLOW_TRACKING_URI."""
+
+    def __post_init__(self) -> None:
+        require_range(self, 0, MANY, "steps", "tile", "preview")
+        require_range(self, 0, 1, "eta", "condition_noise")
+        require_range(self, 1, 100, "quality")
+        require_range(self, *SEEDS, "seed")
 
     @property
     def model_address(self) -> str:

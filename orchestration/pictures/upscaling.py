@@ -18,7 +18,6 @@ from orchestration.pictures import made_before
 from orchestration.pictures.output import Previews, load_model, origin, slow_dtype, within_memory
 from orchestration.pictures.places import PIPE, Places, Task
 from orchestration.pictures.upscale_arguments import Arguments
-from orchestration.registry.stored_bundle import cache_folder
 from pipeline import storage
 from pipeline.beside import hidden
 from pipeline.canvas import Facts, read_text, write_png
@@ -31,6 +30,7 @@ from pipeline.model import LatentZoom
 from pipeline.progress import Notice, Progress
 from pipeline.reading import MAX_INPUT_PIXELS, Picture, Unreadable, oriented_size, read_picture, use_own_size_limit
 from pipeline.sizes import Size
+from pipeline.storage import cache_folder
 
 LARGE_OUTPUT, LARGE_DIFFUSED = 1 << 22, 1 << 18
 """Pixels of an output, or of an input that is diffused, from which the tiles of a picture are kept until it is done."""

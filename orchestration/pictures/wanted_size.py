@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from pipeline.errors import UserError
-from pipeline.sizes import Size, check_size, parse_size
+from pipeline.sizes import MAX_SIDE, Size, check_size, parse_size
 
 _WAYS = "--scale, --size, --width, --height, --longest or --megapixels"
 
@@ -39,8 +39,8 @@ class WantedSize:
                 )
             return
         (name, value), *_ = given.items()
-        if not 0 < value < math.inf:
-            raise UserError(f"--{name} {value:g} is not allowed; use a positive number")
+        if not 0 < value <= MAX_SIDE**2:
+            raise UserError(f"--{name} {value:g} is not allowed; use a positive number that gives a picture")
 
     def of(self, source: Size) -> Size:
         """The output (H, W) for a picture of `source` (H, W). `UserError` beyond the largest side."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -15,11 +14,7 @@ from pipeline import storage
 from pipeline.bundle import FILES, read_config
 from pipeline.errors import UserError, first_line
 from pipeline.importing.content import impostor
-
-
-def cache_folder() -> Path:
-    """Of this user: LATENTZOOM_CACHE, else ~/.cache/latentzoom."""
-    return Path(os.environ.get("LATENTZOOM_CACHE") or Path.home() / ".cache" / "latentzoom")
+from pipeline.storage import cache_folder
 
 
 def bundle_digest(folder: str | Path) -> str:

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from pipeline.command_line import Device, Flag, Repeated, plain_help
+from pipeline.errors import require_range
 
 
 @plain_help
@@ -50,3 +51,8 @@ class Arguments:
     """On a cluster."""
     tracking_uri: Annotated[str, tyro.conf.arg(metavar="URI")] = ""
     """MLflow store whose champions are offered too; without it MLFLOW_TRACKING_URI."""
+
+    def __post_init__(self) -> None:
+        require_range(self, 0, (1 << 16) - 1, "port")
+        require_range(self, 0, 1e6, "hours", "memory", is_open=True)
+        require_range(self, 0, 4096, "threads", "gpus_per_replica", "cpus_per_replica")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestration.pictures.output import Dtype
-from orchestration.registry.stored_bundle import cache_folder
+from pipeline.storage import cache_folder
 
 if TYPE_CHECKING:
     from orchestration.serve.server import Server

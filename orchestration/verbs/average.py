@@ -9,6 +9,7 @@ import tyro
 
 from pipeline.command_line import Flag, parse, plain_help
 from pipeline.common_options import answer
+from pipeline.errors import MANY, require_range
 
 
 @plain_help
@@ -28,9 +29,13 @@ class Arguments:
     overwrite: Flag = False
     """Replace another bundle in the folder."""
 
+    def __post_init__(self) -> None:
+        require_range(self, 0, MANY, "step")
+
 
 def main(argv: list[str]) -> int:
     arguments = parse(Arguments, argv, prog="latentzoom average")
+    require_range(arguments, 0, 0.28, "length", is_open=True)
     from training.post_hoc import make_average
 
     made = make_average(

@@ -13,7 +13,7 @@ from orchestration.bench.parts import run as run
 from orchestration.pictures.writable import check_file
 from pipeline.command_line import Device, Flag, parse, plain_help
 from pipeline.common_options import answer, did_you_mean, plain
-from pipeline.errors import UserError
+from pipeline.errors import UserError, require_range
 
 if TYPE_CHECKING:
     from orchestration.bench.table import Results
@@ -46,13 +46,18 @@ class Arguments:
     quick: Flag = False
     """Fewer sizes."""
 
+    def __post_init__(self) -> None:
+        require_range(self, 1, 4096, "threads")
+        require_range(self, 1, 1_000_000, "rounds")
+        require_range(self, 0, 4, "width", is_open=True)
+
 
 def main(argv: list[str]) -> int:
     arguments = parse(Arguments, argv, prog="latentzoom bench")
     if unknown := sorted(set(arguments.only) - set(PARTS)):
         raise UserError(f"no part {', '.join(unknown)}{did_you_mean(unknown[0], PARTS)}; use {', '.join(PARTS)}")
-    if len(arguments.compare) > 2 or arguments.threads < 1 or arguments.rounds < 1 or not 0 < arguments.width <= 4:
-        raise UserError("--compare takes one or two files, --threads and --rounds at least 1, --width 0 to 4")
+    if len(arguments.compare) > 2:
+        raise UserError("--compare takes one or two files")
     import torch
 
     from orchestration.bench.table import Options, load_results

@@ -19,6 +19,7 @@ from orchestration.text_table import text_table
 from orchestration.tracking import store as tracking
 from pipeline.command_line import parse, plain_help
 from pipeline.common_options import answer
+from pipeline.errors import require_range
 
 
 @plain_help
@@ -30,6 +31,9 @@ class Arguments:
     """Folder for everything the demo writes."""
     minutes: float = 10.0
     """About how long it may take on two CPU cores; more minutes, better pictures."""
+
+    def __post_init__(self) -> None:
+        require_range(self, 5, 100_000, "minutes")
 
 
 def main(argv: list[str]) -> int:

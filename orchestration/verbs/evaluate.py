@@ -12,7 +12,7 @@ from orchestration.text_table import text_table
 from pipeline import storage
 from pipeline.command_line import Device, Flag, parse, plain_help
 from pipeline.common_options import answer
-from pipeline.errors import UserError
+from pipeline.errors import UserError, require_range
 from pipeline.redact import clean, plain_without_secrets
 from training.evaluation.report import Report
 from training.evaluation.spec import EvaluationSpec, SrMode
@@ -88,6 +88,10 @@ class Arguments:
     """MLflow store for models:/ addresses; without it MLFLOW_TRACKING_URI, else ./mlflow.db."""
     run_id: Annotated[str, tyro.conf.arg(metavar="ID")] = ""
     """MLflow run to log the figures and the report to."""
+
+    def __post_init__(self) -> None:
+        require_range(self, 0, 100_000, "workers")
+        require_range(self, 0, 1000, "gpus_per_worker")
 
 
 def main(argv: list[str]) -> int:

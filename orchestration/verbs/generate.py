@@ -26,20 +26,10 @@ def main(argv: list[str]) -> int:
 def _check(arguments: Arguments) -> None:
     """`UserError` for anything that cannot be."""
     out, num = arguments.out, arguments.num
-    if num < 1 or arguments.batch_size < 1:
-        raise UserError(f"--num {num} --batch-size {arguments.batch_size}: use at least 1")
     if str(out) == "-" or (out.suffix.lower() in PICTURE_SUFFIXES and not arguments.is_single):
         raise UserError(f"--out {out}: give a folder, or a {WRITTEN} file")
     if arguments.is_single and num > 1:
         raise UserError(f"--out {out} is one file and --num {num} needs a folder")
-    if arguments.preview < 0:
-        raise UserError("--preview: use 0 or more")
-    if arguments.steps < 1:
-        raise UserError(f"--steps {arguments.steps} is not allowed; use 1 or more")
-    if not 0 <= arguments.eta <= 1:
-        raise UserError(f"--eta {arguments.eta:g} is not allowed; use 0 to 1")
-    if not 1 <= arguments.quality <= 100:
-        raise UserError(f"--quality {arguments.quality} is not allowed; use 1 to 100")
     if arguments.latent_size:
         parse_size(arguments.latent_size)
     if arguments.size:

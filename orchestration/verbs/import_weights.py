@@ -9,6 +9,8 @@ import tyro
 
 from pipeline.command_line import Flag, kind_of, parse, plain_help
 from pipeline.common_options import answer, out
+from pipeline.errors import require_range
+from pipeline.sizes import MAX_SIDE
 
 if TYPE_CHECKING:
     from pipeline.bundle import Bundle
@@ -33,6 +35,9 @@ class Released:
     """Pixels of the low-resolution input that a super-resolution model was trained on; without it the latent's size."""
     name: str = ""
     """The model's name; without it the file's."""
+
+    def __post_init__(self) -> None:
+        require_range(self, 1, MAX_SIDE, "lr_size")
 
 
 @plain_help

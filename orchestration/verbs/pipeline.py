@@ -15,7 +15,7 @@ from orchestration.text_table import text_table
 from pipeline import storage
 from pipeline.command_line import Device, Flag, Repeated, parse, plain_help
 from pipeline.common_options import answer, did_you_mean
-from pipeline.errors import UserError
+from pipeline.errors import UserError, require_range
 from pipeline.redact import url_without_secrets
 
 if TYPE_CHECKING:
@@ -80,6 +80,10 @@ class Arguments:
     """Do this step and what follows anew."""
     dry_run: Flag = False
     """Print what is done, stale or missing, and why."""
+
+    def __post_init__(self) -> None:
+        require_range(self, 0, 1000, "gpus_per_worker", "retries")
+        require_range(self, 0, 100_000, "preprocess_workers", "evaluate_workers")
 
     def whole(self) -> dict[str, Any]:
         """All settings of the preset, for --show-config."""

@@ -11,10 +11,12 @@ import tyro
 from orchestration.sizing import Rates
 from pipeline.command_line import Repeated, parse, plain_help
 from pipeline.common_options import answer, did_you_mean
-from pipeline.errors import UserError
+from pipeline.errors import MANY, UserError, require_range
 
 if TYPE_CHECKING:
     from orchestration.sizing import DataSet
+
+MOST = 1e12
 
 
 @plain_help
@@ -64,6 +66,13 @@ class Arguments:
     months: float = Rates.months
     """How long everything is kept."""
 
+    def __post_init__(self) -> None:
+        require_range(self, 0, MANY, "images", "crops", "evaluated", "steps")
+        require_range(self, 1, 1_000_000, "gpus")
+        require_range(self, 0, MOST, "source_gb", "gpu_hour", "cpu_hour", "gb_month", "months")
+        require_range(self, 0, MOST, "times", "peak_tflops", "png_ratio", "decode_per_core", is_open=True)
+        require_range(self, 0, 1, "mfu", "encode_mfu", "sample_mfu", is_open=True)
+
     @property
     def rates(self) -> Rates:
         return Rates(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Rates)})
@@ -101,8 +110,8 @@ def data_set(arguments: Arguments) -> DataSet:
             name=arguments.data_set, preset=arguments.preset, images=arguments.images, source_bytes=0.0
         )
     images = round((arguments.images or known.images) * arguments.times)
-    if images < 1 or arguments.gpus < 1:
-        raise UserError("--images, --times and --gpus must come to at least 1")
+    if images < 1:
+        raise UserError("--images and --times must come to at least 1")
     source = 1e9 * arguments.source_gb or known.source_bytes * images / known.images
     return dataclasses.replace(
         known,

@@ -12,6 +12,7 @@ from orchestration.registry.judging import Trial, judge
 from orchestration.registry.promotion import Rule
 from pipeline.command_line import Device, parse, plain_help
 from pipeline.common_options import answer
+from pipeline.errors import require_range
 
 
 @plain_help
@@ -39,6 +40,10 @@ class Arguments:
     """cpu, cuda, cuda:1; without it CUDA where there is one. Of workers: as --gpus-per-worker 0 or 1."""
     tracking_uri: Annotated[str, tyro.conf.arg(metavar="URI")] = ""
     """MLflow store; without it MLFLOW_TRACKING_URI, else ./mlflow.db."""
+
+    def __post_init__(self) -> None:
+        require_range(self, 0, 1000, "guard_tolerance", "gpus_per_worker")
+        require_range(self, 0, 100_000, "workers")
 
 
 def main(argv: list[str]) -> int:

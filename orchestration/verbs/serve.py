@@ -6,7 +6,6 @@ import os
 
 from orchestration.serve.arguments import Arguments as Arguments
 from pipeline.command_line import parse, with_settings
-from pipeline.errors import UserError
 from pipeline.progress import Notice
 
 TOKEN_VARIABLE = "LATENTZOOM_SERVE_TOKEN"
@@ -14,7 +13,6 @@ TOKEN_VARIABLE = "LATENTZOOM_SERVE_TOKEN"
 
 def main(argv: list[str]) -> int:
     arguments = parse(Arguments, argv, prog="latentzoom serve")
-    _check(arguments)
     if arguments.address:
         from orchestration.serving import submit
 
@@ -36,13 +34,3 @@ def without_address(argv: list[str]) -> list[str]:
             continue
         words.append(word)
     return words
-
-
-def _check(arguments: Arguments) -> None:
-    if not 0 <= arguments.port < 1 << 16:
-        raise UserError(f"--port {arguments.port} is not allowed; use 0 to 65535")
-    for name, value in (("hours", arguments.hours), ("memory", arguments.memory)):
-        if not value > 0:
-            raise UserError(f"--{name} {value:g} is not allowed; use a positive number")
-    if arguments.threads < 0:
-        raise UserError(f"--threads {arguments.threads} is not allowed; use 1 or more")

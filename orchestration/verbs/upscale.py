@@ -33,14 +33,6 @@ def _checked(arguments: Arguments) -> Places:
     if not arguments.pictures:
         raise UserError("no picture is given: latentzoom upscale INPUT... OUTPUT --scale 2 (--help says more)")
     _ = arguments.wanted  # exactly one size
-    if arguments.tile < 0 or arguments.preview < 0:
-        raise UserError("--tile and --preview: use 0 or more")
-    if arguments.steps is not None and arguments.steps < 0:
-        raise UserError(f"--steps {arguments.steps} is not allowed; use 0 or more")
-    if not 0 <= arguments.eta <= 1:
-        raise UserError(f"--eta {arguments.eta:g} is not allowed; use 0 to 1")
-    if not 1 <= arguments.quality <= 100:
-        raise UserError(f"--quality {arguments.quality} is not allowed; use 1 to 100")
     if arguments.look and arguments.model == "starter":
         raise UserError(f"--look {arguments.look} is enough, or --model starter:{arguments.look}; give one of them")
     if arguments.look and arguments.model:

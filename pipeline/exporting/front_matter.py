@@ -14,6 +14,8 @@ LIBRARY = "latentzoom"
 UNKNOWN = "unknown"
 """The hub's word for a licence that is not stated."""
 _HEAD = re.compile(r"\A---\n(.*?)\n---\n\n?", re.DOTALL)
+_USE = re.compile(r"\n## Use (?:in diffusers|with onnxruntime)\n.*?(?=\n## |\Z)", re.DOTALL)
+"""What `diffusers_folder` and `onnx_files` append."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +65,7 @@ def with_front_matter(card: str, config: ModelConfig, facts: Facts, library: str
         model_name=config.name if results else None,
         eval_results=results or None,
     )
-    return f"---\n{data.to_yaml()}\n---\n\n{without_front_matter(card)}"
+    return f"---\n{data.to_yaml()}\n---\n\n{card_of_bundle(card)}"
 
 
 def is_exported(card: str) -> bool:
@@ -72,6 +74,7 @@ def is_exported(card: str) -> bool:
     return head is not None and f"- {LIBRARY}\n" in f"{head[1]}\n"
 
 
-def without_front_matter(card: str) -> str:
-    """The card as it was before."""
-    return _HEAD.sub("", card, count=1)
+def card_of_bundle(card: str) -> str:
+    """The card of what was exported: without the head for the hub, and without what only the exported files are used
+    by."""
+    return _USE.sub("", _HEAD.sub("", card, count=1))

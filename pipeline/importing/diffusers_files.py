@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.errors import UserError, first_line
+from pipeline.file_systems import local_path
 
 _STEM = "diffusion_pytorch_model"
 _FULL = tuple(f"{_STEM}.{end}" for end in ("safetensors", "safetensors.index.json", "bin", "bin.index.json"))
@@ -58,8 +59,9 @@ def local_or_hub(source: str, revision: str | None) -> Path:
 
 def local_folder(source: str) -> Path | None:
     """The folder where it is one of this machine; None for what may be a hub id. `UserError` for anything else."""
-    if Path(source).is_dir():
-        return Path(source)
+    folder = local_path(source)
+    if folder is not None and folder.is_dir():
+        return folder
     if source.count("/") != 1 or source.startswith((".", "/", "~")):
         if "://" in source:
             raise UserError(f"{source} is an address; fetch the folder first, or give a hub id of the form owner/name")

@@ -15,7 +15,7 @@ from pipeline import storage
 from pipeline.bundle import Bundle, build_autoencoder, build_decoder, build_denoiser
 from pipeline.config import AutoencoderConfig, DenoiserConfig, ModelConfig, ScheduleConfig, from_dict
 from pipeline.errors import UserError, first_line
-from pipeline.exporting.front_matter import without_front_matter
+from pipeline.exporting.front_matter import card_of_bundle
 from pipeline.importing.checkpoint import read_checkpoint
 from pipeline.importing.content import format_of
 from pipeline.importing.diffusers_files import local_or_hub, weights_in
@@ -104,7 +104,7 @@ def _import_own(root: Path, own: dict[str, Any], source: str, revision: str | No
         _fill(bundle.denoiser, weights_in(root / "unet"), {"unet.": ""})
     bundle.meta = {**meta, "imported_from": {"format": "diffusers", "source": source, "revision": revision}}
     card = root / "README.md"
-    bundle.card = without_front_matter(card.read_text()) if card.is_file() else f"# {config.name}\n"
+    bundle.card = card_of_bundle(card.read_text()) if card.is_file() else f"# {config.name}\n"
     return bundle
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from pipeline.bundle import FILES, Bundle, load_bundle
-from pipeline.exporting.front_matter import without_front_matter
+from pipeline.exporting.front_matter import card_of_bundle
 from pipeline.importing.diffusers_files import local_folder, snapshot
 
 
@@ -16,5 +16,5 @@ def import_hub_folder(source: str, *, revision: str | None = None, name: str | N
     bundle = load_bundle(str(folder))
     if name:
         bundle.config = dataclasses.replace(bundle.config, name=name)
-    bundle.card = without_front_matter(bundle.card)
+    bundle.card = card_of_bundle(bundle.card)
     return bundle

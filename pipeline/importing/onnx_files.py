@@ -13,7 +13,8 @@ from torch import Tensor
 from pipeline.bundle import Bundle, build_autoencoder, build_decoder, load_strict
 from pipeline.config import ModelConfig, from_dict
 from pipeline.errors import UserError, first_line
-from pipeline.exporting.front_matter import without_front_matter
+from pipeline.exporting.front_matter import card_of_bundle
+from pipeline.file_systems import local_path
 from pipeline.migrations import MODEL_MIGRATIONS, migrated
 
 ENCODER, DECODER = "encoder.onnx", ("decoder_features.onnx", "decoder_render.onnx")
@@ -22,7 +23,9 @@ ENCODER, DECODER = "encoder.onnx", ("decoder_features.onnx", "decoder_render.onn
 def import_onnx(source: str, *, name: str | None = None) -> Bundle:
     """Read a folder of ONNX files. The bundle has no denoiser and no convolutional decoder, which ONNX does not get.
     Raises `UserError` naming the file that is missing, or not one of latentzoom's."""
-    folder = Path(source)
+    folder = local_path(source)
+    if folder is None:
+        raise UserError(f"{source} is an address; fetch the folder first")
     if not folder.is_dir():
         raise UserError(f"no such folder: {source}")
     described, weights = _read(folder / DECODER[0])
@@ -40,7 +43,7 @@ def import_onnx(source: str, *, name: str | None = None) -> Bundle:
         part.eval().requires_grad_(False)
     bundle.meta = {**described["meta"], "imported_from": {"format": "onnx", "source": source}}
     card = folder / "README.md"
-    bundle.card = without_front_matter(card.read_text()) if card.is_file() else f"# {config.name}\n"
+    bundle.card = card_of_bundle(card.read_text()) if card.is_file() else f"# {config.name}\n"
     return bundle
 
 

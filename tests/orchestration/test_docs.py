@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from orchestration import cli
-from orchestration.command_log import CRASHED
 from pipeline import command_line
+from pipeline.command_log import CRASHED
 from pipeline.common_options import COMMON, split
 from pipeline.errors import STOPPED
 from pipeline.old_spellings import OLD, modern

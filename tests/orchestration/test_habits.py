@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -157,6 +158,21 @@ def test_a_defect_of_ours_is_one_line_and_70(verb, capsys, tmp_path, monkeypatch
     file = tmp_path / "mine.log"
     assert main(["stand-in", "--log-file", str(file)]) == 70
     assert str(file) in capsys.readouterr().err and "Traceback" in file.read_text()
+
+
+@pytest.mark.parametrize("module", ["preprocess", "training.cli"])
+def test_a_defect_is_one_line_without_latentzoom_before_the_verb(module, tmp_path):
+    """Of a command that is started as a module of its own, too."""
+    broken = "import pipeline.command_line as c, runpy, sys; c.parse = lambda *_, **__: {}['x']; "
+    words = ["verify" if module == "preprocess" else "decoder", "shards", "--url", "s3://me:hunter22@host/x"]
+    broken += f"sys.argv[1:] = {words}; runpy.run_module({module!r}, run_name='__main__', alter_sys=True)"
+    environment = {**os.environ, "LATENTZOOM_CACHE": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", broken], capture_output=True, text=True, env=environment)
+    (log,) = (tmp_path / "logs").iterdir()
+    assert done.returncode == 70 and done.stderr.count("\n") == 1 and str(log) in done.stderr, done.stderr
+    held = log.read_text()
+    assert "Traceback" in held and f"latentzoom {module.split('.')[0].replace('training', 'train')} " in held
+    assert "hunter22" not in held + done.stderr
 
 
 def test_a_crash_report_that_cannot_be_written_is_said(verb, capsys, tmp_path, monkeypatch):
@@ -457,6 +473,23 @@ complete_line latentzoom submit gen
 complete_line latentzoom submit generate --la
 complete_line latentzoom --completion f
 complete_line latentzoom upscale pictu
+complete_line latentzoom --log-file a.log ups
+complete_line latentzoom --log-file = a.log ups
+complete_line latentzoom --log-file ups
+complete_line latentzoom train dec
+complete_line latentzoom train --preset debug dec
+complete_line latentzoom train decoder dec
+complete_line latentzoom submit --ad
+complete_line latentzoom submit train --ad
+complete_line latentzoom submit --detach train --ste
+complete_line latentzoom submit --address http://head:8265 train dec
+complete_line latentzoom submit train decoder --address http://head:8265 --ste
+complete_line latentzoom submit --env A=b preprocess fold
+complete_line latentzoom upscale --dtype = b
+complete_line latentzoom upscale --dtype =
+complete_line latentzoom upscale --look sh
+complete_line latentzoom preprocess --qui
+complete_line latentzoom submit preprocess folder --lr-
 """
 
 
@@ -466,7 +499,9 @@ def test_bash_completes_verbs_kinds_options_and_choices(capsys):
     done = subprocess.run(["bash", "-c", BASH.format(script=script)], capture_output=True, text=True, check=True)
     assert done.stderr == ""
     assert done.stdout.split("\n") == [
-        "upscale", "--scale", "bfloat16", "folder", "--lr-sizes", "generate", "--latent-size", "fish", "", "",
+        "upscale", "--scale", "bfloat16", "folder", "--lr-sizes", "generate", "--latent-size", "fish", "",
+        "upscale", "upscale", "", "decoder", "decoder", "", "--address", "--address", "--steps", "decoder", "--steps",
+        "folder", "bfloat16", "float32 bfloat16 float16", "sharp", "--quiet", "--lr-sizes", "",
     ]  # fmt: skip
 
 
@@ -478,7 +513,9 @@ def test_other_shells_know_every_option(shell, capsys):
         for option in options_of(options):
             for name in option.names:
                 assert (f"-l {name[2:]}" if shell == "fish" and name.startswith("--") else name[-1:]) in script
-    assert "upscale" in script
+    assert "upscale" in script and "autoencoder decoder denoiser" in script and "faithful sharp" in script
+    if shell == "fish":  # what may be submitted is a verb
+        assert re.search(r"from submit; and not __fish_seen_subcommand_from demo .*' -a 'demo ", script)
 
 
 @pytest.mark.parametrize(

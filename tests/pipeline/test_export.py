@@ -108,10 +108,8 @@ for number, one in enumerate(made):
 def test_diffusers_alone_draws_the_same_picture(tmp_path, kind):
     bundle = BUNDLES[kind]()
     folder = export(bundle, "diffusers", tmp_path)
-    back = read_back("diffusers", folder, tmp_path)
-    assert "Use in diffusers" in back.card
-    back.card = bundle.card
-    assert_same(bundle, back)
+    assert (folder / "README.md").read_text().count("Use in diffusers") == 1
+    assert_same(bundle, read_back("diffusers", folder, tmp_path))
     PICTURE.save(tmp_path / "small.png")
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     environment |= {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
@@ -159,8 +157,8 @@ def test_onnx_of_any_size_computes_the_same(tmp_path, kind):
         asked = {"table": table, "size": np.array(size), "rows": rows, "columns": columns}
         (drawn,) = sessions["decoder_render"].run(None, asked)
         assert relative_error(torch.from_numpy(drawn), model.decode(latent, size, window)) < 1e-5
+    assert (folder / "README.md").read_text().count("Use with onnxruntime") == 1
     back = read_back("onnx", folder, tmp_path)
-    back.card = bundle.card
     assert_same(bundle, back, ("decoder",))
     assert back.denoiser is None and back.autoencoder.identity() == bundle.autoencoder.identity()
 
@@ -173,10 +171,12 @@ def test_onnx_that_computes_something_else_is_not_written(tmp_path, monkeypatch)
 
 def test_strangers_onnx_is_named(tmp_path, capsys):
     assert cli.main(["import", "onnx", str(tmp_path / "none"), "--out", str(tmp_path / "b")]) == 2
+    assert cli.main(["import", "onnx", "s3://bucket/model", "--out", str(tmp_path / "b")]) == 2
     (tmp_path / "decoder_features.onnx").write_bytes(b"<html>")
     assert cli.main(["import", "onnx", str(tmp_path), "--out", str(tmp_path / "b")]) == 2
     said = capsys.readouterr().err.splitlines()
-    assert len(said) == 2 and "no such folder" in said[0] and "decoder_features.onnx is not" in said[1]
+    assert len(said) == 3 and "no such folder" in said[0] and "decoder_features.onnx is not" in said[2]
+    assert "is an address" in said[1]
 
 
 def test_the_hub_reads_licence_tags_and_figures(tmp_path):
@@ -215,6 +215,28 @@ def test_the_hub_reads_licence_tags_and_figures(tmp_path):
     }
     wrong = ["export", "starter:sharp", "--to", "hub-folder", "--out", str(tmp_path / "x"), "--report"]
     assert cli.main([*wrong, str(tmp_path / "report.json")]) == 2
+
+
+@pytest.mark.parametrize("first", ["diffusers", "onnx"])
+def test_what_is_exported_again_says_once_how_it_is_used(tmp_path, first):
+    folder = export(direct_bundle(), first, tmp_path)
+    back = tmp_path / "back"
+    assert cli.main(["import", first, folder.as_uri(), "--out", str(back)]) == 0  # an address of this machine
+    (back / "README.md").write_text(f"{(back / 'README.md').read_text()}\n## Licence\n\nOurs.\n")
+    again = ["export", str(back), "--to", "diffusers", "--out", str(tmp_path / "again")]
+    assert cli.main(again) == 0
+    card = (tmp_path / "again/README.md").read_text()
+    assert card.count("## Use") == 1 and "## Licence" in card and "For tests." in card
+    (back / "README.md").write_text((folder / "README.md").read_text() + "\n## Licence\n\nOurs.\n")  # as it was read
+    assert cli.main([*again, "--overwrite"]) == 0
+    card = (tmp_path / "again/README.md").read_text()
+    assert card.count("## Use") == 1 and "## Licence" in card and "For tests." in card
+
+
+@pytest.mark.parametrize("licence", ["Apache 2.0: no", "MIT\ntags: x", "mit/x"])
+def test_a_licence_is_an_identifier(tmp_path, capsys, licence):
+    line = ["export", "starter:sharp", "--to", "hub-folder", "--out", str(tmp_path / "out"), "--licence", licence]
+    assert cli.main(line) == 2 and "such as Apache-2.0" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_a_place_that_holds_something_is_left(tmp_path, capsys):

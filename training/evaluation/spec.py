@@ -5,15 +5,15 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from pipeline.common_options import did_you_mean
 from pipeline.config import to_dict
-from pipeline.errors import UserError
+from pipeline.errors import MANY, SEEDS, UserError, require_range
 from pipeline.metrics.protocols import PROTOCOLS, Protocol
+from pipeline.sizes import MAX_SIDE
 from training.evaluation.published import DATASETS
 from training.evaluation.report import PROTOCOL_VERSION
 
@@ -66,18 +66,20 @@ class EvaluationSpec:
             raise UserError(f"task = {self.task!r} is not allowed; use reconstruction, generation or sr")
         for name in ("num", "num_steps", "teacher_steps", "chunk_size", "batch_size"):
             lowest = 0 if name == "num_steps" and self.task == "sr" else 1  # 0: the condition itself is rendered
-            if getattr(self, name) is not None and getattr(self, name) < lowest:
-                raise UserError(f"{name} = {getattr(self, name)} is not allowed; use at least {lowest}")
+            if getattr(self, name) is not None and not lowest <= getattr(self, name) <= MANY:
+                raise UserError(f"{name} = {getattr(self, name)} is not allowed; use at least {lowest}, at most {MANY}")
+        require_range(self, *SEEDS, "seed")
+        require_range(self, 0, 1, "eta")
         if self.condition_noise and (self.task != "sr" or not 0 < self.condition_noise < 1):
             raise UserError(f"condition_noise = {self.condition_noise:g} is not allowed; use 0, or with sr less than 1")
         if self.teacher and self.task != "sr":
             raise UserError(f"a teacher is measured beside a model for task sr only, not {self.task}")
         if self.task == "sr" and not self.scales:
             raise UserError("task sr needs --scales, for example --scales 5.3,7,10,10.7,12")
-        if any(not math.isfinite(s) or s <= 0 for s in self.scales):
-            raise UserError(f"scales = {self.scales} is not allowed; use positive numbers")
-        if any(s < 1 for s in self.sizes):
-            raise UserError(f"sizes = {self.sizes} is not allowed; use positive numbers")
+        if any(not 0 < s <= MAX_SIDE for s in self.scales):
+            raise UserError(f"scales = {self.scales} is not allowed; use positive numbers, at most {MAX_SIDE}")
+        if any(not 1 <= s <= MAX_SIDE for s in self.sizes):
+            raise UserError(f"sizes = {self.sizes} is not allowed; use positive numbers, at most {MAX_SIDE}")
         if self.dataset and self.dataset not in DATASETS:
             near = did_you_mean(self.dataset, DATASETS)
             raise UserError(

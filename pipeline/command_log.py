@@ -9,15 +9,42 @@ import os
 import shlex
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from pipeline.errors import UserError, first_line
-from pipeline.redact import clean
+from pipeline.common_options import Common, in_force, split
+from pipeline.errors import UserError, arrived, exit_status, first_line
+from pipeline.old_spellings import modern
+from pipeline.redact import clean, cleaned_output, remember_in
 
 CRASHED = 70
 """Exit status of a defect of ours (EX_SOFTWARE)."""
+
+
+def alone(verb: str, main: Callable[[list[str]], int], argv: Sequence[str]) -> int:
+    """Run a verb that was started without `latentzoom`, with what happens to its words and errors there."""
+
+    def command() -> int:
+        common, words = split(modern(verb, argv, quiet="--quiet" in argv))
+        return recorded(lambda: main(words), [verb, *words], common)
+
+    with cleaned_output(list(argv)):
+        return arrived(lambda: exit_status(command))
+
+
+def recorded(command: Callable[[], int], words: Sequence[str], common: Common) -> int:
+    """Run a command with its common options in force → its exit status; what is a defect of ours is `crash`."""
+    if common.config:
+        with contextlib.suppress(OSError):  # which is said where it is read
+            remember_in(Path(common.config).read_text(errors="replace"))
+    with logged(common.log_file, words), in_force(common):
+        try:
+            return exit_status(command)
+        except BrokenPipeError:
+            raise
+        except Exception as error:
+            return crash(error, words, common.log_file)
 
 
 class Teed:
@@ -99,7 +126,7 @@ def _written(report: str, log_file: str) -> str:
     """The file that holds the report; "" where none can be written."""
     import tempfile
 
-    from orchestration.registry.stored_bundle import cache_folder  # not before it is needed: it takes its time
+    from pipeline.storage import cache_folder  # not before it is needed: it takes its time
 
     name = f"crash-{datetime.datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}.log"
     places = [Path(log_file)] if log_file else [cache_folder() / "logs" / name, Path(tempfile.gettempdir()) / name]

@@ -21,7 +21,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from orchestration.bench.align import AlignStep, narrow_preset
-from orchestration.bench.stages import make_shards
+from orchestration.bench.inputs import make_shards
 from training.config import Preset, override
 from training.engine import Engine
 from training.paper_presets import ffhq_256

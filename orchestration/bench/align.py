@@ -25,6 +25,7 @@ from pipeline.decoder import ImplicitDecoder
 from pipeline.diffusion import Schedule
 from pipeline.geometry import axis_range
 from pipeline.liif import LiifHead
+from pipeline.metrics.speed import wait_for
 from training.config import AlignStage, Preset
 from training.engine import Engine, make_engine
 from training.losses import alignment_loss, diffusion_weight
@@ -138,12 +139,12 @@ def align_step(kind: str, preset: Preset, device: str, num_steps: int) -> dict[s
     low, high = size_range(step.config, step.model)
     before = _memory_now(place)
     step(0, high)
-    _wait(place)
+    wait_for(place)
     clock = time.process_time if place.type == "cpu" else time.perf_counter
     start = clock()
     for number in range(num_steps):
         step(1 + number, round(low + (number + 0.5) / num_steps * (high - low)))
-    _wait(place)
+    wait_for(place)
     seconds = (clock() - start) / num_steps
     peak = _peak_memory(place)
     return {"seconds": seconds, "memory_mb": peak - before}
@@ -201,8 +202,3 @@ def _peak_memory(device: torch.device) -> float:
 def _from_status(name: str) -> float:
     (line,) = (row for row in Path("/proc/self/status").read_text().splitlines() if row.startswith(f"{name}:"))
     return int(line.split()[1]) / 1024.0
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -18,7 +18,7 @@ from orchestration.bench.measure import macs_of
 from orchestration.bench.table import Options, Row
 from pipeline.autoencoder import Autoencoder
 from pipeline.config import AutoencoderConfig
-from pipeline.metrics.speed import measure
+from pipeline.metrics.speed import measure, wait_for
 from preprocess.config import PreprocessConfig
 from preprocess.encode import LatentEncoder
 from preprocess.run import preprocess
@@ -86,11 +86,11 @@ def _encoder_rate(autoencoder: Autoencoder, device: str, num_batches: int) -> fl
         autoencoder.moments(image.flip(-1))
 
     run()
-    _wait(device)
+    wait_for(device)
     start = time.perf_counter()
     for _ in range(num_batches):
         run()
-    _wait(device)
+    wait_for(device)
     return num_batches * BATCH / (time.perf_counter() - start)
 
 
@@ -152,8 +152,3 @@ def _encoder_macs(base_width: int, side: int) -> float:
     with torch.device("meta"):
         encoder, image = _encoder(base_width), torch.empty(1, 3, side, side)
         return macs_of(lambda: encoder.moments(image))
-
-
-def _wait(device: str) -> None:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize(device)

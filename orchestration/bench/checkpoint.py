@@ -10,6 +10,7 @@ import torch
 
 from orchestration.bench.align import AlignStep, narrow_preset
 from orchestration.bench.table import Options, Row
+from pipeline.metrics.speed import wait_for
 from training.checkpoint import CheckpointStore
 from training.snapshots import tensors_of
 from training.world import World
@@ -31,6 +32,7 @@ def bench_checkpoint(options: Options, peak: float) -> list[Row]:
             store.save(number, engine.name, engine.snapshot().files, {})
             saved = time.perf_counter()
             step(number, size)
+            wait_for(world.device)
             stepped = time.perf_counter()
             stalls.append(saved - start + engine.stall - before)
             beside.append(stepped - saved)
@@ -38,6 +40,7 @@ def bench_checkpoint(options: Options, peak: float) -> list[Row]:
 
             start = time.perf_counter()
             step(number, size)
+            wait_for(world.device)
             alone.append(time.perf_counter() - start)
             start = time.perf_counter()
             files = engine.snapshot().files()

@@ -138,7 +138,10 @@ def measured(module, part, monkeypatch, **options):
 
 
 def test_a_checkpoint_in_the_background_stands_beside_one_in_place(monkeypatch):
+    waited = []
+    monkeypatch.setattr(orchestration.bench.checkpoint, "wait_for", waited.append)
     rows = measured(orchestration.bench.checkpoint, "checkpoint", monkeypatch)
+    assert len(waited) == 6  # of two rounds and the first: each step is done when its time is taken
     assert rows["straightforward"].ratio == 1.0 and rows["in the background"].ratio > 0
     assert rows["copy alone"].ratio > 0 and rows["step"].rate > 0 and rows["step beside the writing"].rate > 0
     assert "stands still" in rows["in the background"].note

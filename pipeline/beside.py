@@ -47,7 +47,11 @@ def replacing(target: Path) -> Iterator[BinaryIO]:
 
 
 def _held(target: Path) -> tuple[Path, BinaryIO]:
-    """.NAME.part, empty and locked while it is open; where another process is writing it, a name of our own."""
+    """.NAME.part, empty and locked while it is open; where another process is writing it, a name of our own.
+
+    The lock is that of the very file that becomes the target. filelock locks a file for nothing else, which it leaves
+    beside every target.
+    """
     while fcntl is not None:
         temporary = hidden(target, "part")
         stream: BinaryIO = open(temporary, "r+b", opener=_created)  # noqa: SIM115

@@ -1,4 +1,5 @@
-"""One step of alignment stage 2, as the preset does it and the straightforward way: what `bench.py align` compares.
+"""One step of alignment stage 2, as the preset does it and the straightforward way: what
+`latentzoom bench --only stage2` compares.
 
 Every way has the same engine (clipping, Adam, averaged weights) and precision, and the same target sizes: spread evenly
 over the preset's range, the largest one first.
@@ -24,7 +25,8 @@ from pipeline.decoder import ImplicitDecoder
 from pipeline.diffusion import Schedule
 from pipeline.geometry import axis_range
 from pipeline.liif import LiifHead
-from training.config import AlignStage, Precision, Preset
+from pipeline.metrics.speed import wait_for
+from training.config import AlignStage, Preset
 from training.engine import Engine, make_engine
 from training.losses import alignment_loss, diffusion_weight
 from training.paper_presets import ffhq_256
@@ -37,8 +39,8 @@ KINDS = ("straightforward", "cached", "neighbourhood", "frugal")
 is, D_phi on the window's neighbourhood; and that with activation checkpointing."""
 
 
-def narrow_preset(width: float, batch: int, precision: Precision = "fp32") -> Preset:
-    """ffhq-256 with its sizes, depths, attention and stage-2 settings; its widths, batch and precision changed."""
+def narrow_preset(width: float, batch: int) -> Preset:
+    """ffhq-256 with its sizes, depths, attention and stage-2 settings; its widths and batch changed, in float32."""
 
     def scaled(base: int) -> int:
         return max(8, round(base * width / 8) * 8)
@@ -54,7 +56,7 @@ def narrow_preset(width: float, batch: int, precision: Precision = "fp32") -> Pr
         decoder=dataclasses.replace(model.decoder, base_width=scaled(128), norm_groups=8, mlp_width=scaled(256)),
         denoiser=dataclasses.replace(model.denoiser, base_width=denoiser_width, head_channels=heads, norm_groups=8),
     )
-    align = dataclasses.replace(preset.align, global_batch=batch, precision=precision)
+    align = dataclasses.replace(preset.align, global_batch=batch, precision="fp32")
     return dataclasses.replace(preset, model=model, align=align)
 
 
@@ -127,9 +129,9 @@ class AlignStep:
 
 
 def align_step(kind: str, preset: Preset, device: str, num_steps: int) -> dict[str, float]:
-    """Mean seconds of a step, and peak memory in MiB: above weights, averages and Adam's moments ("memory_mb"), and of
-    all ("total_mb"). Call it in a process of its own. On a CPU, where others may run too, seconds are processor time of
-    one thread: several would count the time that they wait for each other."""
+    """Mean seconds of a step, and peak MiB above weights, averages and Adam's moments. Call it in a process of its own.
+    On a CPU, where others may run too, seconds are processor time of one thread: several would count the time that they
+    wait for each other."""
     if device == "cpu":
         torch.set_num_threads(1)
     place = torch.device(device)
@@ -137,15 +139,15 @@ def align_step(kind: str, preset: Preset, device: str, num_steps: int) -> dict[s
     low, high = size_range(step.config, step.model)
     before = _memory_now(place)
     step(0, high)
-    _wait(place)
+    wait_for(place)
     clock = time.process_time if place.type == "cpu" else time.perf_counter
     start = clock()
     for number in range(num_steps):
         step(1 + number, round(low + (number + 0.5) / num_steps * (high - low)))
-    _wait(place)
+    wait_for(place)
     seconds = (clock() - start) / num_steps
     peak = _peak_memory(place)
-    return {"seconds": seconds, "memory_mb": peak - before, "total_mb": peak}
+    return {"seconds": seconds, "memory_mb": peak - before}
 
 
 def render_plainly(decoder: ImplicitDecoder, latent: Tensor, size: tuple[int, int]) -> Tensor:
@@ -200,8 +202,3 @@ def _peak_memory(device: torch.device) -> float:
 def _from_status(name: str) -> float:
     (line,) = (row for row in Path("/proc/self/status").read_text().splitlines() if row.startswith(f"{name}:"))
     return int(line.split()[1]) / 1024.0
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

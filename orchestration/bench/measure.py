@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -15,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from orchestration.bench.table import Options
-from pipeline.metrics.speed import measure
+from pipeline.metrics.speed import measure, wait_for
 
 
 def alternate(runs: Mapping[str, Callable[[], object]], rounds: int, device: str) -> dict[str, float]:
@@ -24,10 +25,10 @@ def alternate(runs: Mapping[str, Callable[[], object]], rounds: int, device: str
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(rounds + 1):
         for name, run in runs.items():
-            _wait(device)
+            wait_for(device)
             start = time.perf_counter()
             run()
-            _wait(device)
+            wait_for(device)
             if turn:
                 seconds[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in seconds.items()}
@@ -40,10 +41,10 @@ def matrix_peak(options: Options) -> float:
         a, b = (torch.randn(side, side, device=options.device).to(dtype) for _ in range(2))
         product = torch.empty_like(a)
         for _ in range(8):  # the fastest counts: other programs only ever make it slower
-            _wait(options.device)
+            wait_for(options.device)
             start = time.perf_counter()
             torch.mm(a, b, out=product)
-            _wait(options.device)
+            wait_for(options.device)
             best = max(best, side**3 / (time.perf_counter() - start))
     return best
 
@@ -87,13 +88,14 @@ def quality(exact: Tensor, image: Tensor) -> tuple[float, float]:
     return float((image - exact).abs().max()), float(10 * torch.log10(exact_error / error))
 
 
+def apart(function: Callable[..., dict[str, float]], *arguments: object) -> dict[str, float]:
+    """In a fresh process: what a process once held stays in its heap, and its peak never falls on some systems."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)
+
+
 def _give_back_memory() -> None:
     """What earlier runs freed but the C library still holds would hide what the next one takes."""
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):  # only glibc has it
         ctypes.CDLL(None).malloc_trim(0)
-
-
-def _wait(device: str) -> None:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize(device)

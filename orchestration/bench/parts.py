@@ -16,13 +16,19 @@ PARTS: dict[str, tuple[str, str]] = {
     "preprocess": ("orchestration.bench.preprocess", "bench_preprocess"),
     "stage1": ("orchestration.bench.training", "bench_stage1"),
     "stage2": ("orchestration.bench.training", "bench_stage2"),
+    "checkpoint": ("orchestration.bench.checkpoint", "bench_checkpoint"),
+    "loader": ("orchestration.bench.loader", "bench_loader"),
     "sampling": ("orchestration.bench.sampling", "bench_sampling"),
     "decode": ("orchestration.bench.decode", "bench_decode"),
     "kernel": ("orchestration.bench.kernel", "bench_kernel"),
     "sr": ("orchestration.bench.sampling", "bench_sr"),
     "starter": ("orchestration.bench.starter", "bench_starter"),
+    "workers": ("orchestration.bench.workers", "bench_workers"),
+    "memory": ("orchestration.bench.memory", "bench_memory"),
 }
 """Part → (module, function from `Options` and the measured matrix rate to rows)."""
+COSTLY = ("workers", "memory")
+"""Parts that are measured only where they are named."""
 
 
 def run(options: Options, parts: tuple[str, ...]) -> Results:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -12,35 +13,38 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-import orchestration.bench.preprocess_runs
+from orchestration.bench.inputs import ConstantEncoder, make_pictures
 from orchestration.bench.measure import macs_of
 from orchestration.bench.table import Options, Row
 from pipeline.autoencoder import Autoencoder
 from pipeline.config import AutoencoderConfig
-from pipeline.metrics.speed import measure
+from pipeline.metrics.speed import measure, wait_for
+from preprocess.config import PreprocessConfig
+from preprocess.encode import LatentEncoder
+from preprocess.run import preprocess
+from preprocess.shards.loader import ShardLoader
+
+SIDE = 128
+"""Height and width of a sample."""
+BATCH = 16
 
 
 def bench_preprocess(options: Options, peak: float) -> list[Row]:
     """Images/s of the whole command, against one loop that reads, encodes and saves batch after batch, and beside its
     encoder alone; and how fast shards are read back."""
-    config = orchestration.bench.preprocess_runs.BenchConfig(
-        device=options.device,
-        threads=options.threads,
-        num_images=32 if options.quick else 192,
-        base_width=max(32, round(128 * options.width / 32) * 32),
-        loader_samples=512 if options.quick else 4096,
-    )
-    with tempfile.TemporaryDirectory(prefix="latentzoom-bench-") as folder:
-        before = _encode_plainly(config, Path(folder), "before")
-        figures: list[dict[str, float]] = []
-        run = partial(orchestration.bench.preprocess_runs.measure_encode, config, Path(folder))
-        memory = measure(lambda: figures.append(run()), device=options.device, num=1, warm_up=0)[1]
-        plain = (before + _encode_plainly(config, Path(folder), "after")) / 2
-        loader = orchestration.bench.preprocess_runs.measure_loader(config, Path(folder))
-    encode = figures[0]
-    whole = encode["end_to_end_images_per_second"]
-    macs = 2 * _encoder_macs(config.base_width, config.size)  # of a picture and its mirror image
-    rates = {"straightforward": plain, "whole command": whole, "encoder alone": encode["encoder_images_per_second"]}
+    base_width = max(32, round(128 * options.width / 32) * 32)
+    with tempfile.TemporaryDirectory(prefix="latentzoom-bench-") as name:
+        folder = Path(name)
+        pictures = folder / "pictures"
+        make_pictures(pictures, 32 if options.quick else 192, SIDE * 5 // 4, SIDE * 2)
+        before = _encode_plainly(options.device, base_width, pictures, folder / "before")
+        rates: dict[str, float] = {}
+        run = partial(_encode, options, base_width, pictures, folder / "encode")
+        memory = measure(lambda: rates.update(run()), device=options.device, num=1, warm_up=0)[1]
+        after = _encode_plainly(options.device, base_width, pictures, folder / "after")
+        loaded = _load(folder, 512 if options.quick else 4096)
+    plain = (before + after) / 2
+    macs = 2 * _encoder_macs(base_width, SIDE)  # of a picture and its mirror image
     rows = [
         Row(
             part="preprocess",
@@ -52,32 +56,80 @@ def bench_preprocess(options: Options, peak: float) -> list[Row]:
             ratio=rate / plain,
             note="what the whole command can at most reach" if name == "encoder alone" else "",
         )
-        for name, rate in rates.items()
+        for name, rate in {"straightforward": plain, **rates}.items()
     ]
-    for key, name in (("latents", "load latents"), ("latents_and_pixels", "load latents and pixels")):
-        rows.append(Row(part="preprocess", name=name, rate=loader[f"{key}_samples_per_second"], unit="samples/s"))
-    return rows
+    return rows + [Row(part="preprocess", name=name, rate=rate, unit="samples/s") for name, rate in loaded.items()]
+
+
+def _encode(options: Options, base_width: int, pictures: Path, target: Path) -> dict[str, float]:
+    """Images/s of the whole command and of its encoder alone on ready tensors: same batch, threads and flips."""
+    autoencoder = _encoder(base_width)
+    config = PreprocessConfig(
+        source_url=str(pictures), dest=str(target), size=SIDE, batch_size=BATCH, encode_threads=options.threads,
+        samples_per_shard=4 * BATCH, device=options.device,
+    ).with_crop()  # fmt: skip
+    LatentEncoder(autoencoder, config)  # places the network and sets the threads
+    num_batches = max(2, len(list(pictures.iterdir())) // BATCH // 2)
+    before = _encoder_rate(autoencoder, options.device, num_batches)
+    whole = preprocess(config, autoencoder=autoencoder).samples_per_second
+    after = _encoder_rate(autoencoder, options.device, num_batches)
+    return {"whole command": whole, "encoder alone": (before + after) / 2}
 
 
 @torch.inference_mode()
-def _encode_plainly(config: orchestration.bench.preprocess_runs.BenchConfig, folder: Path, name: str) -> float:
+def _encoder_rate(autoencoder: Autoencoder, device: str, num_batches: int) -> float:
+    """Images/s of the bare network. An image counts once, though its mirror is encoded too."""
+    image = torch.randn(BATCH, 3, SIDE, SIDE, device=device)
+
+    def run() -> None:
+        autoencoder.moments(image)
+        autoencoder.moments(image.flip(-1))
+
+    run()
+    wait_for(device)
+    start = time.perf_counter()
+    for _ in range(num_batches):
+        run()
+    wait_for(device)
+    return num_batches * BATCH / (time.perf_counter() - start)
+
+
+@torch.inference_mode()
+def _encode_plainly(device: str, base_width: int, pictures: Path, target: Path) -> float:
     """Images/s of a script that does one thing after another: open, crop, encode with and without mirroring, save."""
-    torch.manual_seed(0)
-    autoencoder = _encoder(config.base_width).to(config.device).eval()
-    pictures, target = folder / f"{name}-pictures", folder / name
-    orchestration.bench.preprocess_runs.make_pictures(
-        pictures, config.num_images, config.size * 5 // 4, config.size * 2
-    )
+    autoencoder = _encoder(base_width).to(device)
     files = sorted(pictures.iterdir())
     target.mkdir()
     start = time.perf_counter()
-    for first in range(0, len(files), config.batch_size):
-        batch = files[first : first + config.batch_size]
-        image = torch.stack([_read(file, config.size) for file in batch]).to(config.device)
+    for first in range(0, len(files), BATCH):
+        batch = files[first : first + BATCH]
+        image = torch.stack([_read(file, SIDE) for file in batch]).to(device)
         both = [autoencoder.moments(each).half().cpu().numpy() for each in (image, image.flip(-1))]
         for file, latent, mirrored in zip(batch, *both):
             np.save(target / f"{file.stem}.npy", np.stack([latent, mirrored]))
     return len(files) / (time.perf_counter() - start)
+
+
+def _load(folder: Path, num_samples: int) -> dict[str, float]:
+    """Samples/s for cached latents of 4x32x32 (float16), and with 128-pixel PNG targets."""
+    make_pictures(folder / "loader-pictures", 32, 160, 160)
+    config = PreprocessConfig(
+        source_url=str(folder / "loader-pictures"), dest=str(folder / "loader"), size=128, batch_size=64,
+        crops_per_image=num_samples // 32, crop_fraction=(0.5, 1.0), encode_threads=1,
+    )  # fmt: skip
+    preprocess(config, autoencoder=ConstantEncoder(4, 3))
+    rates = {}
+    for name, pixels in (("load latents", False), ("load latents and pixels", True)):
+        with ShardLoader(config.dest, batch_size=64, pixels=pixels, num_threads=1) as loader:
+            stream = iter(loader)
+            num_batches = max(1, loader.num_samples // 64) * (1 if pixels else 4)
+            for _ in islice(stream, num_batches):  # the first pass checks every shard
+                pass
+            start = time.perf_counter()
+            for _ in islice(stream, num_batches):
+                pass
+            rates[name] = num_batches * 64 / (time.perf_counter() - start)
+    return rates
 
 
 def _read(file: Path, size: int) -> Tensor:
@@ -92,7 +144,8 @@ def _read(file: Path, size: int) -> Tensor:
 
 
 def _encoder(base_width: int) -> Autoencoder:
-    return Autoencoder(AutoencoderConfig(base_width=base_width), has_decoder=False)
+    torch.manual_seed(0)
+    return Autoencoder(AutoencoderConfig(base_width=base_width), has_decoder=False).eval()
 
 
 def _encoder_macs(base_width: int, side: int) -> float:

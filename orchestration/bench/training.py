@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-import multiprocessing
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-import orchestration.bench.stages
-from orchestration.bench.measure import alternate, autocast, macs_of, observe
+from orchestration.bench.align import KINDS, align_step, narrow_preset, render_plainly
+from orchestration.bench.measure import alternate, apart, autocast, macs_of, observe
 from orchestration.bench.table import Options, Row
 from pipeline.bundle import build_autoencoder, build_decoder
 from training.targets import draw_target
 
 BATCH = 2
 """Images a training step."""
-STAGE2_KINDS = ("straightforward", "cached", "neighbourhood", "frugal")
-"""Ways to do a step of stage 2, see `orchestration.bench.stages`."""
 
 
 def bench_stage1(options: Options, peak: float) -> list[Row]:
     """Training steps of alignment stage 1 at the full size: cached latents and the preset's window of the target,
     against encoding the images and rendering the whole target plainly. In half precision under autocast."""
-    preset = orchestration.bench.stages.narrow_preset(options.width, BATCH)
+    preset = narrow_preset(options.width, BATCH)
     model, side = preset.model, preset.model.image_size
     torch.manual_seed(0)
     encoder = build_autoencoder(model).to(options.device).requires_grad_(False)
@@ -39,7 +36,7 @@ def bench_stage1(options: Options, peak: float) -> list[Row]:
     def plainly() -> Tensor:
         with torch.no_grad():
             latent = encoder.encode(pixels)
-        return orchestration.bench.stages.render_plainly(decoder, latent, (side, side))
+        return render_plainly(decoder, latent, (side, side))
 
     whole = autocast(plainly, options)
     part = autocast(lambda: decoder(cached, target.size, target.window), options)
@@ -58,7 +55,7 @@ def bench_stage1(options: Options, peak: float) -> list[Row]:
         return learn(part(), target.truth(pixels))
 
     with torch.no_grad():
-        exact = orchestration.bench.stages.render_plainly(decoder, cached, (side, side))[:, :, y0:y1, x0:x1]
+        exact = render_plainly(decoder, cached, (side, side))[:, :, y0:y1, x0:x1]
     # With gradient: on CUDA that is another kernel than without.
     differences = {
         name: float((image.detach() - exact).abs().max())
@@ -84,15 +81,12 @@ def bench_stage1(options: Options, peak: float) -> list[Row]:
 
 
 def bench_stage2(options: Options, peak: float) -> list[Row]:
-    """Training steps of alignment stage 2, as `orchestration.bench.stages` measures them: each way in a process of
-    its own, in float32, on a CPU by the processor time of one thread, which is steadier than the clock on the wall."""
+    """Training steps of alignment stage 2, as `orchestration.bench.align` has them: each way in a process of its own,
+    in float32, on a CPU by the processor time of one thread, which is steadier than the clock on the wall."""
     del peak  # the processes report no operations
-    preset = orchestration.bench.stages.narrow_preset(options.width, BATCH)
+    preset = narrow_preset(options.width, BATCH)
     steps = 1 if options.quick else options.rounds
-    taken = {
-        kind: _apart(orchestration.bench.stages.align_step, kind, preset, options.device, steps)
-        for kind in STAGE2_KINDS
-    }
+    taken = {kind: apart(align_step, kind, preset, options.device, steps) for kind in KINDS}
     unit = "images/s" if options.device.startswith("cuda") else "images/core s"
     return [
         Row(
@@ -106,9 +100,3 @@ def bench_stage2(options: Options, peak: float) -> list[Row]:
         )
         for kind, figures in taken.items()
     ]
-
-
-def _apart(function: Callable[..., dict[str, float]], *arguments: object) -> dict[str, float]:
-    """In a fresh process: what a process once held at most never falls on some systems."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(function, arguments)

@@ -21,7 +21,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from orchestration.bench.align import AlignStep, narrow_preset
-from orchestration.bench.stages import make_shards
+from orchestration.bench.inputs import make_shards
+from pipeline.metrics.speed import wait_for
 from training.config import Preset, override
 from training.engine import Engine
 from training.paper_presets import ffhq_256
@@ -99,10 +100,10 @@ def _bare_rate(engine: Engine, preset: Preset, device: str, steps: range) -> flo
     started = 0.0
     for number, target in enumerate([*targets[:3], *targets]):
         if number == 3:
-            _wait(device)
+            wait_for(device)
             started = time.perf_counter()
         step.learn(number, target)
-    _wait(device)
+    wait_for(device)
     return len(targets) / (time.perf_counter() - started)
 
 
@@ -190,8 +191,3 @@ class _HostReads(TorchDispatchMode):
 _ASKING = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.default, torch.ops.aten.nonzero.default}
 _ON_THE_HOST = {"draw_target"}
 """Functions whose numbers are drawn on the CPU, wherever training runs."""
-
-
-def _wait(device: str) -> None:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize(device)

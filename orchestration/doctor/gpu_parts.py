@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from orchestration.bench.stages import make_shards
+from orchestration.bench.inputs import make_shards
 from orchestration.doctor.gpu_bench import STAGES as STAGES
 from orchestration.doctor.gpu_bench import Bench as Bench
 from orchestration.doctor.gpu_bench import Figures as Figures

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from orchestration.bench.parts import COSTLY
 from orchestration.bench.parts import PARTS as PARTS
 from orchestration.bench.parts import run as run
 from orchestration.pictures.writable import check_file
@@ -26,7 +27,8 @@ class Arguments:
     in the same run. With --compare, exit status 1 says that something got more than 10 % worse."""
 
     only: tuple[str, ...] = ()
-    """Parts to measure: preprocess, stage1, stage2, sampling, decode, kernel, sr, starter; without it all."""
+    """Parts to measure: preprocess, stage1, stage2, checkpoint, loader, sampling, decode, kernel, sr, starter, and two
+    that are costly and run only when named, workers and memory; without it all but these two."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Also write the figures here, as JSON."""
     overwrite: Flag = False
@@ -78,7 +80,7 @@ def main(argv: list[str]) -> int:
         check_file(arguments.out)
         if arguments.out.exists() and not arguments.overwrite:
             raise UserError(f"{arguments.out} is there already; give another name, or replace it with --overwrite")
-    results = run(options, tuple(dict.fromkeys(arguments.only)) or tuple(PARTS))
+    results = run(options, tuple(dict.fromkeys(arguments.only)) or tuple(part for part in PARTS if part not in COSTLY))
     if arguments.out is not None:
         results.save(arguments.out)
     return _report(earlier[0] if earlier else None, results)

@@ -31,14 +31,18 @@ def measure(
         run()
     seconds = []
     for _ in range(num):
-        if is_cuda:
-            torch.cuda.synchronize(device)
+        wait_for(device)
         start = time.perf_counter()
         run()
-        if is_cuda:
-            torch.cuda.synchronize(device)
+        wait_for(device)
         seconds.append(time.perf_counter() - start)
     return statistics.median(seconds), _peak(device, is_cuda, before)
+
+
+def wait_for(device: torch.device | str) -> None:
+    """Until CUDA has done what it was given; a CPU is never behind."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _reset_peak(device: torch.device | str, is_cuda: bool) -> int | None:

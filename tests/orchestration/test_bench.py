@@ -2,11 +2,18 @@
 
 import dataclasses
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-import orchestration.bench.stages
+import orchestration.bench
+import orchestration.bench.checkpoint
+import orchestration.bench.loader
+import orchestration.bench.memory
+import orchestration.bench.training
+import orchestration.bench.workers
 from orchestration.bench import decode as bench_decode
 from orchestration.bench import sampling as bench_sampling
 from orchestration.bench.measure import macs_of, quality
@@ -95,7 +102,7 @@ QUICK = ["--quick", "--width", "0.05", "--rounds", "1", "--threads", "1", "--dev
 def test_sampling_sr_and_stage_one_are_measured(tmp_path, capsys, monkeypatch):
     for name, value in (("IMAGE", 32), ("LOW", 4), ("STEPS", 2)):
         monkeypatch.setattr(bench_sampling, name, value)
-    monkeypatch.setattr(orchestration.bench.stages, "narrow_preset", lambda width, batch: debug())
+    monkeypatch.setattr(orchestration.bench.training, "narrow_preset", lambda width, batch: debug())
     parts = ["sampling", "sr", "stage1", "kernel"]
     assert main(["bench", "--only", *parts, *QUICK, "--out", str(tmp_path / "a")]) == 0
     rows = {(row.part, row.name): row for row in load_results(tmp_path / "a").rows}
@@ -119,6 +126,86 @@ def test_preprocessing_and_stage_two_are_measured(tmp_path, capsys):
     assert 0 < rows["preprocess", "whole command"].share_of_peak < 1
     assert rows["stage2", "straightforward step"].ratio == 1.0 and rows["stage2", "straightforward step"].memory_mb > 0
     assert rows["stage2", "cached step"].ratio > 0
+
+
+def measured(module, part, monkeypatch, **options):
+    """The rows of a part by name, on the debug preset where it trains."""
+    if hasattr(module, "narrow_preset"):
+        monkeypatch.setattr(module, "narrow_preset", lambda width, batch: debug())
+    rows = getattr(module, f"bench_{part}")(Options(threads=1, quick=True, rounds=2, **options), 1e11)
+    assert {row.part for row in rows} == {part}
+    return {row.name: row for row in rows}
+
+
+def test_a_checkpoint_in_the_background_stands_beside_one_in_place(monkeypatch):
+    waited = []
+    monkeypatch.setattr(orchestration.bench.checkpoint, "wait_for", waited.append)
+    rows = measured(orchestration.bench.checkpoint, "checkpoint", monkeypatch)
+    assert len(waited) == 6  # of two rounds and the first: each step is done when its time is taken
+    assert rows["straightforward"].ratio == 1.0 and rows["in the background"].ratio > 0
+    assert rows["copy alone"].ratio > 0 and rows["step"].rate > 0 and rows["step beside the writing"].rate > 0
+    assert "stands still" in rows["in the background"].note
+
+
+def test_training_says_how_long_it_waits_for_shards(monkeypatch):
+    (row,) = measured(orchestration.bench.loader, "loader", monkeypatch).values()
+    assert row.rate > 0 and 0 < row.ratio <= 1.0
+    assert float(row.note.split()[1]) == pytest.approx(100 * (1 - row.ratio), abs=0.01)
+
+
+def test_a_process_that_preprocesses_many_samples_says_how_it_grows(monkeypatch):
+    monkeypatch.setattr(orchestration.bench.memory, "apart", lambda function, num: function(min(num, 2_000)))
+    rows = measured(orchestration.bench.memory, "memory", monkeypatch)
+    assert rows["command without encoder"].rate > 0
+    assert abs(rows["growth in 10 000 samples"].memory_mb) < 1000
+
+
+def test_two_workers_stand_beside_one(monkeypatch):
+    calls = []
+
+    def launch(stage, preset, **options):
+        calls.append((options["num_workers"], options["gpus_per_worker"]))
+        return SimpleNamespace(metrics={"images_per_s": 3.0 + options["num_workers"]})
+
+    monkeypatch.setattr("orchestration.cluster.ray_train.launch", launch)
+    monkeypatch.setattr(orchestration.bench.workers, "make_shards", lambda folder, model: ("data", "bundle"))
+    monkeypatch.setattr(orchestration.bench.workers, "_cores", lambda: 4)
+    rows = measured(orchestration.bench.workers, "workers", monkeypatch)
+    assert calls == [(1, 0.0), (2, 0.0)]
+    assert rows["straightforward: one worker"].ratio == 1.0 and rows["two workers"].ratio == 1.25
+
+
+@pytest.mark.parametrize(
+    ("device", "cores", "has_ray", "note"),
+    [
+        ("cpu", 2, True, "needs 4 cores for two workers, Ray and the loader, here are 2"),
+        ("cuda", 8, True, "needs two GPUs, here is 1"),
+        ("cpu", 8, False, "needs Ray: pip install 'latentzoom[cluster]'"),
+    ],
+)
+def test_what_this_machine_cannot_measure_is_said(monkeypatch, device, cores, has_ray, note):
+    module = orchestration.bench.workers
+    monkeypatch.setattr(module, "_cores", lambda: cores)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: object() if has_ray else None)
+    (row,) = measured(module, "workers", monkeypatch, device=device).values()
+    assert row == Row(part="workers", name="not run", note=note)
+
+
+def test_costly_parts_are_measured_only_when_named(monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(bench_cli, "run", lambda options, parts: asked.append(parts) or results())
+    assert main(["bench"]) == 0 and main(["bench", "--only", "memory,workers"]) == 0
+    assert set(bench_cli.PARTS) - set(asked[0]) == {"workers", "memory"} and asked[1] == ("memory", "workers")
+    with pytest.raises(SystemExit):
+        main(["bench", "--help"])
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert all(part in text for part in bench_cli.PARTS) and "only when named, workers and memory" in text
+
+
+def test_the_verb_is_the_only_way_in():
+    files = Path(orchestration.bench.__file__).parent.glob("*.py")
+    assert [file.name for file in files if "__main__" in file.read_text()] == []
 
 
 def test_the_largest_picture_is_drawn_tile_by_tile_and_not_kept(monkeypatch):

@@ -23,7 +23,7 @@ from pipeline.metrics.gaussian import FeatureStatistics, frechet_distance, frech
 from pipeline.metrics.kid import kid, kid_resamples, polynomial_mmd
 from pipeline.metrics.manifold import kth_neighbour, manifold
 from pipeline.metrics.psnr import psnr
-from pipeline.metrics.speed import measure
+from pipeline.metrics.speed import measure, wait_for
 from pipeline.metrics.ssim import resize_pictures, self_ssim, self_ssim_pairs, ssim
 
 
@@ -281,3 +281,11 @@ def test_peak_memory_sees_a_large_allocation():
 
     seconds, peak = measure(run, num=3)
     assert seconds > 0 and peak == pytest.approx(256 << 20, rel=0.1)
+
+
+def test_only_cuda_is_waited_for(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch.cuda, "synchronize", asked.append)
+    for device in ("cpu", torch.device("cpu"), "cuda:1", torch.device("cuda")):
+        wait_for(device)
+    assert asked == ["cuda:1", torch.device("cuda")]

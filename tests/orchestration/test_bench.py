@@ -147,12 +147,14 @@ def test_a_checkpoint_in_the_background_stands_beside_one_in_place(monkeypatch):
     assert "stands still" in rows["in the background"].note
 
 
+@pytest.mark.slow
 def test_training_says_how_long_it_waits_for_shards(monkeypatch):
     (row,) = measured(orchestration.bench.loader, "loader", monkeypatch).values()
     assert row.rate > 0 and 0 < row.ratio <= 1.0
     assert float(row.note.split()[1]) == pytest.approx(100 * (1 - row.ratio), abs=0.01)
 
 
+@pytest.mark.slow
 def test_a_process_that_preprocesses_many_samples_says_how_it_grows(monkeypatch):
     monkeypatch.setattr(orchestration.bench.memory, "apart", lambda function, num: function(min(num, 2_000)))
     rows = measured(orchestration.bench.memory, "memory", monkeypatch)

@@ -81,7 +81,7 @@ def test_other_machines_compare_by_ratio_only():
     [
         (["--only", "speed"], "no part speed"),
         (["--compare", "missing.json"], "cannot read missing.json"),
-        (["--threads", "0"], "at least 1"),
+        (["--threads", "0"], "use 1 to"),
         (["--device", "tpu"], "--device tpu is not allowed; use cpu, cuda or cuda:1"),
         (["--device", "meta"], "--device meta is not allowed"),
         (["--only", "kernel", "--json", "."], "it is a folder"),

@@ -95,7 +95,7 @@ def test_half_precision_draws_the_same_picture(bundle, tmp_path):
     [
         (["--size", "0x5"], "height and width must be whole numbers"),
         (["--size", "axb"], "use height x width"),
-        (["--num", "0"], "use at least 1"),
+        (["--num", "0"], "use 1 or more"),
         (["--num", "2", "--out", "a.png"], "needs a folder"),
         (["--out", "a.gif"], "give a folder, or a .png, .tif, .jpg, .webp or .avif file"),
         (["--out", "-"], "give a folder, or a .png, .tif, .jpg, .webp or .avif file"),

@@ -134,7 +134,7 @@ def _report(value):
         (["register", "nowhere", "m"], "no bundle at"),
         (["register", "one", "m", "--report", "empty.json"], "empty.json: this is not a report"),
         (["register", "one", "m", "--data", "shards"], "was encoded by autoencoder"),
-        (["generate", "--model", "one", "--seed", "10000000000000000000000"], "seed 1"),
+        (["generate", "--model", "one", "--seed", "10000000000000000000000"], "is too large a number"),
         (["promote", "nobody"], "no alias 'candidate'"),
         (["rollback", "nobody"], "no alias 'champion'"),
         (["lineage", "models:/nobody@champion"], "no alias 'champion'"),

@@ -214,7 +214,7 @@ def test_command_line_errors_are_one_line(capsys, pictures, tmp_path):
     for argv, named in (
         (["nonsense"], "unknown source 'nonsense'"),
         (["folder", str(tmp_path / "none"), str(tmp_path / "out")], "is not a folder"),
-        (["folder", str(pictures), str(tmp_path / "out"), "--size", "3"], "--size = 3 is not allowed"),
+        (["folder", str(pictures), str(tmp_path / "out"), "--size", "3"], "--size 3 is not allowed"),
         (["folder", str(pictures), str(tmp_path / "out"), "--lr-sizes", "999"], "--lr-sizes = 999"),
         (["folder", str(pictures), str(tmp_path / "out"), "--lr-sizes", "8,8"], "each size once"),
         (["folder", str(pictures), str(tmp_path / "out"), "--device", "foo"], "--device = 'foo' is not allowed"),

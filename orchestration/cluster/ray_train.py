@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, wait
 from typing import Any, Literal, TextIO, cast
@@ -37,6 +38,9 @@ _CONTROLLER_ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
     "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
 }
+
+_UNHEARD_S = 5.0
+"""So long a run that is asked to end may be without workers: those that have ended may be succeeded meanwhile."""
 
 
 def start_ray(num_cpus: int | None = None, **options: Any) -> bool:
@@ -269,7 +273,8 @@ def _stop_asked(stream: RelayStream) -> Stop:
 
 
 def _fit(trainer: Any, relay: Relay, still_ours: Callable[[], None]) -> Any:
-    """Ray's result. This thread listens for signals meanwhile: on its own, Ray drops a run at once on Ctrl-C."""
+    """Ray's result. This thread listens for signals meanwhile: on its own, Ray drops a run at once on Ctrl-C. `Stopped`
+    where a run is asked to end whose workers are gone, and which waits for others: nobody would hear it."""
     outcome: Future[Any] = Future()
 
     def fit() -> None:
@@ -279,11 +284,25 @@ def _fit(trainer: Any, relay: Relay, still_ours: Callable[[], None]) -> Any:
             outcome.set_exception(error)
 
     threading.Thread(target=fit, name="ray-train", daemon=True).start()
+    heard = time.monotonic()
     with stop_on_signals(still_ours) as stop_asked:
         while not wait([outcome], timeout=0.5).done:
-            if stop_asked() is Stop.LEAVE and not relay.ask_to_stop():
+            if stop_asked() is not Stop.LEAVE:
+                heard = time.monotonic()
+                continue
+            if not relay.ask_to_stop():
                 raise KeyboardInterrupt  # the signal went to Ray's processes too, and they are gone
+            heard = time.monotonic() if _has_workers() else heard
+            if time.monotonic() - heard > _UNHEARD_S:
+                raise Stopped("stopped while it waited for workers; run the same command again to go on")
     return outcome.result()
+
+
+def _has_workers() -> bool:
+    """Whether somebody trains now, or begins to."""
+    from ray._private.state import actors
+
+    return any(a["ActorClassName"] == "RayTrainWorker" and a["State"] == "ALIVE" for a in actors().values())
 
 
 def with_equal_memory(preset: Preset, stage: str, num_workers: int, most: int) -> Preset:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ def loopback_only() -> Iterator[None]:
     from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 
     AuthenticationTokenLoader.instance().reset_cache()
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # that there is a token is no warning
 
     name = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
     before, was_enabled = os.environ.get(name), ray_constants.ENABLE_RAY_CLUSTER

@@ -23,6 +23,7 @@ def without(monkeypatch: pytest.MonkeyPatch, folder: Path, *packages: str) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.more
 def test_a_rehearsal_without_ray_deepspeed_and_mlflow(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     without(monkeypatch, tmp_path / "nothing", "ray", "deepspeed", "mlflow")
     # Without the test suite, which is running, and the goals and the bench, which have tests of their own.

@@ -49,6 +49,7 @@ def test_one_and_three_workers_one_killed_make_the_bytes_of_none(config, picture
     assert read_tree(tmp_path / "three") == expected
 
 
+@pytest.mark.more
 def test_eight_workers_make_the_bytes_of_none(config, autoencoder, tmp_path):
     config = config.replace(samples_per_shard=1, flips=True)
     preprocess(config, autoencoder=autoencoder)

@@ -102,9 +102,7 @@ def test_killed_deepspeed_run_ends_like_an_uninterrupted_one(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "zero_stage", [0, pytest.param(1, marks=pytest.mark.more), 2, pytest.param(3, marks=pytest.mark.more)]
-)
+@pytest.mark.parametrize("zero_stage", [*(pytest.param(z, marks=pytest.mark.more) for z in (0, 1, 3)), 2])
 def test_a_run_whose_weights_were_bf16_goes_on(shop: Shop, tmp_path: Path, zero_stage: int) -> None:
     """Its checkpoint's masters become the weights: the next losses are those of a run that was today's all along."""
     names = ["checkpoint_every=10", f"zero_stage={zero_stage}", "precision=bf16"]

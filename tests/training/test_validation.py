@@ -72,7 +72,7 @@ def test_a_killed_run_has_the_same_held_out_figures_to_the_bit(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["ddp", "deepspeed"])
+@pytest.mark.parametrize("engine", [pytest.param("ddp", marks=pytest.mark.more), "deepspeed"])
 def test_two_workers_have_the_figures_of_one(watched_shop: Shop, tmp_path: Path, engine: str) -> None:
     """With a learning rate that changes nothing, the figures are equal to the bit: a sample is computed with the same
     others, and all are summed in the same order. DeepSpeed's averages are in pieces (ZeRO 2)."""

@@ -1,5 +1,5 @@
-"""A cluster that is just starting, or has just lost a machine, is not one that is too small: wait for its autoscaler as
-long as it is at work, and for another machine in place of a lost one."""
+"""What a cluster has room for. One that is just starting, or has just lost a machine, is not too small: wait for its
+autoscaler as long as it is at work, and for another machine in place of a lost one."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING
+
+from pipeline.errors import UserError
 
 if TYPE_CHECKING:
     from ray.autoscaler.v2.schema import ClusterStatus
@@ -58,6 +60,41 @@ def reachable_resources() -> dict[str, float]:
         limits = dict(state.get_max_resources_from_cluster_config() or {})
     there = ray.cluster_resources()
     return {name: max(found[name], limits.get(name, 0.0), there.get(name, 0.0)) for name in {*found, *limits, *there}}
+
+
+def machine_cpus() -> list[float]:
+    """CPUs of each machine of the cluster."""
+    import ray
+
+    return [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
+
+
+def cpus_for_each(machines: list[float], num_workers: int) -> float:
+    """CPUs to reserve for each worker, so that every one finds room on some machine: a whole number, or less than one
+    on a single machine with fewer CPUs than workers.
+
+    machines: CPUs of each. One CPU while there are too few (more machines may start on demand).
+    """
+    for cpus in range(int(max(machines, default=0)), 0, -1):
+        if sum(int(there // cpus) for there in machines) >= num_workers:
+            return cpus
+    total = sum(machines)
+    return total / num_workers if len(machines) == 1 and total > 0 else 1
+
+
+def gpus_of_each(asked: float | None, resources: dict[str, float]) -> float:
+    """GPUs of each worker: as many as were asked for, or one where the cluster has any or can get them."""
+    return float(resources.get("GPU", 0.0) > 0) if asked is None else asked
+
+
+def check_capacity(resources: dict[str, float], workers: int, cpus: float, gpus: float) -> None:
+    """`UserError` where the resources have no room for so many workers with so many CPUs and GPUs each."""
+    for name, each in (("CPU", cpus), ("GPU", gpus)):
+        if (there := resources.get(name, 0.0)) < workers * each:
+            raise UserError(
+                f"{workers} workers with {each:g} {name} each need {workers * each:g} {name}, and Ray has {there:g}; "
+                f"use fewer workers, {'--gpus-per-worker 0' if name == 'GPU' else 'less for each'}, or add machines"
+            )
 
 
 def _comes(ask: Callable[[], bool], within_s: float) -> bool:

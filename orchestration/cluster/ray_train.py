@@ -19,7 +19,14 @@ from typing import Any, Literal, TextIO, cast
 
 import torch
 
-from orchestration.cluster.cluster_size import await_machines, reachable_resources
+from orchestration.cluster.cluster_size import (
+    await_machines,
+    check_capacity,
+    cpus_for_each,
+    gpus_of_each,
+    machine_cpus,
+    reachable_resources,
+)
 from orchestration.cluster.elastic import idle_workers, scaling_among, worker_counts
 from orchestration.cluster.relay import Relay, RelayStream
 from orchestration.tracking.outages import Silent, is_outage
@@ -61,26 +68,6 @@ def start_ray(num_cpus: int | None = None, **options: Any) -> bool:
         with loopback_only():
             ray.init(num_cpus=num_cpus, logging_level=logging.WARNING, **settings)
     return True
-
-
-def machine_cpus() -> list[float]:
-    """CPUs of each machine of the cluster."""
-    import ray
-
-    return [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
-
-
-def cpus_for_each(machines: list[float], num_workers: int) -> float:
-    """CPUs to reserve for each worker, so that every one finds room on some machine: a whole number, or less than one
-    on a single machine with fewer CPUs than workers.
-
-    machines: CPUs of each. One CPU while there are too few (more machines may start on demand).
-    """
-    for cpus in range(int(max(machines, default=0)), 0, -1):
-        if sum(int(there // cpus) for there in machines) >= num_workers:
-            return cpus
-    total = sum(machines)
-    return total / num_workers if len(machines) == 1 and total > 0 else 1
 
 
 def launch(
@@ -314,21 +301,6 @@ def with_equal_memory(preset: Preset, stage: str, num_workers: int, most: int) -
     share, limit = config.global_batch // num_workers, config.global_batch // most
     micro = max(size for size in range(1, limit + 1) if share % size == 0)
     return override(preset, [f"{stage}.micro_batch={micro}"])
-
-
-def gpus_of_each(asked: float | None, resources: dict[str, float]) -> float:
-    """GPUs of each worker: as many as were asked for, or one where the cluster has any or can get them."""
-    return float(resources.get("GPU", 0.0) > 0) if asked is None else asked
-
-
-def check_capacity(resources: dict[str, float], workers: int, cpus: float, gpus: float) -> None:
-    """`UserError` where the resources have no room for so many workers with so many CPUs and GPUs each."""
-    for name, each in (("CPU", cpus), ("GPU", gpus)):
-        if (there := resources.get(name, 0.0)) < workers * each:
-            raise UserError(
-                f"{workers} workers with {each:g} {name} each need {workers * each:g} {name}, and Ray has {there:g}; "
-                f"use fewer workers, {'--gpus-per-worker 0' if name == 'GPU' else 'less for each'}, or add machines"
-            )
 
 
 def _error_url(run_dir: str) -> str:

@@ -9,8 +9,15 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from orchestration.cluster.cluster_size import await_machines, reachable_resources
-from orchestration.cluster.ray_train import check_capacity, cpus_for_each, gpus_of_each, machine_cpus, start_ray
+from orchestration.cluster.cluster_size import (
+    await_machines,
+    check_capacity,
+    cpus_for_each,
+    gpus_of_each,
+    machine_cpus,
+    reachable_resources,
+)
+from orchestration.cluster.ray_train import start_ray
 from orchestration.registry import versions as registry
 from orchestration.registry.stored_bundle import in_cache
 from orchestration.tracking import store as tracking

@@ -6,8 +6,9 @@ import ray
 from PIL import Image
 from tiny_bundle import make_bundle
 
+from orchestration.cluster.cluster_size import cpus_for_each
 from orchestration.cluster.devices import own_device, worker_gpus
-from orchestration.cluster.ray_train import cpus_for_each, start_ray
+from orchestration.cluster.ray_train import start_ray
 from orchestration.evaluation.evaluate import evaluate
 from orchestration.evaluation.on_ray import _place, speed_on_ray
 from pipeline.errors import UserError

@@ -108,12 +108,12 @@ def nodes(monkeypatch):
 def test_gpus_that_are_still_starting_or_were_just_lost_are_planned_for(nodes):
     found, limits = nodes
     found.append({"Alive": True, "Resources": {"CPU": 4.0}})
-    assert ray_train.gpus_of_each(None, cluster_size.reachable_resources()) == 0
+    assert cluster_size.gpus_of_each(None, cluster_size.reachable_resources()) == 0
     limits |= {"CPU": 64, "GPU": 8}
-    assert ray_train.gpus_of_each(None, cluster_size.reachable_resources()) == 1
+    assert cluster_size.gpus_of_each(None, cluster_size.reachable_resources()) == 1
     limits.clear()
     found.append({"Alive": False, "Resources": {"CPU": 8.0, "GPU": 2.0}})
-    assert ray_train.gpus_of_each(None, cluster_size.reachable_resources()) == 1
+    assert cluster_size.gpus_of_each(None, cluster_size.reachable_resources()) == 1
 
 
 def test_evaluation_that_no_machine_has_room_for_is_one_line(nodes):

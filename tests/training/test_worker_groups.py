@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from orchestration.cluster import ray_train
+from orchestration.cluster.cluster_size import gpus_of_each
 from orchestration.cluster.elastic import scaling_among, worker_counts
-from orchestration.cluster.ray_train import gpus_of_each
 from pipeline.errors import UserError
 from training.config import StageConfig
 from training.ema import Ema

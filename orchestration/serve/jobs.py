@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import shutil
 import socket
 import threading
@@ -150,13 +151,16 @@ class Jobs:
 
     def remove(self, name: str) -> None:
         self.end(name)
-        shutil.rmtree(self._place(name), ignore_errors=True)
+        for _ in range(3):  # who asks it to stop meanwhile writes into the folder
+            shutil.rmtree(self._place(name), ignore_errors=True)
+            if not self._place(name).exists():
+                return
 
     def progress(self, name: str) -> Progress:
         """Of a rendering of any server with this folder. Raises `NotThere`."""
         folder = self._place(name)
         with contextlib.suppress(OSError):
-            (folder / "asked").touch(exist_ok=True)
+            os.utime(folder / "asked")  # not made anew in a folder that is just being removed
         if (job := self._here.get(name)) is not None:
             return job._progress
         try:

@@ -8,6 +8,7 @@ import gc
 import io
 import json
 import os
+import shutil
 import threading
 import time
 import weakref
@@ -199,11 +200,31 @@ def test_any_server_of_a_folder_knows_a_rendering_and_stops_it(tmp_path):
         assert np.asarray(Image.open(io.BytesIO(fetched.content))).shape == (30, 40, 3)
         assert "picture-40x30.tif" in fetched.headers["content-disposition"]
         wait(lambda: one.get(f"/jobs/{job}").status_code == 404)  # once
-        wait(lambda: not list((tmp_path / ".jobs").iterdir()))  # what answers 404 goes a moment later
+        wait(lambda: not list((tmp_path / ".jobs").iterdir()))  # the answer comes a moment before
         other.server.shelf.sweep()
         assert other.get(f"/pictures/{ident}").status_code == 200
         broken = requests.post(f"{one.url}/pictures/{ident}/renderings", params={"size": "0x1"}, timeout=60)
         assert broken.status_code == 422 and "is not allowed" in broken.json()["error"]
+
+
+def test_who_asks_while_a_rendering_is_removed_keeps_nothing_of_it(tmp_path, monkeypatch):
+    import orchestration.serve.jobs as module
+
+    jobs, rmtree = module.Jobs(tmp_path / ".jobs", max_bytes=1 << 20), shutil.rmtree
+    job = jobs.begin("one", 10, "a.png")
+    (job.folder / "asked").unlink()
+    assert jobs.progress("one").done == 0 and not (job.folder / "asked").exists()
+    late = ["stop"]
+
+    def raced(folder, **options):
+        rmtree(folder, **options)
+        if late:  # written between the removal of what is in the folder and that of the folder
+            folder.mkdir()
+            (folder / late.pop()).touch()
+
+    monkeypatch.setattr(module.shutil, "rmtree", raced)
+    jobs.remove("one")
+    assert not list((tmp_path / ".jobs").iterdir())
 
 
 def test_a_rendering_that_nobody_asks_about_ends(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ autoscaler as long as it is at work, and for another machine in place of a lost 
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 from collections import Counter
@@ -95,6 +96,16 @@ def check_capacity(resources: dict[str, float], workers: int, cpus: float, gpus:
                 f"{workers} workers with {each:g} {name} each need {workers * each:g} {name}, and Ray has {there:g}; "
                 f"use fewer workers, {'--gpus-per-worker 0' if name == 'GPU' else 'less for each'}, or add machines"
             )
+
+
+def await_room(workers: int, cpus: float, gpus: float) -> None:
+    """Wait for machines that may still come, until there is room for so many workers with so many CPUs and GPUs each.
+    Nobody brings machines to a Ray that this process started for itself. `UserError` where there is no room then."""
+    import ray
+
+    is_own = not os.environ.get("RAY_ADDRESS")
+    there = ray.cluster_resources() if is_own else await_machines({"CPU": cpus, "GPU": gpus}, workers)
+    check_capacity(there, workers, cpus, gpus)
 
 
 def _comes(ask: Callable[[], bool], within_s: float) -> bool:

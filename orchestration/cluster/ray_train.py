@@ -20,8 +20,7 @@ from typing import Any, Literal, TextIO, cast
 import torch
 
 from orchestration.cluster.cluster_size import (
-    await_machines,
-    check_capacity,
+    await_room,
     cpus_for_each,
     gpus_of_each,
     machine_cpus,
@@ -123,9 +122,7 @@ def launch(
             "worker and fewer workers, or --gpus-per-worker 0"
         )
     cpus = cpus_per_worker or (1.0 if use_gpu else max(1.0, cpus_for_each(machine_cpus(), most)))
-    is_own = not os.environ.get("RAY_ADDRESS")  # nobody starts machines for it
-    there = ray.cluster_resources() if is_own else await_machines({"CPU": cpus, "GPU": gpus}, least)
-    check_capacity(there, least, cpus, gpus)
+    await_room(least, cpus, gpus)
     run_dir = storage.absolute(run_dir)
     relay = Relay()
     arguments = {

@@ -10,8 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from orchestration.cluster.cluster_size import (
-    await_machines,
-    check_capacity,
+    await_room,
     cpus_for_each,
     gpus_of_each,
     machine_cpus,
@@ -115,13 +114,9 @@ def _ray() -> Iterator[None]:
 def _place(num_workers: int, gpus_per_worker: float | None) -> tuple[dict[str, Any], str]:
     """What Ray reserves for each worker, and its device. Waits for a machine that may still come; `UserError` where
     there is no room for one worker, for which Ray would wait without a word."""
-    import ray
-
     gpus = gpus_of_each(gpus_per_worker, reachable_resources())
     cpus = 1 if gpus else cpus_for_each(machine_cpus(), num_workers)
-    is_own = not os.environ.get("RAY_ADDRESS")
-    there = ray.cluster_resources() if is_own else await_machines({"CPU": cpus, "GPU": gpus}, 1)
-    check_capacity(there, 1, cpus, gpus)
+    await_room(1, cpus, gpus)
     return {"num_cpus": cpus, "num_gpus": gpus}, "cuda" if gpus else "cpu"
 
 

@@ -187,7 +187,7 @@ class Scenes:
     def __init__(self, shelf: Shelf, catalogue: Catalogue, max_bytes: int) -> None:
         self.shelf, self.catalogue, self.max_bytes = shelf, catalogue, max_bytes
         self._scenes: OrderedDict[tuple[str, str], Scene] = OrderedDict()
-        self._sure: dict[tuple[str, str], tuple[Scene, float]] = {}
+        self._sure: dict[tuple[str, str], tuple[tuple[str, str], float]] = {}  # keys: a scene that went is not held
         self._lock = threading.Lock()
         self._reading = [threading.Lock() for _ in range(16)]  # many ask for one picture at once: it is read once
         self._is_closed = threading.Event()
@@ -210,16 +210,14 @@ class Scenes:
         with self._lock:
             if len(self._sure) > 4 * len(self._scenes) + 16:
                 self._sure.clear()
-            self._sure[ident, address] = scene, time.monotonic()
+            self._sure[ident, address] = key, time.monotonic()
         return scene
 
     def at_once(self, ident: str, address: str = "") -> Scene | None:
         """What `get` gave a moment ago, if it is here still: without a look at the disk."""
         with self._lock:
-            scene, moment = self._sure.get((ident, address), (None, 0.0))
-            if scene is None or time.monotonic() - moment > SURE or self._scenes.get(scene.key) is not scene:
-                return None
-        return self._held(scene.key)
+            key, moment = self._sure.get((ident, address), (None, 0.0))
+        return None if key is None or time.monotonic() - moment > SURE else self._held(key)
 
     def _held(self, key: tuple[str, str]) -> Scene | None:
         with self._lock:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import threading
 import time
+import weakref
 import xml.etree.ElementTree as ElementTree
 from concurrent.futures import ThreadPoolExecutor
 
@@ -21,6 +23,7 @@ from tiny_bundle import make_bundle
 from orchestration.serve.app import Limits
 from orchestration.serve.batching import StepBatches
 from orchestration.serve.deep_zoom import Pyramid
+from orchestration.serve.scenes import Scene
 from orchestration.serve.shelf import Shelf
 from pipeline import LatentZoom
 from pipeline.errors import UserError
@@ -189,6 +192,22 @@ def test_memory_is_bounded(tmp_path):
             ident = served.give(png(PHOTO + number))["id"]
             served.get(f"/pictures/{ident}/tiles/10/0_0")
         assert len(served.server.scenes._scenes) == 1
+
+
+def test_a_picture_that_is_let_go_of_is_held_by_nothing(tmp_path):
+    with running(tmp_path, limits=Limits(memory_bytes=1 << 20)) as served:
+        scenes = weakref.WeakSet[Scene]()
+        for number in range(4):
+            ident = served.give(png(PHOTO + number))["id"]
+            scenes.add(served.server.scenes.get(ident))
+            for look in ("ours", "bicubic"):
+                assert served.get(f"/pictures/{ident}/tiles/10/0_0", look=look).status_code == 200
+        deadline = time.monotonic() + 30
+        while len(scenes) > 1 and time.monotonic() < deadline:  # threads hold what they did last
+            assert served.get(f"/pictures/{ident}/tiles/10/0_0", look="bicubic").status_code == 200
+            gc.collect()
+            time.sleep(0.1)
+        assert len(scenes) == 1
 
 
 def test_generated_pictures_are_those_of_the_model(tmp_path):

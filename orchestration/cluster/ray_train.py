@@ -11,10 +11,7 @@ import dataclasses
 import logging
 import os
 import sys
-import threading
-import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, wait
 from typing import Any, Literal, TextIO, cast
 
 import torch
@@ -27,6 +24,7 @@ from orchestration.cluster.cluster_size import (
     reachable_resources,
 )
 from orchestration.cluster.elastic import idle_workers, scaling_among, worker_counts
+from orchestration.cluster.fit import fit
 from orchestration.cluster.relay import Relay, RelayStream
 from orchestration.tracking.outages import Silent, is_outage
 from pipeline import storage
@@ -36,7 +34,7 @@ from preprocess.local_ray import loopback_only
 from training.config import Preset, override, preset_from_dict, preset_to_dict
 from training.reporter import Reporter
 from training.run import TrainResult, train
-from training.stopping import Stop, stop_on_signals
+from training.stopping import Stop
 
 _CONTROLLER_ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
@@ -44,9 +42,6 @@ _CONTROLLER_ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
     "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
 }
-
-_UNHEARD_S = 5.0
-"""So long a run that is asked to end may be without workers: those that have ended may be succeeded meanwhile."""
 
 
 def start_ray(num_cpus: int | None = None, **options: Any) -> bool:
@@ -161,7 +156,7 @@ def launch(
     )
     try:
         with relay, scaling_among(counts):
-            result = _fit(trainer, relay, still_ours)
+            result = fit(trainer, relay, still_ours)
     except TrainingFailedError as error:
         if found := _read_error(run_dir):
             raise _raised(found) from error
@@ -254,39 +249,6 @@ def _stop_asked(stream: RelayStream) -> Stop:
     if stream.was_asked_to_stop():
         return Stop.LEAVE
     return Stop.SAVE if notice is not None else Stop.NO
-
-
-def _fit(trainer: Any, relay: Relay, still_ours: Callable[[], None]) -> Any:
-    """Ray's result. This thread listens for signals meanwhile: on its own, Ray drops a run at once on Ctrl-C. `Stopped`
-    where a run is asked to end whose workers are gone, and which waits for others: nobody would hear it."""
-    outcome: Future[Any] = Future()
-
-    def fit() -> None:
-        try:
-            outcome.set_result(trainer.fit())
-        except BaseException as error:
-            outcome.set_exception(error)
-
-    threading.Thread(target=fit, name="ray-train", daemon=True).start()
-    heard = time.monotonic()
-    with stop_on_signals(still_ours) as stop_asked:
-        while not wait([outcome], timeout=0.5).done:
-            if stop_asked() is not Stop.LEAVE:
-                heard = time.monotonic()
-                continue
-            if not relay.ask_to_stop():
-                raise KeyboardInterrupt  # the signal went to Ray's processes too, and they are gone
-            heard = time.monotonic() if _has_workers() else heard
-            if time.monotonic() - heard > _UNHEARD_S:
-                raise Stopped("stopped while it waited for workers; run the same command again to go on")
-    return outcome.result()
-
-
-def _has_workers() -> bool:
-    """Whether somebody trains now, or begins to."""
-    from ray._private.state import actors
-
-    return any(a["ActorClassName"] == "RayTrainWorker" and a["State"] == "ALIVE" for a in actors().values())
 
 
 def with_equal_memory(preset: Preset, stage: str, num_workers: int, most: int) -> Preset:

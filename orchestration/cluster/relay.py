@@ -86,13 +86,8 @@ class Relay:
         self._thread.join(timeout=5.0)
 
     def ask_to_stop(self) -> bool:
-        """Every worker that looks sees it. False: Ray is not there any more (asking it would wait for a minute)."""
-        import ray
-
-        host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=5.0).close()
-        except OSError:
+        """Every worker that looks sees it. False: Ray is not there any more."""
+        if not is_ray_there():
             return False
         internal_kv._internal_kv_put(_stop_key(self.channel), b"1", namespace=_NAMESPACE)
         return True
@@ -117,6 +112,18 @@ class Relay:
         if not start or "\n" in line:
             return text
         return f"{before}{start}{shortened(line, terminal_columns(self.stream) - 1)}"
+
+
+def is_ray_there() -> bool:
+    """Whether Ray's control service can be reached; asking it where it cannot would wait for a minute."""
+    import ray
+
+    host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5.0).close()
+    except OSError:
+        return False
+    return True
 
 
 def _stop_key(channel: str) -> bytes:

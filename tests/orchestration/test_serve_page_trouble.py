@@ -159,10 +159,11 @@ def test_a_server_that_ends_while_a_page_is_open(tmp_path):
             page.settled()
             missing = """const w = latentzoomViewer.world; return w._items.flatMap((i) =>
                 i._lastDrawn.map((d) => d.tile).filter((t) => !t.exists || !t.loaded)).length"""
-            assert page.driver.execute_script(missing) == 0
+            page.wait(lambda: page.driver.execute_script(missing) == 0)
             ident = page.tiles()[0].partition("/pictures/")[2].partition("/")[0]
             assert any("/tiles/14/" in address and f"/{ident}/" in address for address in page.tiles())
             served.server.shelf.remove(ident)  # as when it expires
+            served.server.scenes.forget(ident)
             page.set("zoom", "5")
             page.get("viewer").find_element(By.CSS_SELECTOR, ".openseadragon-canvas").send_keys("+")
             page.set("zoom", "120")

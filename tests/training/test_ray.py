@@ -188,6 +188,23 @@ def test_two_one_two_workers_continue_as_one_run(shop: Shop, two_cpus: None, tmp
     assert distance(whole.bundle, last.bundle) < 1e-4
 
 
+def test_a_run_that_was_taken_over_ends_and_leaves_no_thread_in_ray(shop: Shop, two_cpus: None, tmp_path: Path) -> None:
+    """Ray crashes the process where it is shut down while a thread waits for it: such a thread may not be left."""
+    metrics = tmp_path / "run/metrics.jsonl"
+
+    def still_ours() -> None:
+        if metrics.exists() and '"step": 2,' in metrics.read_text():
+            raise UserError("the run was taken over")
+
+    with pytest.raises(UserError, match="was taken over"):
+        start(shop, tmp_path / "run", "steps=1000000", "checkpoint_every=1000000", still_ours=still_ours)
+    assert "ray-train" not in [thread.name for thread in threading.enumerate()]
+    deadline = time.monotonic() + 60
+    while training_workers() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert training_workers() == [] and not list((tmp_path / "run/checkpoints").glob("step-*"))
+
+
 def test_tracking_server_that_is_down_stops_nothing(shop: Shop, two_cpus: None, tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

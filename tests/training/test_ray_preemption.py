@@ -77,6 +77,7 @@ def test_notice_that_a_node_goes_leads_to_a_checkpoint(
                 "denoiser", override(shop.preset, settings), data=shop.data, run_dir=str(run_dir), bundle=shop.bundle,
                 num_workers=2, cpus_per_worker=1,
             )  # fmt: skip
+        assert "ray-train" not in [thread.name for thread in threading.enumerate()]
     finally:
         is_over.set()
         ray.shutdown()

@@ -98,7 +98,7 @@ def test_one_decision_of_the_device(eight_gpus: None, tmp_path: Path, monkeypatc
         (tmp_path / "error.json").write_text('{"error": "no room in /data"}')
         raise WorkerGroupError("rank 3 died", {})
 
-    monkeypatch.setattr(ray_train, "_fit", fit)
+    monkeypatch.setattr(ray_train, "fit", fit)
     with pytest.raises(UserError, match="^no room in /data$"):
         launched(tmp_path, num_workers=4)
     [trainer] = seen

@@ -237,7 +237,7 @@ class LatentZoom(Networks):
             _check_latent_size((height // factor, width // factor))
         condition = self.condition(visible_colours(picture), tiling, keep=keep, on_tile=on_tile)
         if is_direct:
-            return condition / self.config.scale_factor
+            return condition.div_(self.config.scale_factor)
         return self.sample_latents(
             condition=condition,
             seed=seed,

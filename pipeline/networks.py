@@ -172,7 +172,7 @@ class Networks:
         if self.config.autoencoder.kind == "identity" and size == tuple(image_lr.shape[-2:]):  # it is its own latent
             if on_tile is not None:
                 on_tile(1, 1)
-            return image_lr.clamp(-1, 1) * self.config.scale_factor
+            return image_lr.clamp(-1, 1).mul_(self.config.scale_factor)
 
         def encode(cells: Window) -> Tensor:
             window = (cells[0] * f, cells[1] * f, cells[2] * f, cells[3] * f)

@@ -52,7 +52,7 @@ class Picture:
         import torch
 
         array = np.array(self.image.convert("RGB"))
-        return torch.from_numpy(array).permute(2, 0, 1)[None].float() / 127.5 - 1.0
+        return torch.from_numpy(array).permute(2, 0, 1)[None].float().div_(127.5).sub_(1.0)
 
     def opacity(self) -> Tensor | None:
         """Alpha, (1,1,H,W) uint8."""

@@ -5,6 +5,7 @@ each takes in a real browser, and screenshots to look at.
 
 The server runs in this process, with two threads. Times are from the drop, in milliseconds: *below* is what lies under
 the divider (the photograph, at once as the browser shows it, then the server's tiles), *ours* what lies right of it.
+After a zoom: when the first of the tiles that it ends with was there, since its level was first asked for.
 """
 
 from __future__ import annotations
@@ -29,6 +30,17 @@ for (const kind of ["tile-loaded", "tile-drawn"]) latentzoomViewer.addHandler(ki
   const name = `${event.tiledImage.isOurs ? "ours" : "below"} ${kind.slice(5)}`;
   first[name] ??= Math.round(performance.now() - began);
 });
+"""
+LEVELS = """
+const seen = {};
+for (const entry of performance.getEntriesByType("resource")) {
+  const level = entry.name.match(/tiles\\/(\\d+)\\/.*look=ours/)?.[1];
+  if (!level || entry.startTime < began) continue;
+  seen[level] ??= { asked: entry.startTime, there: entry.responseEnd };
+  seen[level].there = Math.min(seen[level].there, entry.responseEnd);
+}
+const deepest = seen[Math.max(...Object.keys(seen))];
+return deepest ? Math.round(deepest.there - deepest.asked) : -1;
 """
 GIVE = """
 const [name, base64, kind] = arguments;
@@ -60,6 +72,7 @@ def give(page: Page, data: bytes, kind: str) -> None:
 
 def look(page: Page, folder: Path) -> None:
     page.driver.save_screenshot(str(folder / "whole.png"))
+    page.driver.execute_script("performance.setResourceTimingBufferSize(10000)")
     origin = ScrollOrigin.from_element(page.get("stage"), 180, 60)
     turns = 0
     while float(page.get("zoom").get_property("value")) < 200 and turns < 80:
@@ -67,6 +80,7 @@ def look(page: Page, folder: Path) -> None:
         turns += 1
     _settle(page, f"the wheel, {turns} turns", folder / "wheel.png")
     for zoom in ("1", "4", "16", "200"):
+        page.driver.execute_script("window.began = performance.now()")
         page.set("zoom", zoom)
         _settle(page, f"zoom x{zoom}", folder / f"zoom-{zoom}.png")
 
@@ -75,7 +89,8 @@ def _settle(page: Page, what: str, file: Path) -> None:
     started = time.perf_counter()
     page.settled()
     print(
-        f"{what}: at x{page.get('zoom').get_property('value')}, all sharp {time.perf_counter() - started:.2f} s later"
+        f"{what}: at x{page.get('zoom').get_property('value')}, all sharp {time.perf_counter() - started:.2f} s later, "
+        f"the first {page.driver.execute_script(LEVELS)} ms after it was asked for"
     )
     page.driver.save_screenshot(str(file))
 

@@ -154,7 +154,7 @@ async function show(picture, mine) {
 async function ready(picture, mine) {
   // Until the latent is there, tiles would wait for it, and take the few connections that a browser has to a host.
   let told = { is_ready: false, problem: "", progress: 0 };
-  for (let wait = 60; ; wait = Math.min(1.5 * wait, 1000)) {
+  for (let wait = 60; ; wait = Math.min(1.2 * wait, 1000)) {
     try {
       told = await (await ask(`pictures/${picture.id}?${query({ model: modelOf(picture) })}`)).json();
     } catch (error) {

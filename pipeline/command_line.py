@@ -21,7 +21,7 @@ import tyro
 
 from pipeline.common_options import COMMON, did_you_mean, now, out
 from pipeline.errors import UserError
-from pipeline.options import is_union, option_name, options_of, spelled
+from pipeline.options import check_complete, is_union, option_name, options_of, spelled
 
 Options = TypeVar("Options")
 _LARGEST = 1 << 63
@@ -39,10 +39,12 @@ Device = Annotated[str, tyro.conf.arg(metavar="DEVICE")]
 def parse(
     kind: type[Options], words: Sequence[str], *, prog: str, description: str = "", common: bool = True
 ) -> Options:
-    """What the words of a command line ask for, over the settings of --config. Raises `UserError` for unknown names and
-    for what `kind` does not allow; `SystemExit` where the rest is wrong (2), and for --help and --show-config (0).
+    """What the words of a command line ask for, over the settings of --config. Raises `UserError` for unknown names,
+    for what is missing and for what `kind` does not allow; `SystemExit` where the rest is wrong (2), and for --help and
+    --show-config (0).
     common: whether the common options belong to this command."""
     asked = with_settings(kind, words, prog) if common else spelled(options_of(kind), words, prog)
+    check_complete(options_of(kind), asked, prog)
     text = inspect.cleandoc(description or str(kind.__doc__ or ""))
     if common:
         text += f"\n\nOptions of every verb: {', '.join(COMMON)} (latentzoom --help says more)."

@@ -32,6 +32,8 @@ class Option:
     choices: tuple[str, ...] = ()
     is_number: bool = False
     default: Any = dataclasses.MISSING
+    is_required: bool = False
+    takes_several: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -62,6 +64,8 @@ def options_of(kind: type) -> tuple[Option, ...]:
                 choices=_choices(inner),
                 is_number=inner in (int, float) or any(item in (int, float) for item in typing.get_args(inner)),
                 default=field.default,
+                is_required=field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING,
+                takes_several=tuple in (inner, typing.get_origin(inner)),
             )
         )
     return tuple(dataclasses.replace(o, name=o.metavar or o.field) if o.kind == "positional" else o for o in found)
@@ -162,6 +166,43 @@ def spelled(options: Sequence[Option], words: Sequence[str], prog: str) -> list[
     for place in sorted(lists.values(), reverse=True):
         made[place - 1 : place + 1] = _joined(*made[place - 1 : place + 1])
     return made
+
+
+def check_complete(options: Sequence[Option], words: Sequence[str], prog: str) -> None:
+    """Raises `UserError` for an option that has lost its value, for a word too many, and where something is not given
+    that has no default. words: as `spelled` gives them."""
+    given: set[str] = set()
+    others, rest = list[str](), list(words)
+    while rest:
+        word = rest.pop(0)
+        if word in ("-h", "--help"):
+            return
+        if word == "--":
+            others += rest
+            break
+        option = named(options, word) or named(options, word[:2] if word[:1] == "-" else "")
+        if option is None:
+            others.append(word)
+            continue
+        given.add(option.field)
+        if option.kind in ("flag", "pair") or word not in option.names:
+            continue
+        if not rest or named(options, rest[0]) is not None:
+            raise UserError(f"{word} has no value; give {word} {_value_of(option)} ({prog} --help says more)")
+        rest.pop(0)
+    places = [option for option in options if option.kind == "positional"]
+    if len(others) > len(places) and not any(option.takes_several for option in places):
+        raise UserError(f"{prog} has no place for {others[len(places)]!r} ({prog} --help says more)")
+    required = [option for option in options if option.is_required]
+    missing = [f"{o.name} {_value_of(o)}" for o in required if o.kind != "positional" and o.field not in given]
+    missing += [option.name for option in places[len(others) :] if option.is_required]
+    if missing:
+        listed = " and ".join(filter(None, [", ".join(missing[:-1]), missing[-1]]))
+        raise UserError(f"{prog} needs {listed} ({prog} --help says more)")
+
+
+def _value_of(option: Option) -> str:
+    return option.metavar or "|".join(option.choices) or "VALUE"
 
 
 def _is_unknown(word: str, known: Sequence[str]) -> bool:

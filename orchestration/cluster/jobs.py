@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import re
 import shlex
@@ -96,6 +97,12 @@ def user_errors(address: str) -> Iterator[None]:
 def submit(client: JobSubmissionClient, address: str, *, patience_s: float = _PATIENCE_S, **job: Any) -> str:
     """Send a job → its id. A head that has only just started is asked again until it can take jobs."""
     end = time.monotonic() + patience_s
+    for name in (
+        "_private.runtime_env.packaging",
+        "_private.runtime_env.working_dir",
+        "dashboard.modules.dashboard_sdk",
+    ):
+        logging.getLogger(f"ray.{name}").setLevel(logging.ERROR)  # a line for every .gitignore below the folder
     with user_errors(address):
         while True:
             try:

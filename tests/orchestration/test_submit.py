@@ -261,6 +261,7 @@ def test_a_real_job_makes_shards_and_its_exit_status_comes_back(head: Head, at, 
     assert main(["submit", "preprocess", "folder", str(images), str(shards), "--size", "16", *at]) == 0
     captured = capfd.readouterr()
     assert "4 of 16x16" in captured.out and "ray job submit --address" in captured.out
+    assert "runtime_env" not in captured.err and "ray_pkg" not in captured.err  # Ray says a line for every .gitignore
     assert json.loads((shards / "manifest.json").read_text())["num_samples"] == 4
     assert main(["submit", "preprocess", "folder", str(tmp_path / "none"), str(shards), *at]) == 2
     captured = capfd.readouterr()

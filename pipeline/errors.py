@@ -27,7 +27,21 @@ class Missing(UserError, FileNotFoundError):
 
 
 class Unreachable(UserError, OSError):
-    """A store (an object store, a web server) that does not answer or refuses. What went wrong is its `__cause__`."""
+    """A store (an object store, a web server) that does not answer or refuses. What went wrong is its `__cause__`.
+    passes: where that was lost on the way from another process, whether a second attempt may succeed."""
+
+    passes = False
+
+    def __reduce__(self) -> tuple[Callable[[str, bool], Unreachable], tuple[str, bool]]:
+        from pipeline.retry import is_passing
+
+        return _arrived_unreachable, (str(self), is_passing(self))
+
+
+def _arrived_unreachable(text: str, passes: bool) -> Unreachable:
+    error = Unreachable(text)
+    error.passes = passes
+    return error
 
 
 class Stopped(BaseException):

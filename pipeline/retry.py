@@ -36,8 +36,8 @@ class RetryCounter:
 
 def is_passing(error: BaseException) -> bool:
     """Whether a second attempt may succeed."""
-    if isinstance(error, Unreachable) and error.__cause__ is not None:
-        return is_passing(error.__cause__)
+    if isinstance(error, Unreachable):
+        return error.passes if error.__cause__ is None else is_passing(error.__cause__)
     if isinstance(error, (*_LASTING_TYPES, UserError)):
         return False
     if isinstance(error, OSError):

@@ -24,7 +24,7 @@ from typing import Any, Generic, TypeVar
 import ray
 from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, is_network_error
 from preprocess.build import Built, ShardBuilder
 from preprocess.config import PreprocessConfig
 from preprocess.local_ray import loopback_only
@@ -85,8 +85,7 @@ class ActorPool(Generic[Piece, News]):
                     news = self._advance(worker, ready[0])
                 except RayTaskError as error:
                     self._kill(worker)
-                    cause = error.cause
-                    raise (cause if isinstance(cause, UserError) else error) from None
+                    raise raised(error) from None
                 except (RayActorError, ObjectLostError) as error:
                     self._replace(worker, error)
                     continue
@@ -143,6 +142,14 @@ class ActorPool(Generic[Piece, News]):
     @staticmethod
     def _kill(worker: _Worker[Piece]) -> None:
         ray.kill(worker.actor)
+
+
+def raised(error: RayTaskError) -> BaseException:
+    """What a worker raised, where that is a user's mistake or a network's: who started it words or retries it as if it
+    were its own. Else Ray's error, with the worker's traceback."""
+    cause = error.cause
+    is_known = isinstance(cause, Exception) and (isinstance(cause, UserError) or is_network_error(cause))
+    return cause if is_known else error
 
 
 @ray.remote(max_restarts=0)

@@ -24,7 +24,7 @@ from orchestration.cluster.cluster_size import (
     reachable_resources,
 )
 from orchestration.cluster.elastic import idle_workers, scaling_among, worker_counts
-from orchestration.cluster.fit import fit
+from orchestration.cluster.fit import fit, lost_machines, machines
 from orchestration.cluster.relay import Relay, RelayStream
 from orchestration.tracking.outages import Silent, is_outage
 from pipeline import storage
@@ -118,6 +118,7 @@ def launch(
         )
     cpus = cpus_per_worker or (1.0 if use_gpu else max(1.0, cpus_for_each(machine_cpus(), most)))
     await_room(least, cpus, gpus)
+    there = machines()
     run_dir = storage.absolute(run_dir)
     relay = Relay()
     arguments = {
@@ -160,9 +161,10 @@ def launch(
     except TrainingFailedError as error:
         if found := _read_error(run_dir):
             raise _raised(found) from error
-        raise UserError(
-            f"training {stage} failed on its workers {max_failures + 1} times: {_last_line(error)}"
-        ) from error
+        said = f"training {stage} failed on its workers {max_failures + 1} times: {_last_line(error)}"
+        if lost := lost_machines(there, error):  # which stays away for longer than the attempts take
+            raise Silent(f"{', '.join(lost)} was lost, and {said}") from error
+        raise UserError(said) from error
     finally:
         if started:
             ray.shutdown()

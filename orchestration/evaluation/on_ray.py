@@ -23,7 +23,7 @@ from orchestration.tracking import store as tracking
 from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.model import LatentZoom
-from preprocess.workers import ActorPool
+from preprocess.workers import ActorPool, raised
 from training.evaluation.chunk import Arrays, ChunkWorker
 from training.evaluation.data import Pictures
 from training.evaluation.networks import PACKAGED
@@ -90,7 +90,7 @@ def speed_on_ray(
         try:
             found: Report = ray.get(task.remote(report, spec, address(model), uri, device))
         except RayTaskError as error:
-            raise (error.cause if isinstance(error.cause, UserError) else error) from None
+            raise raised(error) from None
     return found
 
 

@@ -3,17 +3,23 @@ as what comes back. Without a cluster."""
 
 from __future__ import annotations
 
+import errno
+import logging
+import pickle
 import types
 from collections import Counter
 
 import pytest
+from botocore.exceptions import EndpointConnectionError
+from ray.exceptions import ActorUnavailableError, RayTaskError
+from ray.train.v2.api.exceptions import WorkerGroupError
 
 from orchestration.cluster import cluster_size, ray_train
 from orchestration.evaluation import on_ray
 from orchestration.tracking.outages import Silent, is_outage
 from pipeline import storage
 from pipeline.errors import UserError, unreachable
-from preprocess.workers import check_room
+from preprocess.workers import check_room, raised
 from training.config import preset_to_dict
 from training.presets import get_preset
 
@@ -30,6 +36,8 @@ def worker(tmp_path, monkeypatch):
     """Runs one worker whose training ends with an error → what it returns."""
     context = types.SimpleNamespace(get_world_size=lambda: 2)
     monkeypatch.setattr("ray.train.get_context", lambda: context)
+    for name in ("handlers", "propagate", "level"):  # which a worker sets for its process
+        monkeypatch.setattr(log := logging.getLogger("latentzoom"), name, getattr(log, name))
     arguments = {
         "stage": "denoiser", "preset": preset_to_dict(get_preset("debug")), "most_workers": 2, "data": "d",
         "run_dir": str(tmp_path), "bundle": None, "places": {}, "profile": 0, "reporter_spec": None, "engine": "ddp",
@@ -73,6 +81,45 @@ def test_a_store_that_is_silent_altogether_is_an_outage(worker, monkeypatch):
     monkeypatch.setattr(storage, "exists", exists)
     monkeypatch.setattr(storage, "write_json", gone)
     assert is_outage(ray_train._raised(worker(silence())))
+
+
+@pytest.mark.parametrize(("said", "is_one"), [("Connection refused", True), ("no such bucket", False)])
+def test_an_outage_that_a_worker_met_is_one_in_the_process_that_asked(said, is_one):
+    """Ray pickles what is raised, and pickling loses causes."""
+    cause = ConnectionError(said) if is_one else PermissionError(errno.EACCES, said)
+    error = unreachable("s3://bucket/x", cause)
+    error.__cause__ = cause
+    for _ in range(2):  # from one process to the next, and on
+        error = pickle.loads(pickle.dumps(error))
+        assert error.__cause__ is None and is_outage(error) is is_one and said in str(error)
+
+
+def test_what_a_client_of_a_store_raises_on_a_worker_arrives_as_that():
+    met = EndpointConnectionError(endpoint_url="http://store")
+    arrived = raised(RayTaskError("work", "a traceback", met))
+    assert arrived is met and is_outage(arrived)
+    defect = RayTaskError("work", "a traceback", KeyError("x"))
+    assert raised(defect) is defect
+
+
+@pytest.mark.parametrize("lost", [True, False])
+def test_training_that_lost_a_machine_meets_an_outage(monkeypatch, tmp_path, lost):
+    """Its attempts are used up long before another machine is there."""
+    left = [{"NodeID": f"{i}", "NodeManagerAddress": f"10.0.0.{i}", "Alive": True, "Resources": {"CPU": 4.0}}
+            for i in range(2)]  # fmt: skip
+
+    def fails(*_):
+        left[1]["Alive"] = not lost
+        raise WorkerGroupError("rank 1 died", {1: ActorUnavailableError("Socket closed", None)})
+
+    monkeypatch.setattr("ray.nodes", lambda: left)
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 8.0})
+    monkeypatch.setattr(ray_train, "start_ray", lambda **_: False)
+    monkeypatch.setattr(ray_train, "fit", fails)
+    monkeypatch.setattr("orchestration.cluster.fit._NOTICE_S", 0.0)
+    with pytest.raises(UserError, match="training denoiser failed on its workers 4 times") as error:
+        ray_train.launch("denoiser", get_preset("debug"), data="d", run_dir=str(tmp_path), num_workers=2)
+    assert is_outage(error.value) is lost and ("10.0.0.1 was lost" in str(error.value)) is lost
 
 
 class Cluster:

@@ -72,7 +72,9 @@ def eight_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     ray = pytest.importorskip("ray")
     there = {"CPU": 16.0, "GPU": 8.0}
     monkeypatch.setattr(ray, "cluster_resources", lambda: there)
-    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": there}])
+    monkeypatch.setattr(
+        ray, "nodes", lambda: [{"NodeID": "a", "NodeManagerAddress": "h", "Alive": True, "Resources": there}]
+    )
     monkeypatch.setattr(ray_train, "start_ray", lambda **_: False)
 
 

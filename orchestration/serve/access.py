@@ -17,7 +17,7 @@ _OPEN = ("/health",)
 """For probes, which have no token."""
 _POLICY = (
     "default-src 'self'; img-src 'self' blob: data:; style-src 'self' 'unsafe-inline'; frame-ancestors 'self' "
-    "http://localhost:* http://127.0.0.1:*; base-uri 'none'; form-action 'self'"
+    "http://localhost:* http://127.0.0.1:* vscode-webview:; base-uri 'none'; form-action 'self'"
 )
 _SAFE = ("GET", "HEAD", "OPTIONS")
 
@@ -61,10 +61,11 @@ class Access:
 
 
 class Guard:
-    """The middleware that asks `Access`. It hands requests on as they are, so that routes see a client go away."""
+    """The middleware that asks `Access`, and refuses bodies of more than `most_bytes` before they are sent. It hands
+    requests on as they are, so that routes see a client go away."""
 
-    def __init__(self, app: ASGIApp, access: Access) -> None:
-        self.app, self.access = app, access
+    def __init__(self, app: ASGIApp, access: Access, most_bytes: int) -> None:
+        self.app, self.access, self.most_bytes = app, access, most_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -75,12 +76,20 @@ class Guard:
             kept = urlencode([(name, value) for name, value in request.query_params.multi_items() if name != "token"])
             answer = RedirectResponse(f"/?{kept}" if kept else "/", 303)
             is_https = request.url.scheme == "https"
-            answer.set_cookie(COOKIE, self.access.token, httponly=True, samesite="strict", path="/", secure=is_https)
+            # Not strict: who follows the address from another site's page, a terminal in a browser, comes in as well.
+            answer.set_cookie(COOKIE, self.access.token, httponly=True, samesite="lax", path="/", secure=is_https)
             await answer(scope, receive, send)
             return
         if problem := self.access.problem(request):
             status = 401 if problem.startswith("a token") else 403
             await JSONResponse({"error": problem}, status)(scope, receive, send)
+            return
+        length = request.headers.get("content-length", "")
+        if length.isdecimal() and int(length) > self.most_bytes:
+            await JSONResponse({"error": too_large(self.most_bytes)}, 413)(scope, receive, send)
+            return
+        if "transfer-encoding" in request.headers and request.url.path != "/pictures":  # which counts what comes
+            await JSONResponse({"error": "say how long the body is: Content-Length"}, 411)(scope, receive, send)
             return
 
         async def with_headers(message: Message) -> None:
@@ -92,6 +101,10 @@ class Guard:
             await send(message)
 
         await self.app(scope, receive, with_headers)
+
+
+def too_large(most_bytes: int) -> str:
+    return f"the picture file is too large; at most {most_bytes >> 20} MiB"
 
 
 def _cookie(header: str) -> str:

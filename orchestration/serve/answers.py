@@ -17,12 +17,20 @@ from orchestration.serve.shelf import Full, NotThere
 from pipeline.errors import UserError
 
 MISTAKES: dict[int | str, str] = {
+    401: "A token is needed",
+    403: "Not from here",
+    411: "Only picture files may be of a length that is not said",
+    413: "Too large a body",
     404: "No such picture, or not any more",
     422: "Something that is not allowed",
     503: "Too much to do; Retry-After says when to try again",
+    507: "No room for more",
 }
 Answers = dict[int | str, dict[str, Any]]
-PNG_ANSWER: Answers = {200: {"description": "The pixels", "content": {"image/png": {}}}}
+PNG_ANSWER: Answers = {
+    200: {"description": "The pixels", "content": {"image/png": {}}},
+    304: {"description": "They are those of If-None-Match"},
+}
 FILE_ANSWER: Answers = {
     200: {
         "description": "The file",

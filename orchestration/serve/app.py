@@ -27,13 +27,14 @@ from fastapi.responses import PlainTextResponse, Response
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import generate_latest
 
-from orchestration.serve.access import Access, Guard
+from orchestration.serve.access import Access, Guard, too_large
 from orchestration.serve.answers import MISTAKES, PNG_ANSWER, Mistake, answer_errors
 from orchestration.serve.deep_zoom import Pyramid
 from orchestration.serve.renderings import add_renderings
 from orchestration.serve.samples import SAMPLES, sample
-from orchestration.serve.scenes import Look, Scene, shrunk_size
+from orchestration.serve.scenes import Look, Scene
 from orchestration.serve.server import Generate, Limits, Server, Told
+from orchestration.serve.shown import shrunk_size
 from pipeline.allocator import give_back_freed_memory
 from pipeline.errors import UserError
 from pipeline.reading import read_picture
@@ -67,9 +68,8 @@ def make_app(server: Server, access: Access) -> FastAPI:
         lifespan=lifespan,
         version="1",
         responses={status: {"model": Mistake, "description": text} for status, text in MISTAKES.items()},
-        max_body_size=server.limits.upload_bytes + (1 << 16),
     )
-    app.add_middleware(Guard, access=access)
+    app.add_middleware(Guard, access=access, most_bytes=server.limits.upload_bytes)
     answer_errors(app, server)
     _add_tiles(app, server)
     _add_pictures(app, server)
@@ -129,7 +129,7 @@ def _add_tiles(app: FastAPI, server: Server) -> None:
             scene.pyramid.window(level, x, y)  # before any work
             parts = scene.entry.sha256, scene.entry.shrink, scene.loaded.name, level, x, y, look
             etag = f'"{hashlib.sha256(repr(parts).encode()).hexdigest()[:32]}"'
-            headers = {"ETag": etag, "Cache-Control": "private, max-age=86400"}
+            headers = {"ETag": etag, "Cache-Control": "private, no-cache"}  # the address may name other weights soon
             if _matches(request.headers.get("if-none-match", ""), etag):
                 return Response(status_code=304, headers=headers)
             data = await server.tile(scene, level, x, y, look, _wanted(request))
@@ -178,6 +178,9 @@ def _add_generation(app: FastAPI, server: Server) -> None:
             raise UserError(
                 f"a latent of {latent[0]}x{latent[1]} is not allowed here; at most {limits.latent_cells} cells"
             )
+        multiple = model.denoiser.multiple if model.denoiser is not None else 1
+        if latent[0] % multiple or latent[1] % multiple:
+            raise UserError(f"a latent of {latent[0]}x{latent[1]} is not allowed; give multiples of {multiple}")
         factor = model.config.autoencoder.factor
         size = parse_size(wanted.size) if wanted.size else (latent[0] * factor, latent[1] * factor)
         if size[0] * size[1] > limits.picture_pixels:
@@ -217,7 +220,7 @@ async def _body(request: Request, most: int) -> bytes:
     async for part in request.stream():
         size += len(part)
         if size > most:
-            raise UserError(f"the picture file is too large; at most {most >> 20} MiB")
+            raise UserError(too_large(most))
         parts.append(part)
     if not size:
         raise UserError("the request has no body; send a picture file")
@@ -243,6 +246,8 @@ async def _sweep(server: Server) -> None:
             for ident in await asyncio.to_thread(server.shelf.sweep):
                 server.scenes.forget(ident)
             await asyncio.to_thread(server.jobs.sweep)
+        with contextlib.suppress(UserError):  # a store that is away for a while
+            await asyncio.to_thread(server.catalogue.refresh)
 
 
 async def _trim() -> None:

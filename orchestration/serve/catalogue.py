@@ -4,6 +4,7 @@ are asked for."""
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -90,10 +91,13 @@ class Catalogue:
                 passing = [one for one in self._loaded if not self._loaded[one].is_lasting]
                 gone = [self._loaded.pop(one) for one in passing[: max(0, len(passing) - MAX_LOADED)]]
         for old in gone:
-            for batches in old.batches:
-                batches.close()
-            self.on_unloaded(old)
+            self._let_go(old)
         return loaded
+
+    def _let_go(self, loaded: Loaded) -> None:
+        for batches in loaded.batches:
+            batches.close()
+        self.on_unloaded(loaded)
 
     @property
     def num_loaded(self) -> int:
@@ -105,11 +109,32 @@ class Catalogue:
                 self._loaded.move_to_end(address)
             return self._loaded.get(address)
 
-    def add(self, address: str, model: LatentZoom) -> None:
-        """Offer a model that is in memory already."""
+    def add(self, address: str, model: LatentZoom) -> str:
+        """Offer a model that is in memory already → its address: the one given, numbered where another has it."""
         with self._lock:
+            for number in itertools.count(2):
+                held = self._loaded.get(address)
+                if held is None or held.model is model:
+                    break
+                address = f"{address.rpartition(' #')[0] or address} #{number}"
             self._loaded[address] = Loaded(model, f"{address} {id(model)}", is_lasting=True)
             self.addresses = list(dict.fromkeys([address, *self.addresses]))
+        return address
+
+    def refresh(self) -> None:
+        """Let go of models whose alias names another version now. Raises `UserError` where the store is silent."""
+        for address, loaded in list(self._loaded.items()):
+            if loaded.is_lasting or not address.startswith("models:/") or "@" not in address:
+                continue
+            name, which = registry.parse_model_uri(address)
+            version = registry.get_version(name, which, tracking_uri=self.store or None)
+            if version is not None and not loaded.name.startswith(f"models:/{name}/{version.version} "):
+                with self._lock:
+                    is_old = self._loaded.get(address) is loaded
+                    if is_old:
+                        del self._loaded[address]
+                if is_old:
+                    self._let_go(loaded)
 
     def listed(self) -> tuple[list[Listed], str]:
         """All that may be chosen, and why those of the store are missing: "" where they are not."""
@@ -117,6 +142,7 @@ class Catalogue:
         problem = ""
         try:
             champions = self._champions()
+            self.refresh()  # what is listed is what draws
         except UserError as error:  # what is here already can be used still
             problem = str(error)
         own = [Listed(address=a, title=a, **self._known(a)) for a in self.addresses if a not in champions]

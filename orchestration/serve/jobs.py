@@ -29,6 +29,8 @@ KEPT = 600.0
 """Seconds for which a file waits to be fetched."""
 ALONE = 180.0
 """Seconds after which a rendering ends whose progress nobody asks for; browsers ask once a minute for hidden pages."""
+SILENT = 300.0
+"""Seconds after which a process of another machine is taken to be gone: it tells of its renderings once a minute."""
 MAX_KEPT = 32
 """Renderings under way, or waiting to be fetched."""
 
@@ -57,10 +59,12 @@ class _Owner:
         return cls(socket.gethostname(), own.pid, own.create_time())
 
     @property
+    def is_here(self) -> bool:
+        """Of this machine: whether it runs still can be told."""
+        return self.host == socket.gethostname()
+
+    @property
     def is_gone(self) -> bool:
-        """Whether that can be told: False for other machines."""
-        if self.host != socket.gethostname():
-            return False
         try:
             return abs(psutil.Process(self.pid).create_time() - self.started) > 1
         except psutil.Error:
@@ -190,12 +194,17 @@ class Jobs:
             job.is_stopped = True
 
     def sweep(self) -> None:
-        """Remove files that nobody fetched, and what processes left that are gone."""
+        """Remove files that nobody fetched, and what processes left that are gone. Once a minute: it also tells others
+        of those that are under way here."""
+        for job in list(self._here.values()):
+            job.tell()
         for folder in self._folders():
             with contextlib.suppress(OSError):
                 try:
                     state = json.loads((folder / "state.json").read_bytes())
-                    is_finished, is_gone = state["is_finished"], _Owner(**state["owner"]).is_gone
+                    is_finished, owner = state["is_finished"], _Owner(**state["owner"])
+                    silent = time.time() - (folder / "state.json").stat().st_mtime
+                    is_gone = owner.is_gone if owner.is_here else silent > SILENT
                 except (OSError, ValueError, KeyError, TypeError):
                     is_finished, is_gone = True, False
                 if (is_gone and not is_finished) or (is_finished and time.time() - folder.stat().st_mtime > KEPT):

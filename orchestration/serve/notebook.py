@@ -37,8 +37,7 @@ class View:
 def view(model: LatentZoom, image: PictureSource, height: int) -> View:
     """Put `image` on the shelf of this process's server, which the first call starts, with `model` in its list."""
     port, server = _running()
-    name = f"{model.config.name} ({model.dtype})".replace("torch.", "")
-    server.catalogue.add(name, model)
+    name = server.catalogue.add(f"{model.config.name} ({model.dtype})".replace("torch.", ""), model)
     picture = read_picture(image)
     stream = io.BytesIO()
     shown = picture.image

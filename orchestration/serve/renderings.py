@@ -88,9 +88,10 @@ def add_renderings(app: FastAPI, server: Server) -> None:
 
     @app.get("/jobs/{job}/file", summary="The file of a finished rendering, once", response_class=Response,
              responses=FILE_ANSWER)  # fmt: skip
-    async def fetched(job: str) -> Response:
+    async def fetched(job: str, request: Request) -> Response:
         path, file = await asyncio.to_thread(server.jobs.file, job)
-        task = BackgroundTask(server.jobs.remove, job)
+        # Who asks for a part will ask for others: then it goes when it has waited for long.
+        task = None if "range" in request.headers else BackgroundTask(server.jobs.remove, job)
         return FileResponse(path, filename=file, media_type=media_type(path.suffix[1:]), background=task)
 
     @app.delete("/jobs/{job}", status_code=204, summary="Stop a rendering, or remove its file")
@@ -114,14 +115,17 @@ async def _planned(server: Server, ident: str, wanted: Wanted) -> tuple[Scene, S
 
 
 async def _drawn(server: Server, scene: Scene, whole: Size, part: Window, wanted: Wanted, job: Job) -> None:
-    """Have it drawn to the job's file."""
+    """Have it drawn to the job's file. Smaller than it is, a photograph is reduced and not drawn anew, as in tiles."""
+    own = scene.entry.size
+    reduces = whole != own and whole[0] <= own[0] and whole[1] <= own[1]
 
     def work() -> None:
         job.on_pixels(0)  # it may be stopped before it begins
 
         def draw(inner: Window) -> Pixels:
             y0, x0, y1, x1 = inner
-            return scene.window(whole, (part[0] + y0, part[1] + x0, part[0] + y1, part[1] + x1), wanted.look)
+            window = (part[0] + y0, part[1] + x0, part[0] + y1, part[1] + x1)
+            return scene.window(whole, window, wanted.look, reduces=reduces)
 
         write_canvas(
             job.file,
@@ -133,7 +137,7 @@ async def _drawn(server: Server, scene: Scene, whole: Size, part: Window, wanted
         )
 
     try:
-        if wanted.look == "ours":
+        if wanted.look == "ours" and not (reduces and scene.shows_photograph):
             await server.ready(scene)
         await server.renderers.do(work)
     finally:

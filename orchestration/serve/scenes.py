@@ -7,7 +7,6 @@ shown as it is, reduced, since there is nothing to add.
 
 from __future__ import annotations
 
-import dataclasses
 import heapq
 import threading
 import time
@@ -16,30 +15,26 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-import torch
-from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from orchestration.serve.catalogue import Catalogue, Loaded
 from orchestration.serve.deep_zoom import Pyramid
 from orchestration.serve.desk import Unwanted
 from orchestration.serve.shelf import Entry, Shelf
+from orchestration.serve.shown import Shown, shrunk
 from pipeline.canvas import Pixels
 from pipeline.drawing import Drawing
 from pipeline.errors import UserError
 from pipeline.reading import Picture, read_picture
 from pipeline.sizes import Size, Window
-from pipeline.windows import resize_window
 
 SMALL_TILE = 128
 """Cells of features made at once, so that a place's first tile comes soon; where tiles of any size are the same."""
-OVERVIEW = 4
-"""A picture that is shown at this part of its size or less is reduced whole."""
 Look = Literal["ours", "bicubic", "original"]
 """original: of a picture that was shrunk, what it was before."""
-SMALL_KEPT = 16
-"""Sizes at which a reduced picture is kept: more than a pyramid has levels that small."""
 SURE = 2.0
 """Seconds for which a scene is taken to be on the shelf still."""
 LOOKED_AT = 60.0
@@ -63,10 +58,13 @@ class Progress:
 
 
 class Scene:
-    """One picture under one model. given: the picture file; None for a generated one, which is its latent alone."""
+    """One picture under one model. given: the picture file; None for a generated one, which is its latent alone. shelf:
+    keeps latents that were sampled: made anew they would differ a little by what else was sampled at the time."""
 
-    def __init__(self, entry: Entry, loaded: Loaded, given: Picture | None, cache_bytes: int) -> None:
-        self.entry, self.loaded = entry, loaded
+    def __init__(
+        self, entry: Entry, loaded: Loaded, given: Picture | None, cache_bytes: int, shelf: Shelf | None = None
+    ) -> None:
+        self.entry, self.loaded, self._shelf = entry, loaded, shelf
         self.key = entry.id, loaded.name
         self.problem = ""  # why the latent could not be made
         self.picture = picture = None if given is None else shrunk(given, entry.shrink)
@@ -79,6 +77,11 @@ class Scene:
         self._drawing: Drawing | None = None
         self._focus = 0.5, 0.5  # where it was looked at last, in heights and widths
         self.last_used = time.monotonic()
+
+    @property
+    def shows_photograph(self) -> bool:
+        """Whether there is one to show, where it shows smaller than it is."""
+        return self._source is not None
 
     @property
     def is_ready(self) -> bool:
@@ -150,26 +153,49 @@ class Scene:
 
     def _made(self) -> Drawing:
         model = self.loaded.model
+        latent = self._kept()
         if self.picture is not None:
-            encoded = 1.0 if model.renders_condition(None) else _ENCODED
-            latent = model.latent_of(
-                self.picture,
-                on_tile=lambda done, total: self.progress.is_at(encoded * done / total),
-                on_step=lambda done, total, _: self.progress.is_at(encoded + (1 - encoded) * done / total),
-            )
+            if latent is None:
+                encoded = 1.0 if model.renders_condition(None) else _ENCODED
+                latent = model.latent_of(
+                    self.picture,
+                    on_tile=lambda done, total: self.progress.is_at(encoded * done / total),
+                    on_step=lambda done, total, _: self.progress.is_at(encoded + (1 - encoded) * done / total),
+                )
+                latent = latent if model.renders_condition(None) else self._keep(latent)
             is_exact = model.decoder is not None and model.decoder.trunk.halo is not None
             tile = SMALL_TILE if is_exact else 0
             return model.drawing_of(self.picture, latent, self.entry.size, tile=tile, cache_bytes=self._cache_bytes)
         recipe = self.entry.recipe
-        latent = model.sample_latents(
-            num=1,
-            seed=[recipe["seed"]],
-            num_steps=recipe["steps"],
-            sampler="dpm++",
-            latent_size=recipe["latent_size"],
-            on_step=lambda done, total, _: self.progress.is_at(done / total),
-        )
+        if latent is None:
+            latent = self._keep(
+                model.sample_latents(
+                    num=1,
+                    seed=[recipe["seed"]],
+                    num_steps=recipe["steps"],
+                    sampler="dpm++",
+                    latent_size=recipe["latent_size"],
+                    on_step=lambda done, total, _: self.progress.is_at(done / total),
+                )
+            )
         return self._of_latent(latent)
+
+    def _kept(self) -> Tensor | None:
+        """The latent that was kept of this picture under this model."""
+        if self._shelf is None or (data := self._shelf.latent(self.entry, self.loaded.name)) is None:
+            return None
+        try:
+            return load_tensors(data)["latent"]
+        except (SafetensorError, KeyError):  # damaged: made anew
+            return None
+
+    def _keep(self, latent: Tensor) -> Tensor:
+        """The latent, or the one that somebody else kept meanwhile."""
+        if self._shelf is None:
+            return latent
+        self._shelf.keep_latent(self.entry, self.loaded.name, save_tensors({"latent": latent.cpu().contiguous()}))
+        kept = self._kept()
+        return latent if kept is None else kept
 
     def _of_latent(self, latent: Tensor) -> Drawing:
         side = max(latent.shape[-2:])
@@ -178,7 +204,7 @@ class Scene:
     def put(self, latent: Tensor) -> None:
         """The latent (1,C,h,w) of a generated picture that was sampled with others."""
         with self._making:
-            self._drawing = self._of_latent(latent)
+            self._drawing = self._of_latent(self._keep(latent))
 
 
 class Scenes:
@@ -239,7 +265,7 @@ class Scenes:
     def add(self, entry: Entry, loaded: Loaded, picture: Picture | None) -> Scene:
         """The scene of a picture that was read already."""
         shown = None if picture is None else picture.srgb()  # as pages show it
-        scene = Scene(entry, loaded, shown, cache_bytes=self.max_bytes // 4)
+        scene = Scene(entry, loaded, shown, self.max_bytes // 4, self.shelf)
         scene.progress.is_stopped = self._is_closed.is_set
         with self._lock:
             scene = self._scenes.setdefault(scene.key, scene)
@@ -290,54 +316,3 @@ class Scenes:
         )
         for scene, latent in zip(scenes, latents):
             scene.put(latent[None])
-
-
-def shrunk(picture: Picture, by: int) -> Picture:
-    """Reduced by anti-aliased bicubic to 1/`by` of height and width; 1 leaves it."""
-    if by == 1:
-        return picture
-    height, width = shrunk_size(picture.size, by)
-
-    def reduced(image: Image.Image) -> Image.Image:
-        return image.resize((width, height), Image.Resampling.BICUBIC)
-
-    alpha = None if picture.alpha is None else reduced(picture.alpha)
-    return dataclasses.replace(picture, image=reduced(picture.image), alpha=alpha)
-
-
-def shrunk_size(size: Size, by: int) -> Size:
-    return max(1, round(size[0] / by)), max(1, round(size[1] / by))
-
-
-class Shown:
-    """A picture's own pixels, at any size, by anti-aliased bicubic: grey or RGB, then alpha."""
-
-    def __init__(self, picture: Picture) -> None:
-        self._image, self._alpha, self.size = picture.image, picture.alpha, picture.size
-        planes = [np.asarray(image) for image in (picture.image, picture.alpha) if image is not None]
-        planes = [plane if plane.ndim == 3 else plane[..., None] for plane in planes]
-        self._pixels = torch.from_numpy(np.concatenate(planes, axis=2)).permute(2, 0, 1)[None]
-        self.channels = int(self._pixels.shape[1])
-        self._small: OrderedDict[Size, Pixels] = OrderedDict()
-        self._reducing = threading.Lock()
-
-    def window(self, size: Size, window: Window) -> Pixels:
-        """uint8 (y1-y0, x1-x0, c)."""
-        if max(size) * OVERVIEW > max(self.size):
-            return resize_window(self._pixels, size, window)[0].permute(1, 2, 0).contiguous().numpy()
-        with self._reducing:  # much smaller than the picture: made once, whole
-            whole = self._small.get(size)
-            if whole is None:
-                whole = self._small[size] = self._reduced(size)
-                while len(self._small) > SMALL_KEPT:
-                    self._small.popitem(last=False)
-        return whole[window[0] : window[2], window[1] : window[3]]
-
-    def _reduced(self, size: Size) -> Pixels:
-        images = [image for image in (self._image, self._alpha) if image is not None]
-        made = [np.asarray(image.resize(size[::-1], Image.Resampling.BICUBIC, reducing_gap=3.0)) for image in images]
-        return np.concatenate([plane if plane.ndim == 3 else plane[..., None] for plane in made], axis=2)
-
-    @property
-    def num_bytes(self) -> int:
-        return 2 * self._pixels.numel() + sum(pixels.nbytes for pixels in list(self._small.values()))

@@ -96,6 +96,31 @@ class Shelf:
         except OSError as error:
             raise NotThere(f"there is no picture {entry.id} any more") from error
 
+    def latent(self, entry: Entry, model: str) -> bytes | None:
+        """What `keep_latent` kept under a model's exact name."""
+        try:
+            return self._latent_file(entry, model).read_bytes()
+        except OSError:
+            return None
+
+    def keep_latent(self, entry: Entry, model: str, data: bytes) -> None:
+        """Keep it beside the picture, unless one is there already or there is no room."""
+        file = self._latent_file(entry, model)
+        part = file.with_name(f"{_PART}{_new_id()}")
+        if self._is_full(len(data)):
+            return
+        with contextlib.suppress(OSError):  # removed meanwhile, or full
+            try:
+                part.write_bytes(data)
+                os.link(part, file)  # the first one stays: others draw from it already
+                with self._lock:
+                    self._bytes += len(data)
+            finally:
+                part.unlink(missing_ok=True)
+
+    def _latent_file(self, entry: Entry, model: str) -> Path:
+        return self._place(entry.id) / f"latent-{storage.sha256_bytes(model.encode())[:16]}"
+
     def remove(self, ident: str) -> None:
         """Raises `NotThere`."""
         self.get(ident)
@@ -159,8 +184,9 @@ class Shelf:
 
 def _bytes_of(folder: Path) -> int:
     try:
-        return (folder / "picture").stat().st_size
-    except OSError:  # a recipe, or gone
+        files = [file for file in folder.iterdir() if file.name == "picture" or file.name.startswith("latent-")]
+        return sum(file.stat().st_size for file in files)
+    except OSError:  # it is just being removed
         return 0
 
 

@@ -174,13 +174,16 @@ def test_pictures_outlive_the_server_and_expire(tmp_path):
 def test_limits(tmp_path):
     limits = Limits(upload_bytes=5000, disk_bytes=6000)
     with running(tmp_path, limits=limits) as served:
-        answer = requests.post(f"{served.url}/pictures", data=bytes(5001), timeout=60)
-        assert answer.status_code == 422 and "too large" in answer.json()["error"]
+        for body, status in ((bytes(5001), 413), (iter([bytes(3000)] * 2), 422), (bytes(1 << 20), 413)):
+            answer = requests.post(f"{served.url}/pictures", data=body, timeout=60)
+            assert answer.status_code == status and "the picture file is too large" in answer.json()["error"]
         small = png(PHOTO[:30, :40])
         served.give(small)
         while (answer := requests.post(f"{served.url}/pictures", data=small, timeout=60)).status_code == 201:
             pass
         assert "this server keeps at most" in answer.json()["error"]
+        answer = requests.post(f"{served.url}/generate", data=iter([b"{}"]), timeout=60)
+        assert answer.status_code == 411 and "Content-Length" in answer.json()["error"]
     with running(tmp_path / "b", limits=Limits(queue=0)) as served:
         answer = requests.post(f"{served.url}/pictures", data=small, timeout=60)
         assert answer.status_code == 503 and answer.headers["Retry-After"] == "1"

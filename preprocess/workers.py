@@ -32,18 +32,24 @@ from preprocess.lost_workers import LostWorkers
 from preprocess.plan import ShardPlan
 
 _MAX_CHUNK = 8
+_QUIET_S = 30.0
+"""So long nobody may say anything before the workers are looked after."""
+_ON_ITS_WAY_S = 10.0
+"""So long an answer may be behind a later one."""
 Piece = TypeVar("Piece")
 News = TypeVar("News")
 
 
 @dataclass(eq=False)
 class _Worker(Generic[Piece]):
-    """An actor and what it is doing. `key` names the present chunk in the driver's tally."""
+    """An actor and what it is doing. `key` names the present chunk in the driver's tally; question: asked after the
+    call that is waited for."""
 
     name: str
     actor: Any
     key: str = ""
     stream: Any = None
+    question: Any = None
     pieces: dict[str, Piece] = field(default_factory=dict)
 
 
@@ -79,8 +85,12 @@ class ActorPool(Generic[Piece, News]):
             for _ in range(self.num_workers):
                 self._start()
             while self.todo or any(worker.pieces for worker in self.busy.values()):
-                ready, _ = ray.wait(list(self.busy), num_returns=1, fetch_local=True)
+                ready, _ = ray.wait(list(self.busy), num_returns=1, timeout=_QUIET_S, fetch_local=True)
+                if not ready:
+                    self._look_after()
+                    continue
                 worker = self.busy.pop(ready[0])
+                worker.question = None
                 try:
                     news = self._advance(worker, ready[0])
                 except RayTaskError as error:
@@ -94,6 +104,25 @@ class ActorPool(Generic[Piece, News]):
         finally:
             for worker in self.busy.values():
                 self._kill(worker)
+
+    def _look_after(self) -> None:
+        """Replace workers whose answer was lost with its connection, for which Ray would wait for ever: an actor does
+        one thing after the other, so one that answers a later question has answered the earlier call."""
+        for reference, worker in list(self.busy.items()):
+            if worker.question is None:
+                worker.question = worker.actor.__ray_ready__.remote()
+            if not ray.wait([worker.question], timeout=0)[0]:
+                continue
+            try:
+                ray.get(worker.question)
+                worker.question = None
+                if ray.wait([reference], timeout=_ON_ITS_WAY_S)[0]:
+                    continue
+                lost: Exception = ConnectionError("its answer was lost on the way")
+            except RayActorError as error:
+                lost = error
+            del self.busy[reference]
+            self._replace(worker, lost)
 
     def _start(self) -> None:
         """Ask for an actor; it gets pieces once it is there."""

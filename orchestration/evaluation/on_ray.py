@@ -23,7 +23,7 @@ from orchestration.tracking import store as tracking
 from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.model import LatentZoom
-from preprocess.workers import ActorPool, raised
+from preprocess.workers import ActorPool
 from training.evaluation.chunk import Arrays, ChunkWorker
 from training.evaluation.data import Pictures
 from training.evaluation.networks import PACKAGED
@@ -81,17 +81,35 @@ def speed_on_ray(
 ) -> Report:
     """`with_speed` of the model at an address, on a worker of the cluster."""
     import ray
-    from ray.exceptions import RayTaskError
 
     with _ray():
         options, device = _place(1, gpus_per_worker)
-        task = ray.remote(_speed).options(**options)
+        actor = ray.remote(SpeedActor).options(**options, max_restarts=0)
         uri = tracking.tracking_uri(tracking_uri)
-        try:
-            found: Report = ray.get(task.remote(report, spec, address(model), uri, device))
-        except RayTaskError as error:
-            raise raised(error) from None
+        pool: ActorPool[Report, Report] = ActorPool(
+            "evaluate",
+            lambda: actor.remote(spec, address(model), uri, device),
+            [report],
+            num_workers=1,
+            name_of=lambda _: "speed",
+            finished=lambda _: "speed",
+        )
+        [(_, found)] = pool.run()
     return found
+
+
+class SpeedActor:
+    """`with_speed` in a process of its own."""
+
+    def __init__(self, spec: EvaluationSpec, model: str, tracking_uri: str, device: str) -> None:
+        self.spec, self.model, self.tracking_uri, self.device = spec, model, tracking_uri, device
+
+    def ready(self) -> bool:
+        return True
+
+    def work(self, reports: list[Report]) -> Iterator[Report]:
+        for report in reports:
+            yield _speed(report, self.spec, self.model, self.tracking_uri, self.device)
 
 
 def _speed(report: Report, spec: EvaluationSpec, model: str, tracking_uri: str, device: str) -> Report:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 import os
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -43,13 +44,14 @@ News = TypeVar("News")
 @dataclass(eq=False)
 class _Worker(Generic[Piece]):
     """An actor and what it is doing. `key` names the present chunk in the driver's tally; question: asked after the
-    call that is waited for."""
+    call that is waited for; begins_since: see `_is_lost_at_birth`."""
 
     name: str
     actor: Any
     key: str = ""
     stream: Any = None
     question: Any = None
+    begins_since: float | None = None
     pieces: dict[str, Piece] = field(default_factory=dict)
 
 
@@ -109,20 +111,25 @@ class ActorPool(Generic[Piece, News]):
         """Replace workers whose answer was lost with its connection, for which Ray would wait for ever: an actor does
         one thing after the other, so one that answers a later question has answered the earlier call."""
         for reference, worker in list(self.busy.items()):
-            if worker.question is None:
-                worker.question = worker.actor.__ray_ready__.remote()
-            if not ray.wait([worker.question], timeout=0)[0]:
-                continue
-            try:
-                ray.get(worker.question)
-                worker.question = None
-                if ray.wait([reference], timeout=_ON_ITS_WAY_S)[0]:
-                    continue
-                lost: Exception = ConnectionError("its answer was lost on the way")
-            except RayActorError as error:
-                lost = error
-            del self.busy[reference]
-            self._replace(worker, lost)
+            if (lost := self._lost(reference, worker)) is not None:
+                del self.busy[reference]
+                self._replace(worker, lost)
+
+    def _lost(self, reference: Any, worker: _Worker[Piece]) -> Exception | None:
+        if worker.stream is None and _is_lost_at_birth(worker):
+            return ConnectionError("the word that it began was lost on the way")
+        if worker.question is None:
+            worker.question = worker.actor.__ray_ready__.remote()
+        if not ray.wait([worker.question], timeout=0)[0]:
+            return None
+        try:
+            ray.get(worker.question)
+        except RayActorError as error:
+            return error
+        worker.question = None
+        if ray.wait([reference], timeout=_ON_ITS_WAY_S)[0]:
+            return None
+        return ConnectionError("its answer was lost on the way")
 
     def _start(self) -> None:
         """Ask for an actor; it gets pieces once it is there."""
@@ -171,6 +178,23 @@ class ActorPool(Generic[Piece, News]):
     @staticmethod
     def _kill(worker: _Worker[Piece]) -> None:
         ray.kill(worker.actor)
+
+
+def _is_lost_at_birth(worker: _Worker[Any]) -> bool:
+    """Whether Ray has had a process begin the actor for a while, and not heard that it is there: then it never will.
+    To begin these takes no time: all that does is in `ready`."""
+    if not _begins(worker.actor):
+        worker.begins_since = None
+    elif worker.begins_since is None:
+        worker.begins_since = time.monotonic()
+    return worker.begins_since is not None and time.monotonic() - worker.begins_since > _QUIET_S / 2
+
+
+def _begins(actor: Any) -> bool:
+    from ray._private.state import actors
+
+    state = actors(actor._actor_id.hex())
+    return state.get("State") == "PENDING_CREATION" and bool(state.get("Pid"))
 
 
 def raised(error: RayTaskError) -> BaseException:

@@ -4,10 +4,16 @@ of their own, packets that get lost, links that are cut, machines that die. It e
 from __future__ import annotations
 
 import random
+import sys
+import time
+from pathlib import Path
 
 import network
 import pytest
+from netted_cluster import netted_cluster
 from random_kills import FAULTS, Fault, content, differences, draw, faulty, play, prepared
+
+from orchestration.cluster import jobs
 
 
 @pytest.fixture
@@ -37,6 +43,46 @@ def test_a_pipeline_ends_the_same_where_packets_are_lost_links_are_cut_and_machi
         assert min(lost.values()) > 20, lost
         assert not differences(content(cluster, "quiet"), content(cluster, "rough"))
         assert rough.submissions == 1  # of these faults none ends the job
+
+
+DRIVER = """
+import time
+import ray
+from preprocess import workers
+
+workers._QUIET_S = 5
+ray.init()
+
+
+class Slow:
+    def __init__(self): time.sleep(8)
+    def ready(self): return True
+    def work(self, pieces): yield from pieces
+
+
+pool = workers.ActorPool("pool", lambda: ray.remote(Slow).options(num_cpus=1).remote(), list("abcdef"), num_workers=2,
+                         name_of=str, finished=str)
+print("begun", flush=True)
+print("news:", *sorted(news for _, news in pool.run()), "lost:", pool.num_lost, flush=True)
+"""
+
+
+@pytest.mark.network
+@pytest.mark.timeout(900)
+def test_workers_that_begin_while_the_head_is_cut_off_are_replaced(networks, monkeypatch, tmp_path):
+    """Ray does not hear that they are there, and would wait for it for ever."""
+    (tmp_path / "driver.py").write_text(DRIVER)
+    with netted_cluster() as cluster:
+        monkeypatch.setenv("RAY_AUTH_TOKEN", cluster.token)
+        environment = {"env_vars": {"PYTHONPATH": str(Path(__file__).parents[2])}}
+        command = f"{sys.executable} {tmp_path / 'driver.py'}"
+        job = jobs.connect(cluster.address).submit_job(entrypoint=command, runtime_env=environment)
+        network.wait_until(lambda: "begun" in cluster.job_log(job), "the job")
+        time.sleep(4)
+        with faulty(cluster.net.machines["head"], "cut"):
+            time.sleep(18)
+        network.wait_until(lambda: "news:" in cluster.job_log(job), "the end of the job", 300)
+        assert "news: a b c d e f lost: 2" in cluster.job_log(job)
 
 
 @pytest.mark.slow

@@ -75,6 +75,8 @@ def pool(monkeypatch) -> Callable[..., ActorPool[str, str]]:
         return reference.value
 
     monkeypatch.setattr(workers, "ray", types.SimpleNamespace(wait=wait, get=get, kill=killed.append))
+    monkeypatch.setattr(workers, "_QUIET_S", 0.0)
+    monkeypatch.setattr(workers, "_begins", lambda actor: getattr(actor, "begins", False))
 
     def make(*actors: Any, num: int = 1) -> ActorPool[str, str]:
         rest: Iterator[Any] = iter(actors)
@@ -88,6 +90,13 @@ def test_an_answer_that_is_lost_at_the_start(pool, capsys):
     made = pool(actor(ready=None), actor())
     assert sorted(news for _, news in made.run()) == [f"{i}" for i in range(6)] and made.num_lost == 1
     assert "worker 1 died; redoing nothing" in capsys.readouterr().err
+
+
+def test_one_that_ray_does_not_know_to_have_begun(pool, capsys):
+    lost = actor(ready=None, answer_looks=None)
+    lost.begins = True
+    made = pool(lost, actor())
+    assert len(list(made.run())) == 6 and made.num_lost == 1
 
 
 def test_news_that_are_lost(pool, capsys):

@@ -57,7 +57,9 @@ ray.init()
 class Slow:
     def __init__(self): time.sleep(8)
     def ready(self): return True
-    def work(self, pieces): yield from pieces
+    def work(self, pieces):
+        for piece in pieces:
+            yield piece
 
 
 pool = workers.ActorPool("pool", lambda: ray.remote(Slow).options(num_cpus=1).remote(), list("abcdef"), num_workers=2,

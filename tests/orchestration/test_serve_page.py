@@ -87,10 +87,22 @@ def test_a_long_save_can_be_stopped(served: Running, page: Page):
     page.get("save").click()
     page.wait(lambda: served.server.jobs)
     page.wait(lambda: page.get("cancel").is_displayed())
+    Select(page.get("model")).select_by_value("starter:sharp")
+    page.wait(lambda: page.get("said").text.startswith("photo.png, "))
+    assert not page.get("save").is_enabled() and len(served.server.jobs) == 1  # one at a time
     page.get("cancel").click()
     page.wait(lambda: page.get("said").text == "stopped")
     page.wait(lambda: not served.server.jobs and not served.server.desk.busy)
     assert not list(page.downloads.iterdir())
+
+
+def test_an_exact_size_stays_and_a_wrong_one_is_said(page: Page):
+    page.drop(PHOTO)
+    page.set("width", "40001")
+    Select(page.get("model")).select_by_value("starter:sharp")
+    page.settled()
+    page.wait(lambda: any("sharp" in address for address in page.tiles()))
+    assert page.get("width").get_property("value") == "40001"
 
 
 def test_switching_the_model_keeps_the_place(page: Page):

@@ -2,7 +2,8 @@
 // above, cut off at the divider. Tiles are asked for as one zooms; see orchestration/serve/app.py for the interface.
 
 const $ = (id) => document.getElementById(id);
-const state = { picture: null, model: "", below: null, beside: "", ours: null, preview: null, divider: 0.5, tab: "enlarge" };
+const state = { picture: null, models: [], model: "", below: null, ours: null, preview: null, reopen: null, isPlaced: false,
+  isSaving: false, divider: 0.5, tab: "enlarge" };
 
 const viewer = OpenSeadragon({
   element: $("viewer"),
@@ -58,10 +59,13 @@ async function ask(path, options = {}, tries = 5) {
 class Late extends Error {}
 let turn = 0;
 let upload = null;
+let opening = null; // while another picture is asked for: a function that asks for it again
 
-function begin() {
+function begin(reopen = null) {
   upload?.abort();
   upload = new AbortController();
+  takeBack();
+  opening = reopen;
   $("ready").hidden = true;
   return ++turn;
 }
@@ -69,6 +73,11 @@ function check(mine) { if (mine !== turn) throw new Late(); }
 function fail(error, mine) {
   if (mine !== turn || error instanceof Late || error.name === "AbortError") return;
   $("ready").hidden = true;
+  if (opening) { // the picture that showed before goes on
+    takeBack();
+    opening = null;
+    again(true);
+  } else if (state.ours && !state.picture.is_generated) setModel(state.ours.model); // which still draws
   say(error.message, true);
 }
 
@@ -105,10 +114,12 @@ function drop(items) {
     leaving.delete(item);
     if (viewer.world.getIndexOfItem(item) >= 0) viewer.world.removeItem(item);
     if (item.previewUrl) URL.revokeObjectURL(item.previewUrl);
+    drop(item.replaces ?? []);
   }
 }
 
 function replace(items, by) {
+  by.replaces = items; // and what those were to replace goes with them
   for (const item of items) leaving.add(item);
   const isThere = ({ fullyLoaded }) => {
     if (!fullyLoaded) return;
@@ -120,35 +131,85 @@ function replace(items, by) {
 
 function clear() {
   drop([state.below, state.ours, state.preview, ...leaving].filter(Boolean));
-  Object.assign(state, { picture: null, below: null, ours: null, preview: null });
-  $("divider").hidden = true;
-  $("save").disabled = true;
+  Object.assign(state, { picture: null, below: null, ours: null, preview: null, reopen: null, isPlaced: false });
+  history.replaceState(null, "", location.pathname);
+  tellControls();
 }
 
-async function show(picture, mine) {
-  const keepsPlace = state.picture?.id === picture.id;
-  if (!keepsPlace && !state.preview) clear();
+function tellControls() {
+  $("divider").hidden = !state.below || !state.ours;
+  $("drop").hidden = Boolean(state.picture || state.preview);
+  $("save").disabled = !state.picture || state.isSaving;
+  $("zoom").disabled = !state.picture;
+}
+
+// While the preview of another picture shows, the one that showed before is kept: the server may refuse the other.
+let kept = null;
+
+function showPreview(preview) {
+  drop([...leaving]);
+  const { picture, below, ours, preview: former, reopen, isPlaced } = state;
+  const layers = [below, ours, former].filter(Boolean);
+  kept = { before: { picture, below, ours, preview: former, reopen, isPlaced }, layers, bounds: viewer.viewport.getBounds() };
+  for (const item of layers) item.setOpacity(0);
+  Object.assign(state, { picture: null, below: null, ours: null, reopen: null, preview, isPlaced: true });
+  viewer.viewport.fitBounds(preview.getBounds(), true);
+  tellControls();
+}
+
+function takeBack() {
+  if (!kept) return;
+  drop([state.preview]);
+  const { before, layers, bounds } = kept;
+  kept = null;
+  Object.assign(state, before);
+  for (const item of layers) item.setOpacity(1);
+  if (state.picture) viewer.viewport.fitBounds(bounds, true);
+  tellControls();
+  place();
+  tellZoom();
+}
+
+function arrived(mine, reopen = null) {
+  // The server has the picture that was asked for: what showed before goes, but for the new one's preview.
+  check(mine);
+  opening = null;
+  if (kept) drop(kept.layers);
+  else clear();
+  kept = null;
+  state.reopen = reopen;
+}
+
+async function show(picture, mine, isQuiet = false) {
+  const isOther = state.picture?.id !== picture.id;
   state.picture = picture;
-  $("drop").hidden = true;
-  $("save").disabled = false;
-  sizes("scale");
-  if (!picture.is_generated && (!state.below || state.beside !== $("beside").value)) {
-    state.beside = $("beside").value;
-    const below = await add(tilesOf(picture, state.beside), mine, { index: 0 });
-    if (!keepsPlace) viewer.viewport.goHome(true);
+  tellControls();
+  if (isOther) sizes("scale");
+  history.replaceState(null, "", `?${query({ picture: picture.id })}`); // reloaded, the page shows it again
+  const look = $("beside").value, model = modelOf(picture);
+  if (!picture.is_generated && state.below?.look !== look) {
+    const below = Object.assign(await add(tilesOf(picture, look), mine, { index: 0 }), { look });
+    fit(below);
     replace([state.below, state.preview].filter(Boolean), below);
     [state.below, state.preview] = [below, null];
   }
-  await ready(picture, mine);
-  const ours = await add(tilesOf(picture, "ours"), mine);
-  ours.isOurs = true;
-  if (!keepsPlace && picture.is_generated) viewer.viewport.goHome(true);
-  if (state.ours) replace([state.ours], ours);
-  state.ours = ours;
-  $("divider").hidden = picture.is_generated;
+  if (state.ours?.model !== model) {
+    await ready(picture, mine);
+    const ours = Object.assign(await add(tilesOf(picture, "ours"), mine), { isOurs: true, model });
+    fit(ours);
+    if (state.ours) replace([state.ours], ours);
+    state.ours = ours;
+  }
+  tellControls();
   place();
   tellZoom();
-  say(`${picture.name}, ${picture.width} × ${picture.height}`);
+  if (!isQuiet) say(`${picture.name}, ${picture.width} × ${picture.height}`);
+}
+
+function fit(item) {
+  // The whole of a picture at first; then its viewer chooses the place.
+  if (!state.isPlaced) viewer.viewport.fitBounds(item.getBounds(), true);
+  state.isPlaced = true;
 }
 
 async function ready(picture, mine) {
@@ -252,32 +313,29 @@ setInterval(() => { if (state.picture) fetch(`pictures/${state.picture.id}.dzi`,
 // --- pictures in ---------------------------------------------------------------------------------------------------
 
 async function open(file) {
-  const mine = begin();
+  const reopen = () => open(file);
+  const mine = begin(reopen);
   say(`opening ${file.name} …`);
   const url = URL.createObjectURL(file);
   try {
-    let preview = null;
     try { // at once, as the browser shows it
       await Object.assign(new Image(), { src: url }).decode(); // fails without a word in the console
       check(mine);
-      preview = await add({ type: "image", url, buildPyramid: false }, mine);
-      preview.previewUrl = url;
+      const preview = await add({ type: "image", url, buildPyramid: false }, mine);
+      showPreview(Object.assign(preview, { previewUrl: url }));
     } catch (error) { // or a format that the browser does not know: the server's tiles show it
       URL.revokeObjectURL(url);
       if (error instanceof Late) throw error;
     }
-    clear();
-    state.preview = preview;
-    $("drop").hidden = preview !== null;
-    if (preview) viewer.viewport.goHome(true);
     const values = { name: file.name, model: state.model, shrink: $("shrink").value };
     const answer = await ask(`pictures?${query(values)}`, { method: "POST", body: file, signal: upload.signal });
-    await given(await answer.json(), mine);
+    await given(await answer.json(), mine, reopen);
   } catch (error) { fail(error, mine); }
 }
 
-async function given(picture, mine) {
-  check(mine);
+async function given(picture, mine, reopen = null) {
+  arrived(mine, reopen);
+  if ($("shrink").querySelector(`[value="${picture.shrink}"]`)) $("shrink").value = picture.shrink;
   const original = $("beside").querySelector("[value=original]");
   original.disabled = picture.shrink === 1;
   if (original.disabled) $("beside").value = "bicubic";
@@ -304,25 +362,30 @@ document.addEventListener("drop", (event) => {
   if (file) open(file); else say("drop a picture file, please", true);
 });
 document.addEventListener("paste", (event) => { const file = event.clipboardData.files[0]; if (file) open(file); });
-$("sample").onchange = async () => {
+$("sample").onchange = () => {
   const name = $("sample").value;
   $("sample").value = "";
-  if (!name) return;
-  const mine = begin();
+  if (name) openSample(name);
+};
+async function openSample(name) {
+  const reopen = () => openSample(name);
+  const mine = begin(reopen);
   say(`opening ${name} …`);
   try {
     const values = { model: state.model, shrink: $("shrink").value };
     const answer = await ask(`samples/${name}?${query(values)}`, { method: "POST", signal: upload.signal });
-    const picture = await answer.json();
-    check(mine);
-    clear();
-    await given(picture, mine);
+    await given(await answer.json(), mine, reopen);
   } catch (error) { fail(error, mine); }
+}
+$("shrink").onchange = () => {
+  const reopen = opening ?? state.reopen;
+  if (reopen) reopen();
+  else if (state.picture) say("this counts for the next picture; open this one again to have it shrunk so");
 };
-async function again() {
-  if (!state.picture || state.picture.is_generated) return;
+async function again(isQuiet = false) {
+  if (!state.picture || state.picture.is_generated || opening) return; // what is asked for comes as is chosen now
   const mine = begin();
-  try { await show(state.picture, mine); } catch (error) { fail(error, mine); }
+  try { await show(state.picture, mine, isQuiet); } catch (error) { fail(error, mine); }
 }
 $("beside").onchange = () => { nameLeft(); again(); };
 
@@ -342,9 +405,13 @@ function tellFigures() {
   $("figures").textContent = figures.slice(0, 4).map(([name, value]) => `${name} ${Number(value.toPrecision(4))}`).join(" · ");
 }
 
-$("model").onchange = () => {
-  state.model = $("model").value;
+function setModel(address) {
+  $("model").value = state.model = address;
   tellFigures();
+}
+
+$("model").onchange = () => {
+  setModel($("model").value);
   again();
 };
 
@@ -407,7 +474,8 @@ $("save").onclick = async () => {
   const stop = new AbortController();
   $("progress").removeAttribute("value");
   $("progress").hidden = $("cancel").hidden = false;
-  $("save").disabled = true;
+  state.isSaving = true; // one at a time, whatever is shown meanwhile
+  tellControls();
   $("cancel").onclick = () => stop.abort();
   try {
     const values = { size: `${height}x${width}`, window, format: $("format").value, model: modelOf(state.picture) };
@@ -426,7 +494,8 @@ $("save").onclick = async () => {
     if (error.name === "AbortError") say("stopped"); else say(error.message, true);
   } finally {
     $("progress").hidden = $("cancel").hidden = true;
-    $("save").disabled = !state.picture;
+    state.isSaving = false;
+    tellControls();
   }
 };
 
@@ -454,7 +523,7 @@ $("generate").onsubmit = async (event) => {
   event.preventDefault();
   const first = Number($("seed").value);
   const seeds = Array.from({ length: Number($("num").value) }, (_, i) => first + i);
-  const mine = begin();
+  const mine = begin(() => null);
   const wanted = { seeds, latent_size: $("latent").value.trim(), steps: Number($("steps").value), model: state.model };
   say("sampling …");
   try {
@@ -468,7 +537,7 @@ $("generate").onsubmit = async (event) => {
 
 async function choosePicture(picture, mine = begin()) {
   try {
-    clear();
+    arrived(mine);
     await show(picture, mine);
     for (const image of $("gallery").querySelectorAll("img")) image.src = image.dataset.src; // sampled together
   } catch (error) { fail(error, mine); }
@@ -519,8 +588,7 @@ async function start() {
     const ident = new URLSearchParams(location.search).get("picture"); // where `model.view` points
     if (!ident) return;
     const picture = await (await ask(`pictures/${ident}`)).json();
-    if (state.models.some((one) => one.address === picture.model)) $("model").value = state.model = picture.model;
-    tellFigures();
+    if (state.models.some((one) => one.address === picture.model)) setModel(picture.model);
     const mine = begin();
     try { await given(picture, mine); } catch (error) { fail(error, mine); }
   } catch (error) { say(error.message, true); }

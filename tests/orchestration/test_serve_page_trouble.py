@@ -231,6 +231,25 @@ def test_shrunk_otherwise_loaded_again_and_at_its_end(served: Running, page: Pag
     assert page.driver.current_url == second and page.get("shrink").get_property("value") == "4"
     Select(page.get("shrink")).select_by_value("2")
     assert "next picture" in page.get("said").text
+    Select(page.get("shrink")).select_by_value("1")
+    page.drop(np.tile(PHOTO[:32], (1, 25, 1)))
+    page.set("zoom", "256")
+    page.settled()
+    assert page.get("zoom").get_property("value") == "128"
+    assert page.get("said").text == "× 128 is the most that can be shown of this picture"
+    middle = ScrollOrigin.from_element(page.get("stage"))
+    for deeper in (
+        page.get("in").click,
+        lambda: ActionChains(page.driver).scroll_from_origin(middle, 0, -240).perform(),
+    ):
+        page.get("out").click()
+        page.settled()
+        page.driver.execute_script("document.getElementById('said').textContent = ''")
+        for _ in range(4):
+            deeper()
+        page.wait(lambda: page.get("said").text.startswith("× 128 is the most"))
+        page.settled()
+        assert abs(float(page.get("zoom").get_property("value")) - 128) < 0.5
 
 
 def test_a_model_that_cannot_be_loaded(served: Running, page: Page, monkeypatch: pytest.MonkeyPatch):

@@ -184,6 +184,7 @@ async function show(picture, mine, isQuiet = false) {
   const isOther = state.picture?.id !== picture.id;
   state.picture = picture;
   tellControls();
+  $("zoom").max = mostZoom();
   if (isOther) sizes("scale");
   history.replaceState(null, "", `?${query({ picture: picture.id })}`); // reloaded, the page shows it again
   const look = $("beside").value, model = modelOf(picture);
@@ -250,14 +251,32 @@ function place() {
   }
 }
 
-function currentZoom() {
+function currentZoom(isCurrent = true) {
   // Screen pixels for each pixel of the picture, which is one viewport unit wide.
-  return viewer.viewport.getZoom(true) * viewer.viewport.getContainerSize().x / state.picture.width;
+  return viewer.viewport.getZoom(isCurrent) * viewer.viewport.getContainerSize().x / state.picture.width;
+}
+
+// Beyond this, the browser would stretch what was drawn.
+const mostZoom = () => state.picture.full_width / state.picture.width;
+
+function isMost(zoom) {
+  if (zoom > mostZoom() * 1.001) say(`× ${mostZoom()} is the most that can be shown of this picture`);
+  return zoom >= mostZoom();
 }
 
 function zoomTo(zoom) {
-  if (!state.picture || !(zoom > 0)) return;
-  viewer.viewport.zoomTo(zoom * state.picture.width / viewer.viewport.getContainerSize().x);
+  if (!state.picture) return;
+  if (zoom > 0) {
+    if (isMost(zoom)) zoom = mostZoom();
+    viewer.viewport.zoomTo(zoom * state.picture.width / viewer.viewport.getContainerSize().x);
+    viewer.viewport.applyConstraints();
+  }
+  $("zoom").value = Number(currentZoom(false).toPrecision(3));
+}
+
+function zoomBy(factor) {
+  if (state.picture) zoomTo(factor * currentZoom(false));
+  else viewer.viewport.zoomBy(factor).applyConstraints();
 }
 
 function tellZoom() {
@@ -267,10 +286,13 @@ function tellZoom() {
 viewer.addHandler("update-viewport", place);
 viewer.addHandler("resize", () => setTimeout(place));
 viewer.addHandler("animation", tellZoom);
+viewer.addHandler("canvas-scroll", ({ scroll }) => {
+  if (state.picture && scroll > 0) isMost(viewer.zoomPerScroll * currentZoom(false));
+});
 viewer.addHandler("canvas-key", (event) => {
   const { key } = event.originalEvent; // the sign, wherever a keyboard has it
   const factor = { "+": 1.5, "-": 1 / 1.5 }[key];
-  if (factor) viewer.viewport.zoomBy(factor);
+  if (factor) zoomBy(factor);
   if (factor || "rRfFjJkK".includes(key)) event.preventDefaultAction = true; // no turning and no mirroring
 });
 
@@ -436,8 +458,8 @@ $("divider").addEventListener("keydown", (event) => {
 
 // --- zoom ----------------------------------------------------------------------------------------------------------
 
-$("in").onclick = () => viewer.viewport.zoomBy(1.5);
-$("out").onclick = () => viewer.viewport.zoomBy(1 / 1.5);
+$("in").onclick = () => zoomBy(1.5);
+$("out").onclick = () => zoomBy(1 / 1.5);
 $("home").onclick = () => viewer.viewport.goHome();
 $("zoom").onchange = () => zoomTo(Number($("zoom").value));
 

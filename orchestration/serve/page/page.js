@@ -441,14 +441,23 @@ $("model").onchange = () => {
 
 function divide(value) { state.divider = Math.min(Math.max(value, 0), 1); place(); viewer.forceRedraw(); }
 
-$("divider").addEventListener("pointerdown", (event) => {
-  $("divider").setPointerCapture(event.pointerId);
-  $("divider").onpointermove = (move) => {
-    const box = $("stage").getBoundingClientRect();
-    divide((move.clientX - box.left) / box.width);
-  };
+// The viewer gets all that the pointer does, since the wheel and two fingers are for it also at the divider.
+let isDividing = false;
+const isAtDivider = (x) => !$("divider").hidden &&
+  Math.abs(x - state.divider * $("stage").clientWidth) <= $("divider").clientWidth / 2;
+viewer.addHandler("canvas-press", ({ position }) => { isDividing = isAtDivider(position.x); });
+viewer.addHandler("canvas-pinch", () => { isDividing = false; });
+viewer.addHandler("canvas-drag", (event) => {
+  if (!isDividing) return;
+  event.preventDefaultAction = true;
+  divide(event.position.x / $("stage").clientWidth);
 });
-$("divider").addEventListener("pointerup", () => { $("divider").onpointermove = null; });
+viewer.addHandler("canvas-drag-end", (event) => { if (isDividing) event.preventDefaultAction = true; });
+viewer.addHandler("canvas-release", () => { if (isDividing) $("divider").focus(); });
+$("stage").addEventListener("pointermove", (event) => {
+  const x = event.clientX - $("stage").getBoundingClientRect().left;
+  viewer.canvas.style.cursor = isAtDivider(x) ? "ew-resize" : "";
+});
 $("divider").addEventListener("keydown", (event) => {
   const step = { ArrowLeft: -0.02, ArrowDown: -0.02, ArrowRight: 0.02, ArrowUp: 0.02, PageDown: -0.1, PageUp: 0.1, Home: -1, End: 1 }[event.key];
   if (step === undefined) return;

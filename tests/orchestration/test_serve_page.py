@@ -8,6 +8,7 @@ import io
 
 import numpy as np
 import pytest
+import requests
 import skimage.data
 from PIL import Image
 from serving_server import Running
@@ -94,6 +95,11 @@ def test_a_long_save_can_be_stopped(served: Running, page: Page):
     page.wait(lambda: page.get("said").text == "stopped")
     page.wait(lambda: not served.server.jobs and not served.server.desk.busy)
     assert not list(page.downloads.iterdir())
+    page.get("save").click()
+    page.wait(lambda: served.server.jobs)
+    requests.delete(f"{served.url}/jobs/{next(iter(served.server.jobs))}", timeout=60)  # as when it is gone
+    page.wait(lambda: page.get("said").text.endswith("save again"))
+    page.driver.get_log("browser")  # that it is gone is in the browser's log
 
 
 def test_an_exact_size_stays_and_a_wrong_one_is_said(page: Page):
@@ -103,6 +109,11 @@ def test_an_exact_size_stays_and_a_wrong_one_is_said(page: Page):
     page.settled()
     page.wait(lambda: any("sharp" in address for address in page.tiles()))
     assert page.get("width").get_property("value") == "40001"
+    for part in ("view", "whole"):
+        Select(page.get("part")).select_by_value(part)
+        page.set("width", "0")
+        page.get("save").click()
+        assert page.get("said").text == "width and height are whole numbers of at least 1"
 
 
 def test_switching_the_model_keeps_the_place(page: Page):

@@ -500,6 +500,10 @@ function shownWindow(height, width) {
 
 $("save").onclick = async () => {
   const height = Number($("height").value), width = Number($("width").value);
+  if (![height, width].every((side) => Number.isInteger(side) && side > 0)) {
+    say("width and height are whole numbers of at least 1", true);
+    return;
+  }
   const window = $("part").value === "view" ? shownWindow(height, width) : "";
   if (window === null) { say("nothing of the picture shows", true); return; }
   const stop = new AbortController();
@@ -539,6 +543,7 @@ async function drawn(job, signal) {
       told = await (await ask(`jobs/${job}`, { signal })).json();
       misses = 0;
     } catch (error) {
+      if (error.status === 404) throw new Error("the server has this rendering no longer, as when it was started again; save again");
       if (error.name === "AbortError" || error.status || ++misses > 20) throw error;
       continue; // the server may be away for a moment
     }

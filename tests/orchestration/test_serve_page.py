@@ -128,8 +128,13 @@ def test_switching_the_model_keeps_the_place(page: Page):
 
 
 def test_a_gallery_of_generated_pictures(page: Page):
+    assert page.get("drop").text == "Drop a photograph here"
     page.get("tab-generate").click()
+    assert page.get("drop").text == "Generated pictures show here"
+    assert page.get("said").text == "this model only enlarges; choose one that generates"
+    assert [option.is_enabled() for option in Select(page.get("model")).options] == [False, False, True]
     Select(page.get("model")).select_by_index(2)
+    assert page.get("said").text == ""
     page.set("num", "3")
     page.set("steps", "2")
     page.get("generate").find_element(By.XPATH, ".//button[text()='Generate']").click()

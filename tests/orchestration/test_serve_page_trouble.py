@@ -352,6 +352,10 @@ def test_a_server_that_ends_while_a_page_is_open(tmp_path):
         page = opened(served.url, tmp_path)
         try:
             page.wait(lambda: len(Select(page.get("model")).options) == 2)
+            page.get("tab-generate").click()
+            assert page.get("said").text.startswith("none of these models can generate; ")
+            page.get("tab-enlarge").click()
+            assert page.get("said").text == ""
             page.drop(PHOTO)
             page.settled()
         except BaseException:

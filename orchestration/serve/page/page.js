@@ -420,6 +420,25 @@ async function listModels() {
   state.model = models.some((one) => one.address === state.model) ? state.model : first;
   $("model").replaceChildren(...models.map((one) => new Option(one.title, one.address, false, one.address === state.model)));
   tellFigures();
+  tellTasks();
+}
+
+// A model whose task is not known yet may generate.
+const generates = (address) => !["direct", "sr"].includes(state.models.find((one) => one.address === address)?.task);
+
+let toldOfTask = "";
+function tellTasks() {
+  // In the tab for it, only what can generate.
+  const isGenerating = state.tab === "generate";
+  for (const option of $("model").options) option.disabled = isGenerating && !generates(option.value);
+  const cannot = isGenerating && !generates(state.model);
+  $("generate").querySelector("button").disabled = cannot;
+  const former = toldOfTask;
+  toldOfTask = !cannot ? "" : state.models.some((one) => generates(one.address))
+    ? "this model only enlarges; choose one that generates"
+    : "none of these models can generate; start the server with --model and one that can";
+  if (toldOfTask) say(toldOfTask, true);
+  else if (former && $("said").textContent === former) say("");
 }
 
 function tellFigures() {
@@ -430,6 +449,7 @@ function tellFigures() {
 function setModel(address) {
   $("model").value = state.model = address;
   tellFigures();
+  tellTasks();
 }
 
 $("model").onchange = () => {
@@ -599,6 +619,10 @@ function choose(tab) {
     $(`tab-${name}`).setAttribute("aria-selected", String(name === tab));
     $(`tab-${name}`).tabIndex = name === tab ? 0 : -1;
   }
+  const isGenerating = tab === "generate";
+  $("drop").firstElementChild.textContent = isGenerating ? "Generated pictures show here" : "Drop a photograph here";
+  $("drop").classList.toggle("opens", !isGenerating);
+  tellTasks();
 }
 for (const name of ["enlarge", "generate"]) $(`tab-${name}`).onclick = () => choose(name);
 document.querySelector("[role=tablist]").addEventListener("keydown", (event) => {

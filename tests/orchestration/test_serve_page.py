@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import io
+import re
 
 import numpy as np
 import pytest
@@ -148,6 +149,12 @@ def test_a_gallery_of_generated_pictures(page: Page):
     page.wait(lambda: page.get("said").text.startswith("seed 0, "))
     width, height = page.get("said").text.removeprefix("seed 0, ").split(" × ")
     assert int(width) == 2 * int(height)
+    page.driver.execute_cdp_cmd(  # a phone held sideways
+        "Emulation.setDeviceMetricsOverride", {"width": 844, "height": 390, "deviceScaleFactor": 2, "mobile": True}
+    )
+    assert page.get("stage").size["height"] >= 90
+    lowest = "return document.getElementById('save').getBoundingClientRect().bottom"
+    assert page.driver.execute_script(lowest) <= 390
 
 
 def test_mistakes_are_said(page: Page):
@@ -167,7 +174,9 @@ def test_keys_dark_and_a_phone(page: Page):
     )
     dark = page.driver.execute_script("return getComputedStyle(document.body).backgroundColor")
     assert (light, dark) == ("rgb(250, 250, 250)", "rgb(22, 24, 28)")
+    _check_contrasts(page)
     page.get("theme").click()
+    _check_contrasts(page)
     assert page.driver.execute_script("return getComputedStyle(document.body).backgroundColor") == light
     page.driver.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride", {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
@@ -178,6 +187,30 @@ def test_keys_dark_and_a_phone(page: Page):
         .filter((e) => !(e.getAttribute("aria-label") || e.labels?.length || e.textContent.trim() || e.title))
         .map((e) => e.id)"""
     assert page.driver.execute_script(unnamed) == []
+
+
+def _check_contrasts(page: Page) -> None:
+    colours = page.driver.execute_script(
+        """const of = (element, name) => getComputedStyle(element)[name];
+        const said = document.getElementById("said"), before = said.className;
+        said.className = "error";
+        const colours = [of(document.body, "backgroundColor"), of(said, "color"),
+          ...[...document.querySelectorAll("input:not([hidden]), select, button")]
+            .filter((control) => of(control, "borderTopStyle") === "solid").map((c) => of(c, "borderTopColor"))];
+        said.className = before;
+        return colours"""
+    )
+    paper, error, *borders = ([int(value) for value in re.findall(r"\d+", colour)[:3]] for colour in colours)
+    assert _contrast(paper, error) >= 4.5
+    assert len(borders) > 10 and all(_contrast(paper, border) >= 3 for border in borders)
+
+
+def _contrast(one: list[int], other: list[int]) -> float:
+    """Of two sRGB colours (WCAG 2.2)."""
+    linear = (np.array([one, other]) / 255 + 0.055) / 1.055
+    light = np.where(np.array([one, other]) <= 10, np.array([one, other]) / 255 / 12.92, linear**2.4)
+    low, high = sorted(light @ [0.2126, 0.7152, 0.0722] + 0.05)
+    return float(high / low)
 
 
 def _pixels(served: Running, path: str) -> np.ndarray:

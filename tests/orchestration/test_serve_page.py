@@ -5,9 +5,11 @@
 from __future__ import annotations
 
 import io
+import re
 
 import numpy as np
 import pytest
+import requests
 import skimage.data
 from PIL import Image
 from serving_server import Running
@@ -87,10 +89,32 @@ def test_a_long_save_can_be_stopped(served: Running, page: Page):
     page.get("save").click()
     page.wait(lambda: served.server.jobs)
     page.wait(lambda: page.get("cancel").is_displayed())
+    Select(page.get("model")).select_by_value("starter:sharp")
+    page.wait(lambda: page.get("said").text.startswith("photo.png, "))
+    assert not page.get("save").is_enabled() and len(served.server.jobs) == 1  # one at a time
     page.get("cancel").click()
     page.wait(lambda: page.get("said").text == "stopped")
     page.wait(lambda: not served.server.jobs and not served.server.desk.busy)
     assert not list(page.downloads.iterdir())
+    page.get("save").click()
+    page.wait(lambda: served.server.jobs)
+    requests.delete(f"{served.url}/jobs/{next(iter(served.server.jobs))}", timeout=60)  # as when it is gone
+    page.wait(lambda: page.get("said").text.endswith("save again"))
+    page.driver.get_log("browser")  # that it is gone is in the browser's log
+
+
+def test_an_exact_size_stays_and_a_wrong_one_is_said(page: Page):
+    page.drop(PHOTO)
+    page.set("width", "40001")
+    Select(page.get("model")).select_by_value("starter:sharp")
+    page.settled()
+    page.wait(lambda: any("sharp" in address for address in page.tiles()))
+    assert page.get("width").get_property("value") == "40001"
+    for part in ("view", "whole"):
+        Select(page.get("part")).select_by_value(part)
+        page.set("width", "0")
+        page.get("save").click()
+        assert page.get("said").text == "width and height are whole numbers of at least 1"
 
 
 def test_switching_the_model_keeps_the_place(page: Page):
@@ -105,8 +129,13 @@ def test_switching_the_model_keeps_the_place(page: Page):
 
 
 def test_a_gallery_of_generated_pictures(page: Page):
+    assert page.get("drop").text == "Drop a photograph here"
     page.get("tab-generate").click()
+    assert page.get("drop").text == "Generated pictures show here"
+    assert page.get("said").text == "this model only enlarges; choose one that generates"
+    assert [option.is_enabled() for option in Select(page.get("model")).options] == [False, False, True]
     Select(page.get("model")).select_by_index(2)
+    assert page.get("said").text == ""
     page.set("num", "3")
     page.set("steps", "2")
     page.get("generate").find_element(By.XPATH, ".//button[text()='Generate']").click()
@@ -120,6 +149,12 @@ def test_a_gallery_of_generated_pictures(page: Page):
     page.wait(lambda: page.get("said").text.startswith("seed 0, "))
     width, height = page.get("said").text.removeprefix("seed 0, ").split(" × ")
     assert int(width) == 2 * int(height)
+    page.driver.execute_cdp_cmd(  # a phone held sideways
+        "Emulation.setDeviceMetricsOverride", {"width": 844, "height": 390, "deviceScaleFactor": 2, "mobile": True}
+    )
+    assert page.get("stage").size["height"] >= 90
+    lowest = "return document.getElementById('save').getBoundingClientRect().bottom"
+    assert page.driver.execute_script(lowest) <= 390
 
 
 def test_mistakes_are_said(page: Page):
@@ -139,7 +174,9 @@ def test_keys_dark_and_a_phone(page: Page):
     )
     dark = page.driver.execute_script("return getComputedStyle(document.body).backgroundColor")
     assert (light, dark) == ("rgb(250, 250, 250)", "rgb(22, 24, 28)")
+    _check_contrasts(page)
     page.get("theme").click()
+    _check_contrasts(page)
     assert page.driver.execute_script("return getComputedStyle(document.body).backgroundColor") == light
     page.driver.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride", {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
@@ -150,6 +187,30 @@ def test_keys_dark_and_a_phone(page: Page):
         .filter((e) => !(e.getAttribute("aria-label") || e.labels?.length || e.textContent.trim() || e.title))
         .map((e) => e.id)"""
     assert page.driver.execute_script(unnamed) == []
+
+
+def _check_contrasts(page: Page) -> None:
+    colours = page.driver.execute_script(
+        """const of = (element, name) => getComputedStyle(element)[name];
+        const said = document.getElementById("said"), before = said.className;
+        said.className = "error";
+        const colours = [of(document.body, "backgroundColor"), of(said, "color"),
+          ...[...document.querySelectorAll("input:not([hidden]), select, button")]
+            .filter((control) => of(control, "borderTopStyle") === "solid").map((c) => of(c, "borderTopColor"))];
+        said.className = before;
+        return colours"""
+    )
+    paper, error, *borders = ([int(value) for value in re.findall(r"\d+", colour)[:3]] for colour in colours)
+    assert _contrast(paper, error) >= 4.5
+    assert len(borders) > 10 and all(_contrast(paper, border) >= 3 for border in borders)
+
+
+def _contrast(one: list[int], other: list[int]) -> float:
+    """Of two sRGB colours (WCAG 2.2)."""
+    linear = (np.array([one, other]) / 255 + 0.055) / 1.055
+    light = np.where(np.array([one, other]) <= 10, np.array([one, other]) / 255 / 12.92, linear**2.4)
+    low, high = sorted(light @ [0.2126, 0.7152, 0.0722] + 0.05)
+    return float(high / low)
 
 
 def _pixels(served: Running, path: str) -> np.ndarray:

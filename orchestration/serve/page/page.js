@@ -2,7 +2,8 @@
 // above, cut off at the divider. Tiles are asked for as one zooms; see orchestration/serve/app.py for the interface.
 
 const $ = (id) => document.getElementById(id);
-const state = { picture: null, model: "", below: null, beside: "", ours: null, preview: null, divider: 0.5, tab: "enlarge" };
+const state = { picture: null, models: [], model: "", below: null, ours: null, preview: null, reopen: null, isPlaced: false,
+  isSaving: false, divider: 0.5, tab: "enlarge" };
 
 const viewer = OpenSeadragon({
   element: $("viewer"),
@@ -58,10 +59,13 @@ async function ask(path, options = {}, tries = 5) {
 class Late extends Error {}
 let turn = 0;
 let upload = null;
+let opening = null; // while another picture is asked for: a function that asks for it again
 
-function begin() {
+function begin(reopen = null) {
   upload?.abort();
   upload = new AbortController();
+  takeBack();
+  opening = reopen;
   $("ready").hidden = true;
   return ++turn;
 }
@@ -69,6 +73,11 @@ function check(mine) { if (mine !== turn) throw new Late(); }
 function fail(error, mine) {
   if (mine !== turn || error instanceof Late || error.name === "AbortError") return;
   $("ready").hidden = true;
+  if (opening) { // the picture that showed before goes on
+    takeBack();
+    opening = null;
+    again(true);
+  } else if (state.ours && !state.picture.is_generated) setModel(state.ours.model); // which still draws
   say(error.message, true);
 }
 
@@ -105,10 +114,12 @@ function drop(items) {
     leaving.delete(item);
     if (viewer.world.getIndexOfItem(item) >= 0) viewer.world.removeItem(item);
     if (item.previewUrl) URL.revokeObjectURL(item.previewUrl);
+    drop(item.replaces ?? []);
   }
 }
 
 function replace(items, by) {
+  by.replaces = items; // and what those were to replace goes with them
   for (const item of items) leaving.add(item);
   const isThere = ({ fullyLoaded }) => {
     if (!fullyLoaded) return;
@@ -120,35 +131,86 @@ function replace(items, by) {
 
 function clear() {
   drop([state.below, state.ours, state.preview, ...leaving].filter(Boolean));
-  Object.assign(state, { picture: null, below: null, ours: null, preview: null });
-  $("divider").hidden = true;
-  $("save").disabled = true;
+  Object.assign(state, { picture: null, below: null, ours: null, preview: null, reopen: null, isPlaced: false });
+  history.replaceState(null, "", location.pathname);
+  tellControls();
 }
 
-async function show(picture, mine) {
-  const keepsPlace = state.picture?.id === picture.id;
-  if (!keepsPlace && !state.preview) clear();
+function tellControls() {
+  $("divider").hidden = !state.below || !state.ours;
+  $("drop").hidden = Boolean(state.picture || state.preview);
+  $("save").disabled = !state.picture || state.isSaving;
+  $("zoom").disabled = !state.picture;
+}
+
+// While the preview of another picture shows, the one that showed before is kept: the server may refuse the other.
+let kept = null;
+
+function showPreview(preview) {
+  drop([...leaving]);
+  const { picture, below, ours, preview: former, reopen, isPlaced } = state;
+  const layers = [below, ours, former].filter(Boolean);
+  kept = { before: { picture, below, ours, preview: former, reopen, isPlaced }, layers, bounds: viewer.viewport.getBounds() };
+  for (const item of layers) item.setOpacity(0);
+  Object.assign(state, { picture: null, below: null, ours: null, reopen: null, preview, isPlaced: true });
+  viewer.viewport.fitBounds(preview.getBounds(), true);
+  tellControls();
+}
+
+function takeBack() {
+  if (!kept) return;
+  drop([state.preview]);
+  const { before, layers, bounds } = kept;
+  kept = null;
+  Object.assign(state, before);
+  for (const item of layers) item.setOpacity(1);
+  if (state.picture) viewer.viewport.fitBounds(bounds, true);
+  tellControls();
+  place();
+  tellZoom();
+}
+
+function arrived(mine, reopen = null) {
+  // The server has the picture that was asked for: what showed before goes, but for the new one's preview.
+  check(mine);
+  opening = null;
+  if (kept) drop(kept.layers);
+  else clear();
+  kept = null;
+  state.reopen = reopen;
+}
+
+async function show(picture, mine, isQuiet = false) {
+  const isOther = state.picture?.id !== picture.id;
   state.picture = picture;
-  $("drop").hidden = true;
-  $("save").disabled = false;
-  sizes("scale");
-  if (!picture.is_generated && (!state.below || state.beside !== $("beside").value)) {
-    state.beside = $("beside").value;
-    const below = await add(tilesOf(picture, state.beside), mine, { index: 0 });
-    if (!keepsPlace) viewer.viewport.goHome(true);
+  tellControls();
+  $("zoom").max = mostZoom();
+  if (isOther) sizes("scale");
+  history.replaceState(null, "", `?${query({ picture: picture.id })}`); // reloaded, the page shows it again
+  const look = $("beside").value, model = modelOf(picture);
+  if (!picture.is_generated && state.below?.look !== look) {
+    const below = Object.assign(await add(tilesOf(picture, look), mine, { index: 0 }), { look });
+    fit(below);
     replace([state.below, state.preview].filter(Boolean), below);
     [state.below, state.preview] = [below, null];
   }
-  await ready(picture, mine);
-  const ours = await add(tilesOf(picture, "ours"), mine);
-  ours.isOurs = true;
-  if (!keepsPlace && picture.is_generated) viewer.viewport.goHome(true);
-  if (state.ours) replace([state.ours], ours);
-  state.ours = ours;
-  $("divider").hidden = picture.is_generated;
+  if (state.ours?.model !== model) {
+    await ready(picture, mine);
+    const ours = Object.assign(await add(tilesOf(picture, "ours"), mine), { isOurs: true, model });
+    fit(ours);
+    if (state.ours) replace([state.ours], ours);
+    state.ours = ours;
+  }
+  tellControls();
   place();
   tellZoom();
-  say(`${picture.name}, ${picture.width} × ${picture.height}`);
+  if (!isQuiet) say(`${picture.name}, ${picture.width} × ${picture.height}`);
+}
+
+function fit(item) {
+  // The whole of a picture at first; then its viewer chooses the place.
+  if (!state.isPlaced) viewer.viewport.fitBounds(item.getBounds(), true);
+  state.isPlaced = true;
 }
 
 async function ready(picture, mine) {
@@ -189,14 +251,32 @@ function place() {
   }
 }
 
-function currentZoom() {
+function currentZoom(isCurrent = true) {
   // Screen pixels for each pixel of the picture, which is one viewport unit wide.
-  return viewer.viewport.getZoom(true) * viewer.viewport.getContainerSize().x / state.picture.width;
+  return viewer.viewport.getZoom(isCurrent) * viewer.viewport.getContainerSize().x / state.picture.width;
+}
+
+// Beyond this, the browser would stretch what was drawn.
+const mostZoom = () => state.picture.full_width / state.picture.width;
+
+function isMost(zoom) {
+  if (zoom > mostZoom() * 1.001) say(`× ${mostZoom()} is the most that can be shown of this picture`);
+  return zoom >= mostZoom();
 }
 
 function zoomTo(zoom) {
-  if (!state.picture || !(zoom > 0)) return;
-  viewer.viewport.zoomTo(zoom * state.picture.width / viewer.viewport.getContainerSize().x);
+  if (!state.picture) return;
+  if (zoom > 0) {
+    if (isMost(zoom)) zoom = mostZoom();
+    viewer.viewport.zoomTo(zoom * state.picture.width / viewer.viewport.getContainerSize().x);
+    viewer.viewport.applyConstraints();
+  }
+  $("zoom").value = Number(currentZoom(false).toPrecision(3));
+}
+
+function zoomBy(factor) {
+  if (state.picture) zoomTo(factor * currentZoom(false));
+  else viewer.viewport.zoomBy(factor).applyConstraints();
 }
 
 function tellZoom() {
@@ -206,10 +286,13 @@ function tellZoom() {
 viewer.addHandler("update-viewport", place);
 viewer.addHandler("resize", () => setTimeout(place));
 viewer.addHandler("animation", tellZoom);
+viewer.addHandler("canvas-scroll", ({ scroll }) => {
+  if (state.picture && scroll > 0) isMost(viewer.zoomPerScroll * currentZoom(false));
+});
 viewer.addHandler("canvas-key", (event) => {
   const { key } = event.originalEvent; // the sign, wherever a keyboard has it
   const factor = { "+": 1.5, "-": 1 / 1.5 }[key];
-  if (factor) viewer.viewport.zoomBy(factor);
+  if (factor) zoomBy(factor);
   if (factor || "rRfFjJkK".includes(key)) event.preventDefaultAction = true; // no turning and no mirroring
 });
 
@@ -252,32 +335,29 @@ setInterval(() => { if (state.picture) fetch(`pictures/${state.picture.id}.dzi`,
 // --- pictures in ---------------------------------------------------------------------------------------------------
 
 async function open(file) {
-  const mine = begin();
+  const reopen = () => open(file);
+  const mine = begin(reopen);
   say(`opening ${file.name} …`);
   const url = URL.createObjectURL(file);
   try {
-    let preview = null;
     try { // at once, as the browser shows it
       await Object.assign(new Image(), { src: url }).decode(); // fails without a word in the console
       check(mine);
-      preview = await add({ type: "image", url, buildPyramid: false }, mine);
-      preview.previewUrl = url;
+      const preview = await add({ type: "image", url, buildPyramid: false }, mine);
+      showPreview(Object.assign(preview, { previewUrl: url }));
     } catch (error) { // or a format that the browser does not know: the server's tiles show it
       URL.revokeObjectURL(url);
       if (error instanceof Late) throw error;
     }
-    clear();
-    state.preview = preview;
-    $("drop").hidden = preview !== null;
-    if (preview) viewer.viewport.goHome(true);
     const values = { name: file.name, model: state.model, shrink: $("shrink").value };
     const answer = await ask(`pictures?${query(values)}`, { method: "POST", body: file, signal: upload.signal });
-    await given(await answer.json(), mine);
+    await given(await answer.json(), mine, reopen);
   } catch (error) { fail(error, mine); }
 }
 
-async function given(picture, mine) {
-  check(mine);
+async function given(picture, mine, reopen = null) {
+  arrived(mine, reopen);
+  if ($("shrink").querySelector(`[value="${picture.shrink}"]`)) $("shrink").value = picture.shrink;
   const original = $("beside").querySelector("[value=original]");
   original.disabled = picture.shrink === 1;
   if (original.disabled) $("beside").value = "bicubic";
@@ -304,25 +384,30 @@ document.addEventListener("drop", (event) => {
   if (file) open(file); else say("drop a picture file, please", true);
 });
 document.addEventListener("paste", (event) => { const file = event.clipboardData.files[0]; if (file) open(file); });
-$("sample").onchange = async () => {
+$("sample").onchange = () => {
   const name = $("sample").value;
   $("sample").value = "";
-  if (!name) return;
-  const mine = begin();
+  if (name) openSample(name);
+};
+async function openSample(name) {
+  const reopen = () => openSample(name);
+  const mine = begin(reopen);
   say(`opening ${name} …`);
   try {
     const values = { model: state.model, shrink: $("shrink").value };
     const answer = await ask(`samples/${name}?${query(values)}`, { method: "POST", signal: upload.signal });
-    const picture = await answer.json();
-    check(mine);
-    clear();
-    await given(picture, mine);
+    await given(await answer.json(), mine, reopen);
   } catch (error) { fail(error, mine); }
+}
+$("shrink").onchange = () => {
+  const reopen = opening ?? state.reopen;
+  if (reopen) reopen();
+  else if (state.picture) say("this counts for the next picture; open this one again to have it shrunk so");
 };
-async function again() {
-  if (!state.picture || state.picture.is_generated) return;
+async function again(isQuiet = false) {
+  if (!state.picture || state.picture.is_generated || opening) return; // what is asked for comes as is chosen now
   const mine = begin();
-  try { await show(state.picture, mine); } catch (error) { fail(error, mine); }
+  try { await show(state.picture, mine, isQuiet); } catch (error) { fail(error, mine); }
 }
 $("beside").onchange = () => { nameLeft(); again(); };
 
@@ -335,6 +420,25 @@ async function listModels() {
   state.model = models.some((one) => one.address === state.model) ? state.model : first;
   $("model").replaceChildren(...models.map((one) => new Option(one.title, one.address, false, one.address === state.model)));
   tellFigures();
+  tellTasks();
+}
+
+// A model whose task is not known yet may generate.
+const generates = (address) => !["direct", "sr"].includes(state.models.find((one) => one.address === address)?.task);
+
+let toldOfTask = "";
+function tellTasks() {
+  // In the tab for it, only what can generate.
+  const isGenerating = state.tab === "generate";
+  for (const option of $("model").options) option.disabled = isGenerating && !generates(option.value);
+  const cannot = isGenerating && !generates(state.model);
+  $("generate").querySelector("button").disabled = cannot;
+  const former = toldOfTask;
+  toldOfTask = !cannot ? "" : state.models.some((one) => generates(one.address))
+    ? "this model only enlarges; choose one that generates"
+    : "none of these models can generate; start the server with --model and one that can";
+  if (toldOfTask) say(toldOfTask, true);
+  else if (former && $("said").textContent === former) say("");
 }
 
 function tellFigures() {
@@ -342,9 +446,14 @@ function tellFigures() {
   $("figures").textContent = figures.slice(0, 4).map(([name, value]) => `${name} ${Number(value.toPrecision(4))}`).join(" · ");
 }
 
-$("model").onchange = () => {
-  state.model = $("model").value;
+function setModel(address) {
+  $("model").value = state.model = address;
   tellFigures();
+  tellTasks();
+}
+
+$("model").onchange = () => {
+  setModel($("model").value);
   again();
 };
 
@@ -352,14 +461,23 @@ $("model").onchange = () => {
 
 function divide(value) { state.divider = Math.min(Math.max(value, 0), 1); place(); viewer.forceRedraw(); }
 
-$("divider").addEventListener("pointerdown", (event) => {
-  $("divider").setPointerCapture(event.pointerId);
-  $("divider").onpointermove = (move) => {
-    const box = $("stage").getBoundingClientRect();
-    divide((move.clientX - box.left) / box.width);
-  };
+// The viewer gets all that the pointer does, since the wheel and two fingers are for it also at the divider.
+let isDividing = false;
+const isAtDivider = (x) => !$("divider").hidden &&
+  Math.abs(x - state.divider * $("stage").clientWidth) <= $("divider").clientWidth / 2;
+viewer.addHandler("canvas-press", ({ position }) => { isDividing = isAtDivider(position.x); });
+viewer.addHandler("canvas-pinch", () => { isDividing = false; });
+viewer.addHandler("canvas-drag", (event) => {
+  if (!isDividing) return;
+  event.preventDefaultAction = true;
+  divide(event.position.x / $("stage").clientWidth);
 });
-$("divider").addEventListener("pointerup", () => { $("divider").onpointermove = null; });
+viewer.addHandler("canvas-drag-end", (event) => { if (isDividing) event.preventDefaultAction = true; });
+viewer.addHandler("canvas-release", () => { if (isDividing) $("divider").focus(); });
+$("stage").addEventListener("pointermove", (event) => {
+  const x = event.clientX - $("stage").getBoundingClientRect().left;
+  viewer.canvas.style.cursor = isAtDivider(x) ? "ew-resize" : "";
+});
 $("divider").addEventListener("keydown", (event) => {
   const step = { ArrowLeft: -0.02, ArrowDown: -0.02, ArrowRight: 0.02, ArrowUp: 0.02, PageDown: -0.1, PageUp: 0.1, Home: -1, End: 1 }[event.key];
   if (step === undefined) return;
@@ -369,8 +487,8 @@ $("divider").addEventListener("keydown", (event) => {
 
 // --- zoom ----------------------------------------------------------------------------------------------------------
 
-$("in").onclick = () => viewer.viewport.zoomBy(1.5);
-$("out").onclick = () => viewer.viewport.zoomBy(1 / 1.5);
+$("in").onclick = () => zoomBy(1.5);
+$("out").onclick = () => zoomBy(1 / 1.5);
 $("home").onclick = () => viewer.viewport.goHome();
 $("zoom").onchange = () => zoomTo(Number($("zoom").value));
 
@@ -402,12 +520,17 @@ function shownWindow(height, width) {
 
 $("save").onclick = async () => {
   const height = Number($("height").value), width = Number($("width").value);
+  if (![height, width].every((side) => Number.isInteger(side) && side > 0)) {
+    say("width and height are whole numbers of at least 1", true);
+    return;
+  }
   const window = $("part").value === "view" ? shownWindow(height, width) : "";
   if (window === null) { say("nothing of the picture shows", true); return; }
   const stop = new AbortController();
   $("progress").removeAttribute("value");
   $("progress").hidden = $("cancel").hidden = false;
-  $("save").disabled = true;
+  state.isSaving = true; // one at a time, whatever is shown meanwhile
+  tellControls();
   $("cancel").onclick = () => stop.abort();
   try {
     const values = { size: `${height}x${width}`, window, format: $("format").value, model: modelOf(state.picture) };
@@ -426,7 +549,8 @@ $("save").onclick = async () => {
     if (error.name === "AbortError") say("stopped"); else say(error.message, true);
   } finally {
     $("progress").hidden = $("cancel").hidden = true;
-    $("save").disabled = !state.picture;
+    state.isSaving = false;
+    tellControls();
   }
 };
 
@@ -439,6 +563,7 @@ async function drawn(job, signal) {
       told = await (await ask(`jobs/${job}`, { signal })).json();
       misses = 0;
     } catch (error) {
+      if (error.status === 404) throw new Error("the server has this rendering no longer, as when it was started again; save again");
       if (error.name === "AbortError" || error.status || ++misses > 20) throw error;
       continue; // the server may be away for a moment
     }
@@ -454,7 +579,7 @@ $("generate").onsubmit = async (event) => {
   event.preventDefault();
   const first = Number($("seed").value);
   const seeds = Array.from({ length: Number($("num").value) }, (_, i) => first + i);
-  const mine = begin();
+  const mine = begin(() => null);
   const wanted = { seeds, latent_size: $("latent").value.trim(), steps: Number($("steps").value), model: state.model };
   say("sampling …");
   try {
@@ -468,7 +593,7 @@ $("generate").onsubmit = async (event) => {
 
 async function choosePicture(picture, mine = begin()) {
   try {
-    clear();
+    arrived(mine);
     await show(picture, mine);
     for (const image of $("gallery").querySelectorAll("img")) image.src = image.dataset.src; // sampled together
   } catch (error) { fail(error, mine); }
@@ -494,6 +619,10 @@ function choose(tab) {
     $(`tab-${name}`).setAttribute("aria-selected", String(name === tab));
     $(`tab-${name}`).tabIndex = name === tab ? 0 : -1;
   }
+  const isGenerating = tab === "generate";
+  $("drop").firstElementChild.textContent = isGenerating ? "Generated pictures show here" : "Drop a photograph here";
+  $("drop").classList.toggle("opens", !isGenerating);
+  tellTasks();
 }
 for (const name of ["enlarge", "generate"]) $(`tab-${name}`).onclick = () => choose(name);
 document.querySelector("[role=tablist]").addEventListener("keydown", (event) => {
@@ -519,8 +648,7 @@ async function start() {
     const ident = new URLSearchParams(location.search).get("picture"); // where `model.view` points
     if (!ident) return;
     const picture = await (await ask(`pictures/${ident}`)).json();
-    if (state.models.some((one) => one.address === picture.model)) $("model").value = state.model = picture.model;
-    tellFigures();
+    if (state.models.some((one) => one.address === picture.model)) setModel(picture.model);
     const mine = begin();
     try { await given(picture, mine); } catch (error) { fail(error, mine); }
   } catch (error) { say(error.message, true); }

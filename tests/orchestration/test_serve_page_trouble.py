@@ -328,6 +328,7 @@ def test_a_latent_that_takes_long_shows_its_progress_over_bicubic(tmp_path):
             for _ in range(10):
                 go.release()
             page.wait(lambda: 0.3 < float(page.get("ready").get_property("value")) < 1)
+            page.wait(lambda: page.get("said").text.startswith("making the latent"))
             page.get("home").click()  # tiles below go on meanwhile
             page.settled()
             page.set("zoom", "30")

@@ -216,6 +216,7 @@ function fit(item) {
 async function ready(picture, mine) {
   // Until the latent is there, tiles would wait for it, and take the few connections that a browser has to a host.
   let told = { is_ready: false, problem: "", progress: 0 };
+  const began = performance.now();
   for (let wait = 60; ; wait = Math.min(1.2 * wait, 1000)) {
     try {
       told = await (await ask(`pictures/${picture.id}?${query({ model: modelOf(picture) })}`)).json();
@@ -229,7 +230,7 @@ async function ready(picture, mine) {
     $("ready").hidden = told.is_ready;
     if (told.is_ready) return;
     $("ready").value = told.progress;
-    if (wait > 200 && !$("said").classList.contains("error")) say("making the latent …");
+    if (performance.now() - began > 400 && !$("said").classList.contains("error")) say("making the latent …");
     await pause(wait);
     check(mine);
   }

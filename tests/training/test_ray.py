@@ -196,13 +196,17 @@ def test_a_run_that_was_taken_over_ends_and_leaves_no_thread_in_ray(shop: Shop, 
         if metrics.exists() and '"step": 2,' in metrics.read_text():
             raise UserError("the run was taken over")
 
-    with pytest.raises(UserError, match="was taken over"):
-        start(shop, tmp_path / "run", "steps=1000000", "checkpoint_every=1000000", still_ours=still_ours)
-    assert "ray-train" not in [thread.name for thread in threading.enumerate()]
-    deadline = time.monotonic() + 60
-    while training_workers() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert training_workers() == [] and not list((tmp_path / "run/checkpoints").glob("step-*"))
+    try:
+        with pytest.raises(UserError, match="was taken over"):
+            start(shop, tmp_path / "run", "steps=1000000", "checkpoint_every=1000000", still_ours=still_ours)
+        assert "ray-train" not in [thread.name for thread in threading.enumerate()]
+        deadline = time.monotonic() + 60
+        while training_workers() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert training_workers() == [] and not list((tmp_path / "run/checkpoints").glob("step-*"))
+    finally:  # a local Ray keeps what such a run had reserved; it ends with the command that ran it
+        ray.shutdown()
+        start_ray(num_cpus=2)
 
 
 def test_tracking_server_that_is_down_stops_nothing(shop: Shop, two_cpus: None, tmp_path: Path) -> None:

@@ -43,8 +43,9 @@ def parse(
     for what is missing and for what `kind` does not allow; `SystemExit` where the rest is wrong (2), and for --help and
     --show-config (0).
     common: whether the common options belong to this command."""
-    asked = with_settings(kind, words, prog) if common else spelled(options_of(kind), words, prog)
-    check_complete(options_of(kind), asked, prog)
+    options = options_of(kind)
+    asked = with_settings(kind, words, prog) if common else spelled(options, words, prog)
+    check_complete(options, asked, prog)
     text = inspect.cleandoc(description or str(kind.__doc__ or ""))
     if common:
         text += f"\n\nOptions of every verb: {', '.join(COMMON)} (latentzoom --help says more)."
@@ -55,7 +56,7 @@ def parse(
     if common and now().show_config:
         from pipeline import settings_file
 
-        print(settings_file.shown(options_of(kind), arguments, prog), end="", file=out())
+        print(settings_file.shown(options, arguments, prog), end="", file=out())
         raise SystemExit(0)
     return arguments
 

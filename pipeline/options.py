@@ -22,7 +22,7 @@ Kind = Literal["flag", "pair", "value", "list", "repeated", "positional"]
 class Option:
     """field: of the dataclass. name: `--latent-size`; of a positional its metavar. kind: a flag has no value, a pair is
     a flag with a `--no-` form, a list is one word with commas. choices: allowed words, () for any. default: what holds
-    without it, `dataclasses.MISSING` for none."""
+    without it, `dataclasses.MISSING` for none. takes_several: of a positional."""
 
     field: str
     name: str
@@ -32,8 +32,11 @@ class Option:
     choices: tuple[str, ...] = ()
     is_number: bool = False
     default: Any = dataclasses.MISSING
-    is_required: bool = False
     takes_several: bool = False
+
+    @property
+    def is_required(self) -> bool:
+        return self.default is dataclasses.MISSING
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -63,8 +66,7 @@ def options_of(kind: type) -> tuple[Option, ...]:
                 metavar=str(getattr(described, "metavar", None) or ""),
                 choices=_choices(inner),
                 is_number=inner in (int, float) or any(item in (int, float) for item in typing.get_args(inner)),
-                default=field.default,
-                is_required=field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING,
+                default=field.default if field.default_factory is dataclasses.MISSING else field.default_factory(),
                 takes_several=tuple in (inner, typing.get_origin(inner)),
             )
         )

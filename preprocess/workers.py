@@ -35,6 +35,8 @@ from preprocess.plan import ShardPlan
 _MAX_CHUNK = 8
 _QUIET_S = 30.0
 """So long nobody may say anything before the workers are looked after."""
+_BEGINS_S = 180.0
+"""So long a process may take to begin an actor: it imports all that the actor needs, from a slow disk perhaps."""
 _ON_ITS_WAY_S = 10.0
 """So long an answer may be behind a later one."""
 Piece = TypeVar("Piece")
@@ -181,13 +183,13 @@ class ActorPool(Generic[Piece, News]):
 
 
 def _is_lost_at_birth(worker: _Worker[Any]) -> bool:
-    """Whether Ray has had a process begin the actor for a while, and not heard that it is there: then it never will.
-    To begin these takes no time: all that does is in `ready`."""
+    """Whether Ray has had a process begin the actor for a while, and not heard that it is there: then it never
+    will."""
     if not _begins(worker.actor):
         worker.begins_since = None
     elif worker.begins_since is None:
         worker.begins_since = time.monotonic()
-    return worker.begins_since is not None and time.monotonic() - worker.begins_since > _QUIET_S / 2
+    return worker.begins_since is not None and time.monotonic() - worker.begins_since > _BEGINS_S
 
 
 def _begins(actor: Any) -> bool:

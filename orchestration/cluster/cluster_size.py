@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 FIRST_WORD_S = 10.0
 """So long it may take until a cluster that is just up hears of its autoscaler for the first time."""
+NOTICE_S = 30.0
+"""So long Ray may take to notice that a machine is lost."""
 PATIENCE_S = 120.0
 """So long an autoscaler may say of nothing that it starts, and so long a lost machine may be without another in its
 place; an autoscaler looks every few seconds."""
@@ -135,6 +137,28 @@ def has_lost_machines() -> bool:
     import ray
 
     return any(not node["Alive"] for node in ray.nodes())
+
+
+def machines() -> dict[str, str]:
+    """Addresses of the machines that are there, by Ray's ids."""
+    import ray
+
+    return {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+
+
+def lost_machines(before: dict[str, str], error: BaseException) -> list[str]:
+    """Addresses of `machines` from before that are not there any more, where `error`, of Ray Train, may come of that.
+    Ray notices a while after its workers were lost."""
+    from ray.exceptions import RayActorError
+    from ray.train.v2.api.exceptions import WorkerGroupError
+
+    failures = error.worker_failures.values() if isinstance(error, WorkerGroupError) else []
+    if len(before) < 2 or not any(isinstance(failure, RayActorError) for failure in failures):
+        return []
+    deadline = time.monotonic() + NOTICE_S
+    while not (lost := before.keys() - machines().keys()) and time.monotonic() < deadline:
+        time.sleep(1.0)
+    return sorted(before[ident] for ident in lost)
 
 
 def is_scaling() -> bool:

@@ -15,8 +15,6 @@ from training.stopping import Stop, stop_on_signals
 
 _UNHEARD_S = 5.0
 """So long a run that is asked to end may be without workers: those that have ended may be succeeded meanwhile."""
-_NOTICE_S = 30.0
-"""So long Ray may take to notice that a machine is lost."""
 _ENDING_S = 30.0
 """So long Ray has to end a run that is given up."""
 
@@ -76,25 +74,3 @@ def _actors(name: str, states: set[str]) -> list[str]:
     job = ray.get_runtime_context().get_job_id()
     found = ((a["ActorClassName"], a["JobID"], a["State"], ident) for ident, a in actors().items())
     return [ident for kind, of_job, state, ident in found if kind == name and of_job == job and state in states]
-
-
-def machines() -> dict[str, str]:
-    """Addresses of the machines that are there, by Ray's ids."""
-    import ray
-
-    return {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
-
-
-def lost_machines(before: dict[str, str], error: BaseException) -> list[str]:
-    """Addresses of `machines` from before that are not there any more, where `error`, of Ray Train, may come of that.
-    Ray notices a while after its workers were lost."""
-    from ray.exceptions import RayActorError
-    from ray.train.v2.api.exceptions import WorkerGroupError
-
-    failures = error.worker_failures.values() if isinstance(error, WorkerGroupError) else []
-    if len(before) < 2 or not any(isinstance(failure, RayActorError) for failure in failures):
-        return []
-    deadline = time.monotonic() + _NOTICE_S
-    while not (lost := before.keys() - machines().keys()) and time.monotonic() < deadline:
-        time.sleep(1.0)
-    return sorted(before[ident] for ident in lost)

@@ -20,11 +20,13 @@ from orchestration.cluster.cluster_size import (
     await_room,
     cpus_for_each,
     gpus_of_each,
+    lost_machines,
     machine_cpus,
+    machines,
     reachable_resources,
 )
 from orchestration.cluster.elastic import idle_workers, scaling_among, worker_counts
-from orchestration.cluster.fit import fit, lost_machines, machines
+from orchestration.cluster.fit import fit
 from orchestration.cluster.relay import Relay, RelayStream
 from orchestration.tracking.outages import Silent, is_outage
 from pipeline import storage

@@ -112,11 +112,8 @@ class Catalogue:
     def add(self, address: str, model: LatentZoom) -> str:
         """Offer a model that is in memory already → its address: the one given, numbered where another has it."""
         with self._lock:
-            for number in itertools.count(2):
-                held = self._loaded.get(address)
-                if held is None or held.model is model:
-                    break
-                address = f"{address.rpartition(' #')[0] or address} #{number}"
+            names = itertools.chain([address], (f"{address} #{number}" for number in itertools.count(2)))
+            address = next(n for n in names if n not in self._loaded or self._loaded[n].model is model)
             self._loaded[address] = Loaded(model, f"{address} {id(model)}", is_lasting=True)
             self.addresses = list(dict.fromkeys([address, *self.addresses]))
         return address

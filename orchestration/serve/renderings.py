@@ -115,9 +115,7 @@ async def _planned(server: Server, ident: str, wanted: Wanted) -> tuple[Scene, S
 
 
 async def _drawn(server: Server, scene: Scene, whole: Size, part: Window, wanted: Wanted, job: Job) -> None:
-    """Have it drawn to the job's file. Smaller than it is, a photograph is reduced and not drawn anew, as in tiles."""
-    own = scene.entry.size
-    reduces = whole != own and whole[0] <= own[0] and whole[1] <= own[1]
+    """Have it drawn to the job's file."""
 
     def work() -> None:
         job.on_pixels(0)  # it may be stopped before it begins
@@ -125,7 +123,7 @@ async def _drawn(server: Server, scene: Scene, whole: Size, part: Window, wanted
         def draw(inner: Window) -> Pixels:
             y0, x0, y1, x1 = inner
             window = (part[0] + y0, part[1] + x0, part[0] + y1, part[1] + x1)
-            return scene.window(whole, window, wanted.look, reduces=reduces)
+            return scene.window(whole, window, wanted.look)
 
         write_canvas(
             job.file,
@@ -137,7 +135,7 @@ async def _drawn(server: Server, scene: Scene, whole: Size, part: Window, wanted
         )
 
     try:
-        if wanted.look == "ours" and not (reduces and scene.shows_photograph):
+        if scene.is_drawn(whole, wanted.look):
             await server.ready(scene)
         await server.renderers.do(work)
     finally:

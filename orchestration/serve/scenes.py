@@ -61,9 +61,7 @@ class Scene:
     """One picture under one model. given: the picture file; None for a generated one, which is its latent alone. shelf:
     keeps latents that were sampled: made anew they would differ a little by what else was sampled at the time."""
 
-    def __init__(
-        self, entry: Entry, loaded: Loaded, given: Picture | None, cache_bytes: int, shelf: Shelf | None = None
-    ) -> None:
+    def __init__(self, entry: Entry, loaded: Loaded, given: Picture | None, cache_bytes: int, shelf: Shelf) -> None:
         self.entry, self.loaded, self._shelf = entry, loaded, shelf
         self.key = entry.id, loaded.name
         self.problem = ""  # why the latent could not be made
@@ -79,11 +77,6 @@ class Scene:
         self.last_used = time.monotonic()
 
     @property
-    def shows_photograph(self) -> bool:
-        """Whether there is one to show, where it shows smaller than it is."""
-        return self._source is not None
-
-    @property
     def is_ready(self) -> bool:
         """Whether the latent is there: until then the first tile of `ours` makes it."""
         return self._drawing is not None
@@ -95,9 +88,11 @@ class Scene:
                 self._drawing = self._made()
             return self._drawing
 
-    def is_drawn(self, level: int, look: Look) -> bool:
-        """Whether tiles of a level come from the latent, and not from the photograph itself."""
-        return look == "ours" and (self._source is None or level >= self.pyramid.own)
+    def is_drawn(self, size: Size, look: Look) -> bool:
+        """Whether the picture at (H, W) comes from the latent: smaller than it is, a photograph is shown itself."""
+        own = self.pyramid.size
+        is_smaller = size != own and size[0] <= own[0] and size[1] <= own[1]
+        return look == "ours" and not (is_smaller and self._source is not None)
 
     def missing(self, level: int, x: int, y: int) -> list[Window]:
         """The tiles of features that a tile of a scene that is ready needs, and that are not there: see `make`."""
@@ -126,18 +121,17 @@ class Scene:
     def tile(self, level: int, x: int, y: int, look: Look) -> Pixels:
         """uint8 (h, w, c) of a tile. Raises `UserError` where there is none."""
         window = self.pyramid.window(level, x, y)
-        return self.window(self.pyramid.level_size(level), window, look, reduces=not self.is_drawn(level, look))
+        return self.window(self.pyramid.level_size(level), window, look)
 
-    def window(self, size: Size, window: Window, look: Look, *, reduces: bool = False) -> Pixels:
-        """The window (y0,x0,y1,x1) of the picture at `size`. reduces: of a photograph shown smaller than it is, which
-        is then not drawn anew."""
+    def window(self, size: Size, window: Window, look: Look) -> Pixels:
+        """The window (y0,x0,y1,x1) of the picture at `size`."""
         if look == "original" and self._original is not None:
             return self._original.window(size, window)
-        if self._source is not None and (look != "ours" or reduces):
-            return self._source.window(size, window)
-        if look != "ours":
+        if self.is_drawn(size, look):
+            return self.drawing().at(size).pixels(window)
+        if self._source is None:
             raise UserError(f"a generated picture has no {look} beside it")
-        return self.drawing().at(size).pixels(window)
+        return self._source.window(size, window)
 
     @property
     def channels(self) -> int:
@@ -182,7 +176,7 @@ class Scene:
 
     def _kept(self) -> Tensor | None:
         """The latent that was kept of this picture under this model."""
-        if self._shelf is None or (data := self._shelf.latent(self.entry, self.loaded.name)) is None:
+        if (data := self._shelf.latent(self.entry, self.loaded.name)) is None:
             return None
         try:
             return load_tensors(data)["latent"]
@@ -191,8 +185,6 @@ class Scene:
 
     def _keep(self, latent: Tensor) -> Tensor:
         """The latent, or the one that somebody else kept meanwhile."""
-        if self._shelf is None:
-            return latent
         self._shelf.keep_latent(self.entry, self.loaded.name, save_tensors({"latent": latent.cpu().contiguous()}))
         kept = self._kept()
         return latent if kept is None else kept

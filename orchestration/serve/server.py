@@ -138,7 +138,7 @@ class Server:
         key = *scene.key, level, x, y, look
         if (data := self.sent.get(key)) is not None:
             return data
-        if scene.is_drawn(level, look):
+        if scene.is_drawn(scene.pyramid.level_size(level), look):
             await self.ready(scene)
             if tiles := scene.missing(level, x, y):
                 await self.features.have(scene, tiles, is_wanted)

@@ -78,6 +78,15 @@ class Page:
         )
         return list(self.driver.execute_script(script))
 
+    def spread(self, across: float, reach: float) -> None:
+        """Two fingers, each `reach` pixels from a point at this part of the stage's width, go apart."""
+        box = self.get("stage").rect
+        x, y = box["x"] + box["width"] * across, box["y"] + box["height"] / 2
+        moves = [("touchMove", reach + 12 * step) for step in range(1, 9)]
+        for kind, away in (("touchStart", reach), *moves, ("touchEnd", 0)):
+            points = [{"x": x + sign * away, "y": y, "id": sign + 1} for sign in (-1, 1)] if away else []
+            self.driver.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
     def clip(self) -> float:
         """Where the upper layer begins, as a part of the picture's width."""
         top = "latentzoomViewer.world.getItemAt(latentzoomViewer.world.getItemCount() - 1)"

@@ -50,7 +50,7 @@ import time
 import ray
 from preprocess import workers
 
-workers._QUIET_S = 20  # twice as long as it takes to begin
+workers._QUIET_S = workers._BEGINS_S = 20  # more than twice as long as it takes to begin
 ray.init()
 
 

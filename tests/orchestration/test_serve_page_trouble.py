@@ -75,11 +75,7 @@ def test_wheel_drag_and_pinch(page: Page):
     page.wait(lambda: page.bounds()[0] > before[0] + 0.01)
     page.settled()
     before = page.bounds()
-    box = stage.rect
-    middle = box["x"] + box["width"] / 4, box["y"] + box["height"] / 2
-    for kind, reach in (("touchStart", 40), *(("touchMove", 40 + 12 * step) for step in range(1, 9)), ("touchEnd", 0)):
-        points = [{"x": middle[0] + sign * reach, "y": middle[1], "id": sign + 1} for sign in (-1, 1)] if reach else []
-        page.driver.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+    page.spread(1 / 4, 40)
     page.wait(lambda: page.bounds()[2] < before[2] / 1.5)
 
 
@@ -94,15 +90,13 @@ def test_wheel_pinch_and_drag_at_the_divider(page: Page):
     page.wait(lambda: page.bounds()[2] < before[2] / 1.8)
     page.settled()
     before = page.bounds()
-    box = stage.rect
-    middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-    for kind, reach in (("touchStart", 8), *(("touchMove", 8 + 12 * step) for step in range(1, 9)), ("touchEnd", 0)):
-        points = [{"x": middle[0] + sign * reach, "y": middle[1], "id": sign + 1} for sign in (-1, 1)] if reach else []
-        page.driver.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+    page.spread(1 / 2, 8)
     page.wait(lambda: page.bounds()[2] < before[2] / 1.5)
     page.settled()
     assert page.get("divider").get_attribute("aria-valuenow") == "50"
     before = page.bounds()
+    box = stage.rect
+    middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
     for kind, x in (("touchStart", 0), *(("touchMove", 30 * step) for step in range(1, 6)), ("touchEnd", None)):
         points = [] if x is None else [{"x": middle[0] + x, "y": middle[1]}]
         page.driver.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})

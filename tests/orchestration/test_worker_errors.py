@@ -116,7 +116,7 @@ def test_training_that_lost_a_machine_meets_an_outage(monkeypatch, tmp_path, los
     monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 8.0})
     monkeypatch.setattr(ray_train, "start_ray", lambda **_: False)
     monkeypatch.setattr(ray_train, "fit", fails)
-    monkeypatch.setattr("orchestration.cluster.fit._NOTICE_S", 0.0)
+    monkeypatch.setattr("orchestration.cluster.cluster_size.NOTICE_S", 0.0)
     with pytest.raises(UserError, match="training denoiser failed on its workers 4 times") as error:
         ray_train.launch("denoiser", get_preset("debug"), data="d", run_dir=str(tmp_path), num_workers=2)
     assert is_outage(error.value) is lost and ("10.0.0.1 was lost" in str(error.value)) is lost

@@ -75,7 +75,7 @@ def pool(monkeypatch) -> Callable[..., ActorPool[str, str]]:
         return reference.value
 
     monkeypatch.setattr(workers, "ray", types.SimpleNamespace(wait=wait, get=get, kill=killed.append))
-    monkeypatch.setattr(workers, "_QUIET_S", 0.0)
+    monkeypatch.setattr(workers, "_BEGINS_S", 0.0)
     monkeypatch.setattr(workers, "_begins", lambda actor: getattr(actor, "begins", False))
 
     def make(*actors: Any, num: int = 1) -> ActorPool[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -120,6 +121,7 @@ def test_a_rendering_that_is_fetched_in_parts_stays_until_it_is_whole(tmp_path):
             pass
         part = requests.get(f"{address}/file", headers={"Range": "bytes=0-99"}, timeout=60)
         assert part.status_code == 206 and len(part.content) == 100
+        time.sleep(0.5)  # what is removed goes after its answer
         assert requests.get(f"{address}/file", timeout=60).content[:100] == part.content
         wait(lambda: requests.get(address, timeout=60).status_code == 404)  # once it has been sent
 
@@ -131,6 +133,8 @@ def test_smaller_than_it_is_what_is_saved_is_what_shows(tmp_path):
         tile = pixels(served.get(f"/pictures/{told['id']}/tiles/{told['own_level'] - 1}/0_0"))
         saved = pixels(served.get(f"/pictures/{told['id']}/render", size=f"{height}x{width}"))
         assert tile.shape == (height, width, 3) and np.array_equal(tile, saved)
+        itself = served.get(f"/pictures/{told['id']}/render", size=f"{height}x{width}", look="bicubic")
+        assert np.array_equal(saved, pixels(itself))  # and not drawn anew
 
 
 def test_a_latent_that_the_model_refuses_is_no_picture(tmp_path):
